@@ -17,14 +17,14 @@ pytestmark = pytest.mark.slow
 PROGRAM = """
 import numpy as np, parity_models as pm
 rows = np.load("inputs.npy")
-bundle = pm.protect("model.onnx", rows, out="bundle", minutes=2, agreement=0.95)
+bundle = pm.protect("model.onnx", rows, out="bundle", minutes=2)
 print(bundle.gates)                       # level, agreement, coverage of each stand-in
 with pm.serve(bundle, instances=4) as server:
     result = server.predict(rows[:2])
     print(result.sources)
 print(pm.simulate(bundle, rate=200, instances=8, policies=["hedging", "adaptive"]))
 """
-HURRIED = ("minutes=2, agreement=0.95", "minutes=0.2, agreement=0.3")
+HURRIED = ("minutes=2", "minutes=0.2")
 """A test has no two minutes, and what is found in less is worth less."""
 
 
@@ -74,8 +74,8 @@ def test_options_are_fields_by_name_or_all_at_once(folder: Path) -> None:
         pm.backup(folder / "model.onnx", folder / "inputs.npy", out="b", network="mlp", epoch=1)
     with pytest.raises(TypeError, match="not both"):
         pm.plan(options=pm.Goal(), rate=1.0)
-    with pytest.raises(pm.UserError, match="give --differ or --agreement, not both"):
-        pm.plan(service_time=0.02, rate=1.0, differ=0.1, agreement=0.9)
+    with pytest.raises(pm.UserError, match="differ must be from 0 to 1, got nan"):
+        pm.plan(service_time=0.02, rate=1.0, differ=float("nan"))
 
 
 def test_a_comparison_says_what_part_of_a_gain_is_the_dispatch_rules() -> None:

@@ -9,8 +9,8 @@ python examples/guard/guard.py measure guard
 The first step groups the intents of Banking77 (Casanueva et al., 2020; CC-BY-4.0) into three
 classes: an assistant may answer, a person must answer, or neither. It trains a classifier on
 MiniLM-L3 for them; examples/real/minilm.py says what `--packages` holds. The last step serves the
-guard in front of a mock LLM, with an instance that is slow now and then. It compares three ways:
-the guard alone, a stand-in for late queries, and the stand-in asked first (a cascade).
+guard in front of a mock LLM, with an instance that is slow now and then. It compares the guard
+alone with a stand-in that may answer differently in 0.1 % and in 1 % of all cases.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from argparse import ArgumentParser
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
@@ -40,10 +40,10 @@ BLOCKED = ("fiat_currency", "country_support", "age_limit", "exchange_rate", "ex
 PERSON = ("compromised", "lost_or_stolen", "not_recognised", "identity", "terminate", "passcode")
 """Parts of intents' names: investments are not for the assistant, and some need a person."""
 
-POLICIES = {
-    "the guard alone": "none",
-    "a gated backup, late": "adaptive",
-    "asked first (cascade)": "cascade",
+WAYS = {
+    "the guard alone": ("--policy", "none"),
+    "0.1 % may differ": ("--policy", "adaptive", "--differ", "0.001"),
+    "1 % may differ": ("--policy", "adaptive", "--differ", "0.01"),
 }
 RATE, REQUESTS, SEEDS, WARM_UP, INSTANCES = 10.0, 200, 3, 60, 2
 
@@ -86,10 +86,10 @@ def make(data: Path, packages: Path, out: Path) -> None:
 
 
 @contextmanager
-def served(bundle: Path, policy: str, faults: Path) -> Iterator[int]:
+def served(bundle: Path, way: Sequence[str], faults: Path) -> Iterator[int]:
     """Serve the guard, and yield its process."""
-    options = ("--policy", policy, "--instances", f"{INSTANCES}", "--faults", f"{faults}")
-    command = ["parm", "serve", f"{bundle}", "--port", f"{PORT}", *options]
+    options = ("--instances", f"{INSTANCES}", "--faults", f"{faults}")
+    command = ["parm", "serve", f"{bundle}", "--port", f"{PORT}", *way, *options]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
             while process.poll() is None:
@@ -172,9 +172,9 @@ def measure(folder: Path) -> None:
     faults.write_text(json.dumps(SLOW))
     print(pm.open_bundle(folder / "bundle").gates)
     print(f"{SEEDS} seeds of {REQUESTS} requests: median (least to most)")
-    for name, policy in POLICIES.items():
+    for name, way in WAYS.items():
         rows = []
-        with served(folder / "bundle", policy, faults) as process:
+        with served(folder / "bundle", way, faults) as process:
             asyncio.run(offer(inputs, WARM_UP))
             for seed in range(SEEDS):
                 before = cpu_seconds(process)

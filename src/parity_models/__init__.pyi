@@ -4,8 +4,8 @@ from parity_models.errors import UserError as UserError
 from parity_models.evaluation.judging import Evaluation as Evaluation
 from parity_models.evaluation.judging import calibrate as calibrate
 from parity_models.evaluation.judging import evaluate as evaluate
+from parity_models.late.driver import LateAnswer as LateAnswer
 from parity_models.late.late import Late as Late
-from parity_models.late.late import LateAnswer as LateAnswer
 from parity_models.load import LoadSpec as LoadSpec
 from parity_models.load import offer_load as offer_load
 from parity_models.load import offer_load_from_own_process as offer_load_from_own_process
@@ -30,7 +30,6 @@ from parity_models.protection.scene import SimulationOptions as SimulationOption
 from parity_models.scheduling.choice import PolicyChoice as PolicyChoice
 from parity_models.scheduling.policies import Adaptive as Adaptive
 from parity_models.scheduling.policies import ApproximateBackup as ApproximateBackup
-from parity_models.scheduling.policies import Cascade as Cascade
 from parity_models.scheduling.policies import EqualResources as EqualResources
 from parity_models.scheduling.policies import Hedging as Hedging
 from parity_models.scheduling.policies import NoRedundancy as NoRedundancy

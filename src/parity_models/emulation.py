@@ -8,6 +8,7 @@ continues where its predecessor would be. Times in seconds.
 
 import heapq
 from hashlib import sha256
+from itertools import pairwise
 from math import exp, inf, log
 from pathlib import Path
 from random import Random
@@ -238,8 +239,10 @@ class FaultPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     holds no core); `service_times` are those of single roles. With `computing` the worker computes
     for that time, as without an accelerator. `generations`: units of worker i take `generations[i]`
     times as long, repeating. `coverage` is the share of queries that stand-ins may answer;
-    `coverages` are those of single stand-ins, by the source of their answers. `poison`: a worker
-    that runs an input whose first element is this number dies.
+    `coverages` are those of single stand-ins, by the source of their answers. `doubts` are equally
+    likely probabilities, ascending, that a stand-in's output differs from the model's, in place of
+    calibrated ones; `doubts_of` are those of single stand-ins. `poison`: a worker that runs an
+    input whose first element is this number dies.
     """
 
     seed: int = 0
@@ -248,6 +251,8 @@ class FaultPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     computing: bool = False
     coverage: Share = 1.0
     coverages: dict[Source, Share] = {}
+    doubts: tuple[Share, ...] = ()
+    doubts_of: dict[Source, tuple[Share, ...]] = {}
     slowdowns: Slowdowns | None = None
     pauses: Pauses | None = None
     generations: tuple[Factor, ...] = ()
@@ -258,6 +263,11 @@ class FaultPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kills: tuple[Kill, ...] = ()
     lies: tuple[Lie, ...] = ()
     poison: float | None = None
+
+    def __post_init__(self) -> None:
+        for doubts in (self.doubts, *self.doubts_of.values()):
+            if any(one > next for one, next in pairwise(doubts)):
+                raise ValueError("doubts must ascend")
 
     def check(self, workers: int) -> None:
         """Raise FaultPlanError if the plan names a worker that is not one of 0..workers-1."""
@@ -282,9 +292,22 @@ class FaultPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         with a smaller coverage.
         """
         coverage = self.coverages.get(source, self.coverage)
-        if coverage == 1:
-            return False
-        return Random(f"{self.seed}/gate {query}").random() >= coverage
+        return coverage < 1 and self._hardness(query) >= coverage
+
+    @property
+    def has_doubts(self) -> bool:
+        """True if the plan sets the doubts of outputs."""
+        return bool(self.doubts or self.doubts_of)
+
+    def doubt(self, query: int, source: Source) -> float:
+        """Return the probability that this stand-in's output for a query, by its number, differs
+        from the model's; 0 if the plan does not say. Harder queries have larger doubts."""
+        doubts = self.doubts_of.get(source, self.doubts)
+        return doubts[int(self._hardness(query) * len(doubts))] if doubts else 0.0
+
+    def _hardness(self, query: int) -> float:
+        """Return how hard a query is for stand-ins: uniform, 0 or more and below 1."""
+        return (_mix(_mix(self.seed) + (query + 1) * _STEP) >> 11) * 2.0**-53
 
     def rng(self, worker: int | str, purpose: str) -> Random:
         """Return randomness that is the same in every process for the same plan and arguments."""

@@ -24,6 +24,7 @@ from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.actions import (
     Action,
     Answer,
+    Audit,
     Cancel,
     Compare,
     Decode,
@@ -100,13 +101,15 @@ class Simulation:
 class SimulationResult:
     """The fate of the queries, in order of arrival.
 
-    `latencies` (n,) in seconds, `sources` (n,) indices into SOURCES or FAILED. `units`, `busy` and
+    `latencies` (n,) in seconds, `sources` (n,) indices into SOURCES or FAILED, `doubts` (n,) the
+    probabilities that answers differ from the model's. `units`, `busy` and
     `rows` are units, instance-seconds and rows, by role; `recycled` counts recycled instances, by
     reason. `lag` is the mean time in seconds that reports waited for the server's process.
     """
 
     latencies: NDArray[np.float64]
     sources: NDArray[np.int8]
+    doubts: NDArray[np.float64]
     units: Counter[str] = field(default_factory=Counter)
     busy: defaultdict[str, float] = field(default_factory=partial(defaultdict, float))
     recycled: Counter[RecycleReason] = field(default_factory=Counter)
@@ -189,11 +192,14 @@ class Driver:
         self._order = 0
         self._random = Random(simulation.seed)
         self._count = count = len(simulation.arrivals)
-        self._result = SimulationResult(np.full(count, np.nan), np.full(count, FAILED, np.int8))
+        self._result = SimulationResult(
+            np.full(count, np.nan), np.full(count, FAILED, np.int8), np.zeros(count)
+        )
         # Elements of views are Python's floats and ints, which cost less than NumPy's.
         self._arrivals = simulation.arrivals.data.cast("B").cast("d")
         self._latencies = self._result.latencies.data.cast("B").cast("d")
         self._sources = self._result.sources.data
+        self._doubts = self._result.doubts.data.cast("B").cast("d")
         self._arrived = 0
         self._ended = 0
         self._wake_time: float | None = None
@@ -210,7 +216,9 @@ class Driver:
             Fail: lambda fail: self._end(fail.query, FAILED),
             WakeAt: self._wake_at,
             # A simulation has no tensors.
-            **dict.fromkeys((Encode, Compare, ForgetQueries, ForgetGroup), lambda action: None),
+            **dict.fromkeys(
+                (Audit, Encode, Compare, ForgetQueries, ForgetGroup), lambda action: None
+            ),
         }
         plan = simulation.faults
         faulty = plan != FaultPlan(seed=plan.seed)
@@ -249,7 +257,8 @@ class Driver:
         while self._decoded:
             decode, source = self._decoded.pop(), Source.RECONSTRUCTION
             refused = [slot for slot in decode.slots if self._refuses(decode.members[slot], source)]
-            self._carry_out(self._scheduler.decoded(self._now, decode.group, refused))
+            doubts = {slot: self._doubt(decode.members[slot], source) for slot in decode.slots}
+            self._carry_out(self._scheduler.decoded(self._now, decode.group, refused, doubts))
 
     # Events
 
@@ -267,9 +276,20 @@ class Driver:
         if self._running.pop(run.unit, None) is None:
             return  # its instance is gone
         refused: list[int] = []
+        doubts: dict[int, float] = {}
         if run.role == BACKUP:
-            refused = [query for query in run.subjects if self._refuses(query, Source.BACKUP)]
-        self._carry_out(self._scheduler.unit_finished(self._now, run.unit, refused, ended_at=ended))
+            source = Source.BACKUP
+            refused = [query for query in run.subjects if self._refuses(query, source)]
+            doubts = {query: self._doubt(query, source) for query in run.subjects}
+        self._carry_out(
+            self._scheduler.unit_finished(
+                self._now, run.unit, refused, doubts=doubts, ended_at=ended
+            )
+        )
+
+    def _doubt(self, query: int, source: Source) -> float:
+        """Return the probability that the stand-in's output for the query is wrong."""
+        return self._simulation.faults.doubt(query, source)
 
     def _refuses(self, query: int, source: Source) -> bool:
         """Return whether the stand-in with this source must not answer the query."""
@@ -388,6 +408,7 @@ class Driver:
 
     def _answered(self, answer: Answer) -> None:
         self._latencies[answer.query] = self._now - self._arrivals[answer.query]
+        self._doubts[answer.query] = answer.doubt
         self._end(answer.query, _NUMBERS[answer.source])
 
     def _end(self, query: int, source: int) -> None:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,6 +31,7 @@ from parity_models.emulation import (
     load_fault_plan,
 )
 from parity_models.errors import FaultPlanError
+from parity_models.roles import Source
 
 
 @given(seed=st.text(max_size=10), numbers=st.lists(st.integers(0, 2**40), min_size=1, max_size=9))
@@ -291,3 +293,16 @@ def test_of_two_units_on_a_shared_accelerator_one_waits() -> None:
     waiting = [each - 0.01 for each in took if each > 0.0101]
     assert 0.3 < len(waiting) / len(took) < 0.55
     assert 0.009 < sum(waiting) / len(waiting) < 0.03
+
+
+def test_harder_queries_have_larger_doubts_and_are_refused_first() -> None:
+    plan = FaultPlan(coverage=0.5, doubts=(0.0, 0.1, 0.2, 0.3), doubts_of={Source.BACKUP: (1.0,)})
+    doubts = np.array([plan.doubt(query, Source.RECONSTRUCTION) for query in range(4000)])
+    refused = np.array([plan.refuses(query, Source.RECONSTRUCTION) for query in range(4000)])
+    np.testing.assert_array_equal(refused, doubts >= 0.2)
+    counts = np.unique(doubts, return_counts=True)[1]
+    np.testing.assert_allclose(counts, 1000, rtol=0.1)
+    assert plan.doubt(7, Source.BACKUP) == 1.0
+    assert FaultPlan().doubt(7, Source.BACKUP) == 0.0
+    with pytest.raises(FaultPlanError, match="doubts must ascend"):
+        load_fault_plan('{"doubts": [0.2, 0.1]}')

@@ -43,7 +43,6 @@ from parity_models.models.gate import (
     read_classes,
 )
 from parity_models.models.onnx_model import run_options
-from parity_models.protection.protect import SearchOptions
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.options import ServeOptions
 from parity_models.tasks.metrics import SAME_BOX, agreement_for
@@ -343,8 +342,6 @@ def test_a_one_sided_stand_in_never_answers_without_its_gate(tmp_path: Path) -> 
         choose_gates(with_measured(bundle, calibration={"backup": none}), roles, None)
     with pytest.raises(UserError, match="r2 does not judge classes"):
         calibrate_gates(Outputs(bundle, inputs(100)), metric="r2", allowed=[AnsweredClass(0, "0")])
-    with pytest.raises(UserError, match="give --answer-only or --ungated"):
-        SearchOptions(ungated=True, answer_only="spam")
 
 
 def test_a_backup_in_a_process_answers_these_classes_alone(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from parity_models_lab.results import ResultCache
         ("demo --out /dev/null/demo", "--out: nothing can be written"),
         ("overload --seconds soon", "must be a number of seconds, or a time with a unit"),
         ("overhead --instances 1", "No such option"),
-        ("promises b --inputs x --queries few", "must be a whole number, got 'few'"),
+        ("promises b --inputs x --streams few", "must be a whole number, got 'few'"),
         ("latency --figure lat", "did you mean late? Give a file, or one of 10, 11"),
         ("latency --network wireless", "must be one of shaped, none"),
         ("rivals --data-dir . --out .", "cannot read the trace"),
@@ -82,6 +82,9 @@ def test_overhead_compares_servers_with_triton(
     assert max(row["CPU µs"] for row in rows) > 10
 
 
+RECORDED_TASKS = {"banking77", "boxes", "embeddings", "fashion-mnist"}
+
+
 def with_noisy_backup(folder: Path, noise: float, count: int) -> tuple[Bundle, np.ndarray]:
     """A linear model with a backup that is a little off, and queries."""
     rng = np.random.default_rng(0)
@@ -92,19 +95,19 @@ def with_noisy_backup(folder: Path, noise: float, count: int) -> tuple[Bundle, n
 
 
 @pytest.mark.slow
-def test_promises_are_counted(
-    lab_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gates, "SEEDS", 3)
-    bundle, rows = with_noisy_backup(tmp_path, 0.2, 1500)
+def test_promises_are_counted(lab_here: Here, tmp_path: Path) -> None:
+    bundle, rows = with_noisy_backup(tmp_path, 0.2, 3000)
     np.save(tmp_path / "rows.npy", rows)
-    given = ("promises", bundle.path, "--inputs", tmp_path / "rows.npy", "--agreement", 0.9)
-    done = lab_here(*given, "--queries", 300, "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "promises.json").read_text())["rows"]
-    assert [row["level"] for row in rows] == ["0.9", "the best of all"]
-    assert all(0 < row["kept"] <= row["shown"] <= 3 for row in rows)
-    assert_refused(lab_here(*given), "1,000 --queries take 3 times as many")
+    given = ("promises", "--streams", 2, "--out", tmp_path)
+    own = (bundle.path, "--inputs", tmp_path / "rows.npy")
+    for tasks, more in (({bundle.path.name}, own), (RECORDED_TASKS, ())):
+        done = lab_here(*given, *more)
+        assert done.returncode == 0, done.stderr
+        found = json.loads((tmp_path / "promises.json").read_text())["rows"]
+        assert {row["task"] for row in found} == tasks
+        assert all(row["shown"] >= row["budget"] for row in found)
+        assert all(0 <= row["differ"] < 2 for row in found)
+    assert_refused(lab_here(*given, bundle.path), "--inputs FILE")
 
 
 @pytest.mark.slow

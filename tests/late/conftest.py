@@ -1,24 +1,46 @@
 """Shared fixtures of the tests of Late."""
 
+from collections.abc import Callable
 from math import inf
+from pathlib import Path
 
 import pytest
 
-from parity_models.late import late as late_module
-from parity_models.models.bundle import Bundle, open_bundle
+from parity_models.late import client as client_module
+from parity_models.models.bundle import Bundle, open_bundle, with_measured
+from parity_models.models.gate import Calibration, DoubtCurve, GateLevel
 from parity_models.scheduling.process_load import ProcessLoad
 from served import write_linear_bundle
+
+BundleOf = Callable[..., Bundle]
+
+
+def bundle_of(
+    folder: Path, *, doubt: float = 0.1, threshold: float = -1e9, level: float = 0.9
+) -> Bundle:
+    """A bundle whose backup predicts twice as much, and whose outputs all have this doubt; its gate
+    lets answers above a threshold pass."""
+    curve = DoubtCurve((0.0,), (doubt,), queries=10**6, evidence=((1e4, 10**4),))
+    gate = GateLevel(level, threshold, coverage=0.5, agreement=level)
+    calibration = Calibration("classes", 0.0, "scores", 1000, 0.05, (gate,), curve=curve)
+    bundle = open_bundle(write_linear_bundle(folder, coded=False, backed=True))
+    return with_measured(bundle, calibration={"backup": calibration})
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Its backup predicts twice as much."""
-    folder = tmp_path_factory.mktemp("backed")
-    return open_bundle(write_linear_bundle(folder, coded=False, backed=True))
+    """With `differ=0.01`, its backup answers late calls, but none at once."""
+    return bundle_of(tmp_path_factory.mktemp("backed"))
+
+
+@pytest.fixture
+def make_bundle(tmp_path: Path) -> BundleOf:
+    """Makes a bundle (see bundle_of)."""
+    return lambda **options: bundle_of(tmp_path, **options)
 
 
 @pytest.fixture
 def never_overloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """However busy this machine is, neither the target nor the event loop seems overloaded."""
-    monkeypatch.setattr(late_module, "CONGESTED", inf)
+    monkeypatch.setattr(client_module, "CONGESTED", inf)
     monkeypatch.setattr(ProcessLoad, "waited", lambda *_: None)

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import CancelledError
 from functools import partial
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,16 @@ from tritonclient.utils import serialize_byte_tensor
 
 from parity_models import Late, UserError
 from parity_models.errors import DataError
-from parity_models.late import late as late_module
+from parity_models.late import client as client_module
+from parity_models.late import driver as driver_module
 from parity_models.late.values import form_of
 from parity_models.models.bundle import Bundle
 from parity_models.models.signature import Tensor
-from served import gated_bundle, predictions, queries, write_linear_bundle
+from parity_models.roles import BACKUP
+from served import predictions, queries, write_linear_bundle
 from text_models import expected, imitated, texts, write_text_bundle
+
+BundleOf = Callable[..., Bundle]
 
 pytestmark = pytest.mark.usefixtures("never_overloaded")
 
@@ -64,6 +69,14 @@ class Target:
         return self.prediction
 
 
+def know_backup(late: Late, doubt: float = 0.1) -> None:
+    """Let the rule know the backup: much faster than the model."""
+    rule = late._client.rule
+    for _ in range(300):
+        rule.ended(BACKUP, 1e-6, finished=True)
+        rule.output(1.0, doubt)
+
+
 async def learned(late: Late, target: Target, rows: Any = ROWS) -> None:
     for _ in range(KNOWN):
         answer = await late(target, rows)
@@ -74,32 +87,65 @@ async def learned(late: Late, target: Target, rows: Any = ROWS) -> None:
 
 async def test_a_late_call_is_answered_by_the_backup_and_cancelled(bundle: Bundle) -> None:
     target = Target()
-    async with Late(bundle, agreement=0) as late:
+    async with Late(bundle, differ=0.01) as late:
         await learned(late, target)
         target.hangs = True
         answer = await late(target, ROWS)
-    assert (answer.source, answer.agreement) == ("backup", 0.0)
+    assert answer.source == "backup"
+    assert answer.agreement == pytest.approx(0.9, abs=0.02)
     np.testing.assert_allclose(answer.value, 2 * MODEL, rtol=1e-4, atol=1e-6)
     await asyncio.sleep(0)
     assert target.hung == target.cancelled >= 1
 
 
 @pytest.mark.parametrize(("threshold", "source"), [(-1e9, "backup"), (1e9, "copy")])
-async def test_a_gate_promises_its_level_and_a_copy_answers_what_it_refuses(
-    tmp_path: Path, threshold: float, source: str
+async def test_a_gate_is_a_floor_and_a_copy_answers_what_it_refuses(
+    make_bundle: BundleOf, threshold: float, source: str
 ) -> None:
     target, other = Target(), Target()
-    async with Late(gated_bundle(tmp_path, threshold, 0.9), agreement=0.9) as late:
+    async with Late(make_bundle(threshold=threshold), agreement=0.9, differ=0.01) as late:
         await learned(late, target)
         target.hangs = True
         other.hangs = source == "backup"
         answer = await late(target, ROWS, others=[other])
-    assert (answer.source, answer.agreement) == (source, 0.9 if source == "backup" else 1.0)
+    assert answer.source == source
 
 
-async def test_an_error_is_late_as_well(bundle: Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("differ", [0.0, 1e-5])
+async def test_outputs_that_the_budget_does_not_cover_never_answer(
+    bundle: Bundle, differ: float
+) -> None:
+    """A copy does, even if the call fails."""
+    target, other = Target(), Target()
+    async with Late(bundle, differ=differ) as late:
+        await learned(late, target)
+        target.hangs = True
+        assert (await late(target, ROWS, others=[other])).source == "copy"
+        target.hangs, target.fails = False, True
+        with pytest.raises(RefusedError):
+            await late(target, ROWS)
+        assert bool(late.counts["backups"]) == bool(differ)
+        late.differ = 0.01
+        assert (await late(target, ROWS)).source == "backup"
+
+
+async def test_what_costs_little_answers_in_place_of_the_call(make_bundle: BundleOf) -> None:
+    """Some calls are made for a comparison alone, after the answer."""
     target = Target()
-    async with Late(bundle, agreement=0) as late:
+    async with Late(make_bundle(doubt=1e-4), differ=0.01, cpu=1) as late:
+        await learned(late, target)
+        know_backup(late, 1e-4)
+        target.calls = 0
+        late.counts.clear()
+        while not late.counts["compared"]:
+            await late(target, ROWS)
+        assert late.counts["in place"] > 0
+        assert target.calls < late.counts["backup"] / 4 + 10
+
+
+async def test_an_error_is_late_as_well(bundle: Bundle, make_bundle: BundleOf) -> None:
+    target = Target()
+    async with Late(bundle, differ=0.01) as late:
         target.fails = True
         with pytest.raises(RefusedError):  # nothing is known of answers yet
             await late(target, ROWS)
@@ -109,7 +155,7 @@ async def test_an_error_is_late_as_well(bundle: Bundle, tmp_path: Path) -> None:
         assert (await late(target, ROWS)).source == "backup"
         with pytest.raises(RefusedError):  # as it was, without rows
             await late(target)
-    async with Late(gated_bundle(tmp_path, 1e9, 0.9)) as late:
+    async with Late(make_bundle(threshold=1e9), agreement=0.9, differ=0.01) as late:
         target.fails = False
         await late(target, ROWS)
         target.fails = True
@@ -124,7 +170,7 @@ async def test_calls_that_fail_at_once_are_all_answered(bundle: Bundle) -> None:
         raise RefusedError("before anything was sent")
 
     target = Target()
-    async with Late(bundle, agreement=0, cpu=1) as late:
+    async with Late(bundle, differ=0.01, cpu=1) as late:
         await late(target, ROWS)
         target.fails = True
         calls: list[Callable[[], Any]] = [target, broken] * 10
@@ -135,7 +181,7 @@ async def test_calls_that_fail_at_once_are_all_answered(bundle: Bundle) -> None:
 async def test_a_call_without_a_usable_stand_in_gets_a_copy(bundle: Bundle) -> None:
     """The stand-in fails, or the object is closed already."""
     target, other = Target(), Target()
-    late = Late(bundle, agreement=0)
+    late = Late(bundle, differ=0.01)
     await learned(late, target)
     target.hangs = True
     for rows in (ROWS[:0], np.full_like(ROWS, np.nan)):  # unlike those that it learned from
@@ -148,16 +194,24 @@ async def test_a_call_without_a_usable_stand_in_gets_a_copy(bundle: Bundle) -> N
 
 @pytest.mark.parametrize(("threshold", "source", "made"), [(-1e9, "backup", 0), (1e9, "model", 1)])
 async def test_while_most_calls_wait_a_stand_in_is_asked_instead(
-    tmp_path: Path, threshold: float, source: str, made: int, monkeypatch: pytest.MonkeyPatch
+    make_bundle: BundleOf,
+    threshold: float,
+    source: str,
+    made: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The call is made if its gate refuses."""
-    monkeypatch.setattr(late_module, "CONGESTED", 4.0)
+    monkeypatch.setattr(client_module, "CONGESTED", 4.0)
+    monkeypatch.setattr(driver_module, "COMPARE_ONE_IN", inf)
     slow, target = Target(), Target()
-    async with Late(gated_bundle(tmp_path, threshold, 0.9), agreement=0.9, cpu=1) as late:
+    bundle = make_bundle(threshold=threshold)
+    async with Late(bundle, agreement=0.9, differ=0.01, cpu=1) as late:
         await learned(late, target)
+        know_backup(late)
         slow.hangs = True
-        waiting = [asyncio.ensure_future(late(slow)) for _ in range(late_module.RECENT)]
-        while not late.counts["in place"]:
+        waiting = [asyncio.ensure_future(late(slow)) for _ in range(64)]
+        before, asked = 0, late.counts["in place"]
+        while late.counts["in place"] == asked:
             before = target.calls
             answer = await late(target, ROWS)
         assert (answer.source, target.calls - before) == (source, made)
@@ -165,30 +219,34 @@ async def test_while_most_calls_wait_a_stand_in_is_asked_instead(
         await asyncio.gather(*waiting)
 
 
-async def test_a_backup_that_no_longer_agrees_is_asked_no_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("agreement", [None, 0.9])
+async def test_a_backup_that_no_longer_agrees_answers_no_more(
+    make_bundle: BundleOf, agreement: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some calls that it answered run on; what they say closes the gate."""
-    monkeypatch.setattr(late_module, "COMPARE_ONE_IN", 2)
+    """Some calls that it answered run on; what they say raises its doubts, or closes its gate."""
+    monkeypatch.setattr(driver_module, "COMPARE_ONE_IN", 1)
     target = Target()
-    async with Late(gated_bundle(tmp_path, -1e9, 0.9), agreement=0.9, cpu=1) as late:
+    async with Late(make_bundle(), agreement=agreement, differ=0.05, cpu=1) as late:
         await learned(late, target)
+        paid = late._client.rule.purse.left
         target.prediction = -MODEL
-        closed = False
+        target.hangs = True
+        sources: list[str] = []
         for _ in range(1000):
-            target.hangs = True
             race = asyncio.ensure_future(late(target, ROWS))
-            before = late.counts["answered"], late.counts["refused"]
-            while (late.counts["answered"], late.counts["refused"]) == before and not race.done():
+            before = late.counts["backup"], late.counts["refused"]
+            until = time.monotonic() + 1  # redundancy may pause, as all calls are slow
+            while (late.counts["backup"], late.counts["refused"]) == before and not race.done():
                 await asyncio.sleep(0)
-            closed = late.counts["refused"] > before[1]
+                if time.monotonic() > until:
+                    break
             target.released.set()
-            await race
+            sources.append((await race).source)
             target.released.clear()
-            if closed:
+            if late.counts["refused"] > before[1] or late._client.rule.purse.left < 1:
                 break
-        assert closed
         assert late.counts["compared"] >= late.counts["disagreed"] > 0
+        assert sources.count("backup") < 1.5 * paid  # doubts of 0.1 would pay for 10 times as many
 
 
 def test_blocking_calls_are_raced_in_threads(bundle: Bundle) -> None:
@@ -202,7 +260,7 @@ def test_blocking_calls_are_raced_in_threads(bundle: Bundle) -> None:
         release.wait()
         return MODEL
 
-    with Late(bundle, agreement=0) as late:
+    with Late(bundle, differ=0.01) as late:
         for _ in range(KNOWN):
             late.call(quick, ROWS)
         assert late.call(hanging, ROWS).source == "backup"
@@ -235,7 +293,9 @@ def test_blocking_calls_are_raced_in_threads(bundle: Bundle) -> None:
     assert threading.active_count() <= before
 
 
-async def test_mistakes_are_told_at_once(bundle: Bundle, tmp_path: Path) -> None:
+async def test_mistakes_are_told_at_once(
+    bundle: Bundle, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     async def stream() -> AsyncIterator[int]:
         yield 1
 
@@ -254,7 +314,7 @@ async def test_mistakes_are_told_at_once(bundle: Bundle, tmp_path: Path) -> None
     async def loading() -> dict[str, str]:
         return {"error": "the model is loading"}
 
-    late = Late(bundle, agreement=0)
+    late = Late(bundle)
     wrong: list[tuple[Callable[[], Any], Any, type[Exception], str]] = [
         (Target(), queries(1)[:, :5], DataError, "784"),
         (stream, ROWS, UserError, "gave a stream and not an awaitable"),
@@ -268,13 +328,16 @@ async def test_mistakes_are_told_at_once(bundle: Bundle, tmp_path: Path) -> None
     for call, rows, error, message in wrong:
         with pytest.raises(error, match=message):
             await late(call, rows)
-    with pytest.raises(UserError, match="not calibrated"):
-        Late(bundle)
+    with pytest.raises(UserError, match=r"not calibrated.*only with differ=1.*parm calibrate"):
+        Late(write_linear_bundle(tmp_path_factory.mktemp("b"), coded=False, backed=True))
     with pytest.raises(UserError, match="has no backup"):
         Late(write_linear_bundle(tmp_path, coded=False))
-    for options in ({"budget": 0}, {"budget": 2}, {"cpu": 0}, {"agreement": 0.9}):
+    shares: list[dict[str, Any]] = [{"copies": 0}, {"copies": 2}, {"cpu": 0}, {"agreement": 0.9}]
+    for options in (*shares, {"differ": -0.1}, {"differ": 1.1}, {"differ": nan}):
         with pytest.raises(UserError, match="|".join(options)):
             Late(**options)
+    with pytest.raises(UserError, match=r"differ is the share of all answers.* got 2"):
+        late.differ = 2
 
 
 # Queries of unequal length, several outputs, outputs that are text
@@ -286,7 +349,7 @@ def answering(value: Any) -> Callable[[], Awaitable[Any]]:
 
 @pytest.mark.slow
 async def test_queries_of_unequal_length_are_answered(tmp_path: Path) -> None:
-    async with Late(write_text_bundle(tmp_path, backed=True), agreement=0) as late:
+    async with Late(write_text_bundle(tmp_path, backed=True), differ=1) as late:
         other = expected(texts(1, 4))["logits"]
         with pytest.raises(UserError, match=r"'hidden'.*ask for that output alone"):
             await late(answering({"hidden": other}), texts(1, 4))

@@ -98,7 +98,7 @@ async def test_a_stand_in_answers_alike(bundle: Bundle, silent: str, open_client
         assert server.grpc_url is not None
         infer = await open_client(stack, server.url, server.grpc_url)
         hanging = await open_client(stack, f"http://{silent}", silent)
-        late = await stack.enter_async_context(pm.Late(bundle, agreement=0))
+        late = await stack.enter_async_context(pm.Late(bundle, differ=0.01))
         for _ in range(KNOWN):
             await late(infer, ROWS)
         answer = await late(hanging, ROWS)
@@ -114,7 +114,7 @@ async def test_an_http_error_is_a_late_answer(bundle: Bundle) -> None:
             pm.serve(bundle, policy="none", instances=1, port=0)
         )
         client = await stack.enter_async_context(httpx.AsyncClient(base_url=server.url))
-        late = await stack.enter_async_context(pm.Late(bundle, agreement=0))
+        late = await stack.enter_async_context(pm.Late(bundle, differ=0.01))
 
         def wrong() -> Awaitable[httpx.Response]:
             return client.post("/v2/models/other/infer", json=infer_message(ROWS))

@@ -1,18 +1,26 @@
-"""Whatever happens to calls, copies keep to their budget, and nothing is left running."""
+"""Whatever happens to calls, budgets hold, the one rule decides, and nothing is left running."""
 
 import asyncio
 import random
 import selectors
-from collections.abc import Coroutine
+from collections import Counter
+from collections.abc import Callable, Collection, Coroutine
+from concurrent.futures import Future
+from math import isnan, nan
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parity_models import Late
-from parity_models.late import late as late_module
-from parity_models.scheduling.policies.adaptive import BURST
+from parity_models.late import client as client_module
+from parity_models.late import driver as driver_module
+from parity_models.models.signature import Tensor
+from parity_models.roles import BACKUP, DEPLOYED
+from parity_models.scheduling.race import BURST, WINDOW, Answer, Ask, Race
+from parity_models.trust.backup import GatedBackup, Judged, Refusal
 
 HANG = 1e4
 MAX_ALARMS = 100
@@ -22,8 +30,10 @@ CALLS = st.tuples(
     st.sampled_from([0.0, 0.0005, 0.02]),  # seconds since the call before
     st.sampled_from([0.0, 0.001, 0.001, 0.001, 0.1, HANG]),  # run times of the call
     st.sampled_from([0.001, 0.1, HANG]),  # and of a copy
+    st.sampled_from([0.0, 1e-5, 1e-3, 0.1, 1.0, nan]),  # doubt; NaN if the backup refuses
     st.sampled_from(["answers", "answers", "fails", "cannot be made", "is cancelled"]),
 )
+MODEL, OTHER = np.zeros((1, 3), np.float32), np.ones((1, 3), np.float32)
 
 
 class VirtualTime(selectors.SelectSelector):
@@ -36,78 +46,162 @@ class VirtualTime(selectors.SelectSelector):
         self.now += timeout
         return []
 
+    def read(self) -> float:
+        """Return the time; reading it takes a while."""
+        self.now += 1e-7
+        return self.now
+
+
+class VirtualThread:
+    """Runs each function after a while, on the event loop."""
+
+    def __init__(self) -> None:
+        self._draw = random.Random(0)
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+        run: Future[Any] = Future()
+
+        def compute() -> None:
+            if run.set_running_or_notify_cancel():
+                run.set_result(function(*arguments))
+
+        seconds = self._draw.choice([0.0, 0.0002, 0.002, 1.0])
+        asyncio.get_running_loop().call_later(seconds, compute)
+        return run
+
+    def shutdown(self, **_: Any) -> None: ...
+
+
+class DoubtedBackup(GatedBackup):
+    """Its rows say how much its answer is doubted."""
+
+    def __init__(self) -> None:
+        self.output, self.other_outputs = Tensor("output", "FP32", (3,)), set()
+
+    def change(self, differ: float) -> None: ...
+
+    def read(self, inputs: Any) -> Any:
+        return inputs
+
+    def answer(self, rows: Any, run: object) -> Judged | Refusal:
+        doubt = float(rows)
+        return Refusal.UNSURE if isnan(doubt) else Judged(OTHER, np.array([doubt]), doubt)
+
+    def compare(self, answer: Judged, predictions: Any) -> bool:
+        assert answer.outputs is OTHER
+        assert predictions is MODEL
+        return False
+
 
 class FailedError(Exception):
     """An error of the target."""
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(CALLS, min_size=1, max_size=100),
     st.sampled_from([0.01, 0.1, 1.0]),
-    st.sampled_from([0, 60]),
+    st.sampled_from([None, 0.0, 1e-4, 0.01, 1.0]),
+    st.sampled_from([0, 60, 600]),
 )
-def test_copies_keep_to_their_budget(
-    history: list[tuple[float, float, float, str]], budget: float, known: int
+def test_budgets_are_kept(
+    history: list[tuple[float, float, float, float, str]],
+    copies: float,
+    differ: float | None,
+    known: int,
 ) -> None:
+    """`differ` is None without a backup."""
     running: set[object] = set()
-    alarms = 0
-    on_alarm = late_module._Race._on_alarm
+    alarms, made = 0, 0
+    decided: Counter[str] = Counter()
+    wake = driver_module.Driver._wake
 
-    async def run(seconds: float, outcome: str) -> str:
+    class Recorded(Race):
+        """Counts what the rule decides."""
+
+    def recorded(name: str) -> Callable[..., Any]:
+        def decide(race: Race, *arguments: Any) -> Collection[Any]:
+            actions: Collection[Any] = getattr(Race, name)(race, *arguments)
+            for action in actions:
+                decided[action.role if isinstance(action, Ask) else type(action).__name__] += 1
+            return actions
+
+        return decide
+
+    for name in ("begin", "started", "answered", "refused", "failed", "lost", "alarm"):
+        setattr(Recorded, name, recorded(name))
+
+    async def run(seconds: float, outcome: str) -> Any:
         key = object()
         running.add(key)
         try:
             await asyncio.sleep(seconds)
             if outcome == "fails":
                 raise FailedError
-            return "value"
+            return MODEL
         finally:
             running.remove(key)
 
-    def counted(race: Any, time: float) -> Any:
+    def counted(*arguments: Any) -> None:
         nonlocal alarms
         alarms += 1
-        return on_alarm(race, time)
+        wake(*arguments)
 
-    async def ask(late: Late, call: float, copy: float, outcome: str) -> None:
+    async def ask(late: Late, call: float, copy: float, doubt: float, outcome: str) -> None:
         seconds = iter([call])
 
         def make() -> Any:
+            nonlocal made
+            made += 1
             if outcome == "cannot be made":
                 raise FailedError
             return run(next(seconds, copy), outcome)
 
         patience = 5.0 if outcome == "is cancelled" else 2 * HANG
+        purse, counts = late._client.rule.purse, late.counts
         try:
             async with asyncio.timeout(patience):
-                assert (await late(make)).value == "value"
+                answer = await late(make, np.float64(doubt))
+            said = OTHER if answer.source == "backup" else MODEL
+            np.testing.assert_array_equal(answer.value, said)
+            assert answer.source == "backup" or answer.agreement == 1
         except TimeoutError:
             assert outcome == "is cancelled"
         except FailedError:
             assert outcome in ("fails", "cannot be made")
-        assert late.counts["copies"] <= BURST + budget * late.counts["calls"] + 1e-6
+        assert counts["copies"] <= BURST + copies * counts["calls"] + 1e-6
+        assert purse.spent <= (differ or 0.0) * (WINDOW + counts["calls"]) + 1e-9
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
         errors: list[Any] = []
         loop.set_exception_handler(lambda _, context: errors.append(context))
-        async with Late(budget=budget) as late:
+        backup = None if differ is None else DoubtedBackup()
+        async with Late(backup, copies=copies, differ=differ or 0.0, cpu=1) as late:
+            late._client.threads.backup = VirtualThread()  # type: ignore[assignment]
             for _ in range(known):
-                await ask(late, 0.001, 0.001, "answers")
+                await ask(late, 0.001, 0.001, 0.001, "answers")
             calls = []
-            for gap, call, copy, outcome in history:
+            for gap, call, copy, doubt, outcome in history:
                 await asyncio.sleep(gap)
-                calls.append(asyncio.ensure_future(ask(late, call, copy, outcome)))
+                calls.append(asyncio.ensure_future(ask(late, call, copy, doubt, outcome)))
             await asyncio.gather(*calls)
+            await asyncio.sleep(1.0)  # for comparisons
         await asyncio.sleep(0)
+        counts = late.counts
+        assert decided[BACKUP] == counts["backups"] >= counts["in place"]
+        assert decided[Answer.__name__] == counts["backup"]
+        assert decided[DEPLOYED] <= made <= decided[DEPLOYED] + counts["backup"]
+        assert counts["disagreed"] == counts["compared"] <= counts["backup"]
         assert not running
         assert len(asyncio.all_tasks()) == 1
         assert not errors
-        assert alarms <= MAX_ALARMS * late.counts["calls"]
+        assert alarms <= MAX_ALARMS * counts["calls"]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(late_module._Race, "_on_alarm", counted)
+        patch.setattr(driver_module.Driver, "_wake", counted)
+        patch.setattr(driver_module, "Race", Recorded)
+        patch.setattr(driver_module, "COMPARE_ONE_IN", 3)
         run_in_virtual_time(main())
 
 
@@ -118,7 +212,8 @@ def run_in_virtual_time(main: Coroutine[Any, Any, None]) -> None:
         asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(virtual)) as runner,
     ):
         patch.setattr(runner.get_loop(), "time", lambda: virtual.now)
-        patch.setattr(late_module, "now", lambda: virtual.now)
+        patch.setattr(driver_module, "now", virtual.read)
+        patch.setattr(client_module, "now", virtual.read)
         runner.run(main)
 
 
@@ -144,5 +239,5 @@ def test_a_target_that_is_slow_for_everybody_gets_no_copies() -> None:
             await asyncio.gather(*calls)
 
     run_in_virtual_time(main())
-    assert copies[999] > 40
+    assert copies[999] > 20
     assert copies[-1] - copies[999] < 10  # 50 without the rule

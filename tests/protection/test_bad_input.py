@@ -91,13 +91,13 @@ def test_too_few_queries_are_refused_before_the_search(
     refused = parm_here(*given, "--agreement", "0.95")
     assert_refused(refused, "0.95 takes at least 72 queries to calibrate with, and there are 40")
     assert "give 720 rows of --inputs" in refused.stderr
-    assert "or --agreement 0.9; or write a bundle without a gate" in refused.stderr
+    assert "or --agreement 0.9" in refused.stderr
     assert not list(tmp_path.iterdir())
-    done = parm_here(*given, "--agreement", "0.95", "--ungated", "--minutes", "0.05")
+    done = parm_here(*given, "--minutes", "0.05")
     assert done.returncode == 0, done.stderr
     manifest = open_bundle(tmp_path / "bundle").manifest
     assert manifest.parity or manifest.backup
-    assert not manifest.calibration
+    assert manifest.calibration, "its doubts are known, though no level is"
 
 
 def test_after_a_search_that_found_nothing_good_enough(

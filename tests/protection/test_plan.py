@@ -1,6 +1,7 @@
 """A plan says which policy and how many instances, and what is nearest where nothing fits."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,25 @@ from parity_models.emulation import FaultPlan
 from parity_models.errors import UserError
 from parity_models.evaluation.accuracy import replacement
 from parity_models.models.bundle import Accuracy, Bundle, with_measured
-from parity_models.models.gate import Calibration, GateLevel
+from parity_models.models.gate import Calibration, DoubtCurve, GateLevel
 from parity_models.protection.plan import Goal, Planner, plan
-from parity_models.protection.scene import Service, SimulationOptions, service_of
-from parity_models.roles import BACKUP, DEPLOYED, parity_role
+from parity_models.protection.scene import (
+    QUANTILES,
+    USUAL_DOUBTS,
+    Service,
+    SimulationOptions,
+    service_of,
+)
+from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role
 from parity_models.scheduling.policies import StandIns
 
 MODEL, STAND_IN = 0.02, 0.002
 
 
-def known(coverage: float = 1.0, *, backup: bool = True) -> Service:
-    """A model of 20 ms, with a backup of 2 ms that agrees in 99 % of cases."""
-    times = {DEPLOYED: MODEL, BACKUP: STAND_IN}
-    stand_ins = StandIns(None, backup)
-    return Service(times, stand_ins, {"backup": coverage}, 0.99, overhead=0.0)
+def known(*, backup: bool = True, doubts: Sequence[float] = USUAL_DOUBTS) -> Service:
+    """A model of 20 ms, with a backup of 2 ms."""
+    times, stand_ins = {DEPLOYED: MODEL, BACKUP: STAND_IN}, StandIns(None, backup)
+    return Service(times, stand_ins, doubts={Source.BACKUP: doubts}, overhead=0.0)
 
 
 def planner(service: Service | None = None, **goal: Any) -> Planner:
@@ -49,10 +55,9 @@ def test_of_the_policies_that_fit_the_one_with_the_least_work_is_taken() -> None
     assert all(each.instances == 4 for each in four.plans)
     p99 = {name: each.outcome.p99_ms for name, each in plans.items()}
     assert p99["adaptive"] < p99["hedging"] < p99["equal-resources"]
-    assert plans["hedging"].agreement == 1.0
-    adaptive = plans["adaptive"]
-    assert adaptive.agreement == pytest.approx(1 - 0.01 * adaptive.outcome.stood_in)
-    assert "--policy adaptive --instances 4" in adaptive.flags
+    assert plans["hedging"].outcome.differ == 0
+    assert 0 < plans["adaptive"].outcome.differ < 0.002
+    assert "--policy adaptive --instances 4" in plans["adaptive"].flags
     fit = [each for each in four.plans if not each.missed]
     assert four.best in fit
     least = min(each.outcome.busy_ms for each in fit)
@@ -90,44 +95,31 @@ def test_a_parity_model_is_planned_with_its_own_time() -> None:
     role = parity_role(0)
     times = {DEPLOYED: MODEL, role: MODEL / 4}
     code = Code(CodeSpec("stack", "separate", 2), (1,), (1,))
-    quick = Service(times, StandIns(code), {}, 0.99, overhead=0.0)
+    doubts = {Source.RECONSTRUCTION: (1e-4,)}
+    quick = Service(times, StandIns(code), doubts=doubts, overhead=0.0)
     (adaptive,) = (
         each for each in planner(quick, instances=6).plans().plans if each.policy.name == "adaptive"
     )
     assert adaptive.outcome.units[role] > 0
-    assert adaptive.outcome.stood_in > 0
-    assert adaptive.agreement == pytest.approx(1 - 0.01 * adaptive.outcome.stood_in)
+    assert adaptive.outcome.differ == pytest.approx(1e-4 * adaptive.outcome.stood_in)
 
 
-def gated() -> list[Service]:
-    """The service with gates of three levels."""
-    levels = ((0.9, 0.9), (0.99, 0.6), (0.999, 0.3))
-    return [replace(known(coverage), agreement=level, level=level) for level, coverage in levels]
+def test_more_answers_that_may_differ_save_more_work() -> None:
+    few, many = (
+        planner(instances=4, differ=differ, contention="{}").plans().plans[-1]
+        for differ in (1e-4, 0.05)
+    )
+    assert str(many.policy) == "adaptive@differ=0.05"
+    assert "--policy adaptive@differ=0.05" in many.flags
+    assert few.outcome.differ < 2e-4 < many.outcome.differ < 0.1
+    assert few.outcome.stood_in < many.outcome.stood_in
+    assert many.outcome.busy_ms < 0.7 * few.outcome.busy_ms
 
 
-@pytest.mark.parametrize(
-    ("differ", "policy", "level"), [(0.01, "cascade", 0.99), (1e-6, "equal-resources", None)]
-)
-def test_few_enough_answers_differ(differ: float, policy: str, level: float | None) -> None:
-    found = planner(instances=4, differ=differ, contention="{}").plans(gated())
-    tried = [(each.policy.name, each.level) for each in found.plans if each.level]
-    assert ("cascade", 0.9) in tried
-    assert found.best is not None
-    assert (found.best.policy.name, found.best.level) == (policy, level)
-    assert found.best.differ <= differ
-    for each in found.plans:
-        assert any("differ" in missed for missed in each.missed) == (each.differ > differ)
-    if level is not None:
-        assert "--policy cascade" in found.advice
-        assert "--agreement 0.99" in found.advice
-        assert "of all differ from the model's" in found.advice
-
-
-def test_how_many_answers_differ_is_known_of_calibrated_bundles_alone(parm_here: Here) -> None:
-    asked = ("plan", "--service-time", "20ms", "--backup-time", "2ms", "--rate", "9")
-    assert_refused(parm_here(*asked, "--differ", "1%"), "takes a bundle whose stand-ins are cal")
-    both = ("--differ", "1%", "--agreement", "0.9")
-    assert_refused(parm_here(*asked, *both), "give --differ or --agreement, not both")
+def test_a_stand_in_of_which_nothing_is_known_hardly_answers() -> None:
+    unsure = planner(known(doubts=(1.0,)), instances=4).plans().plans[-1]
+    assert unsure.policy.name == "adaptive"
+    assert unsure.outcome.stood_in == unsure.outcome.differ < 0.002
 
 
 def test_a_backup_that_is_at_least_as_right_replaces_the_model() -> None:
@@ -174,16 +166,30 @@ def test_the_command_says_what_to_serve_and_with_what(
     assert_refused(parm_here(*of, "--rate", "9"), str(calm))
 
 
-def test_gates_say_how_many_queries_a_stand_in_answers_and_how_rightly(bundle: Bundle) -> None:
-    ungated = service_of(bundle, SimulationOptions())
-    assert (ungated.coverage, ungated.agreement) == ({}, None)
+def test_a_bundle_s_calibration_says_the_doubts_and_a_level_bars_the_rest(bundle: Bundle) -> None:
+    unknown = service_of(bundle, SimulationOptions())
+    assert (unknown.coverage, unknown.floor, unknown.doubts) == ({}, {}, {Source.BACKUP: (1.0,)})
     level = GateLevel(0.99, 0.0, coverage=0.8, agreement=0.995)
     calibration = Calibration("classes", 0.0, "scores", 1000, 0.05, (level,))
-    bundle = with_measured(bundle, calibration={"backup": calibration})
-    found = service_of(bundle, SimulationOptions())
-    assert (found.coverage, found.agreement) == ({"backup": 0.8}, 0.995)
+    old = with_measured(bundle, calibration={"backup": calibration})
+    found = service_of(old, SimulationOptions())
+    assert (found.coverage, found.floor) == ({Source.BACKUP: 0.8}, {})
+    (doubts,) = found.doubts.values()
+    assert len(doubts) == QUANTILES
+    assert np.mean(np.array(doubts) == 1) == pytest.approx(0.2, abs=0.01)
+    assert min(doubts) == pytest.approx(0.005)
+    assert service_of(old, SimulationOptions(agreement=0.99)).floor == {Source.BACKUP: 0.8}
     with pytest.raises(UserError, match=r"0\.999"):
-        service_of(bundle, SimulationOptions(agreement=0.999))
+        service_of(old, SimulationOptions(agreement=0.999))
+    curve = DoubtCurve((0.0, 1.0, 2.0), (0.5, 0.01, 0.001), 100)
+    fitted = msgspec.structs.replace(calibration, curve=curve)
+    new = with_measured(old, calibration={"backup": fitted})
+    (doubts,) = service_of(new, SimulationOptions()).doubts.values()
+    assert list(doubts) == sorted(doubts)
+    assert (doubts[0], doubts[-1]) == (0.001, 0.5)
+    assert np.median(doubts) == pytest.approx(0.01, rel=0.2)
+    untried = service_of(new, SimulationOptions()).emulate(FaultPlan(), 0.001)
+    assert untried.doubts_of[Source.BACKUP][0] >= 0.001, "the audit's factor counts"
 
 
 def test_numbers_alone_are_enough_and_instances_are_all_of_them() -> None:
@@ -204,7 +210,7 @@ def test_numbers_alone_are_enough_and_instances_are_all_of_them() -> None:
 
 
 def test_of_plans_that_differ_by_chance_the_simplest_is_taken() -> None:
-    found = planner(known(0.0), instances=20, p99=1.0, contention="{}").plans()
+    found = planner(known(doubts=(1.0,)), instances=20, p99=1.0, contention="{}").plans()
     assert found.best is not None
     assert found.best.policy.name == "equal-resources"
     assert "The goal is met without a stand-in." in found.advice

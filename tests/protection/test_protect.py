@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,11 @@ import pytest
 
 from commands import Here
 from onnx_models import linear_model, output_of
-from parity_models.evaluation.calibration import LEVELS, RISK
+from parity_models.evaluation.calibration import RISK
 from parity_models.models.bundle import open_bundle
 from parity_models.models.envelope import Envelope
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.protection.finalists import (
-    Finalist,
-    GatedFinalist,
-    Trained,
-    gated_within,
-    measure,
-    preferred,
-)
-from parity_models.protection.plan import Goal
+from parity_models.protection.finalists import Finalist, Trained, measure, preferred
 from parity_models.protection.protect import (
     Report,
     SearchOptions,
@@ -69,7 +60,7 @@ def test_one_command_finds_a_stand_in_says_what_it_is_worth_and_writes_it(
     calm = ("--contention", "{}", "--json", str(folder / "found.json"))
     result = parm_here(*given(folder, *calm))
     assert result.returncode == 0, result.stderr
-    for said in ("stand-ins found", "simulated", "hedging", "Simulated: p99", "95 of 100"):
+    for said in ("stand-ins found", "simulated", "hedging", "Simulated: it answers", "95 of 100"):
         assert said in result.stdout
     assert "predictions are logits" in result.stderr
     bundle = open_bundle(folder / "bundle")
@@ -101,9 +92,7 @@ def test_ctrl_c_ends_the_search_and_the_best_so_far_is_written(
         return fit(candidate, *arguments, **options)
 
     monkeypatch.setattr(Candidate, "fit", interrupted)
-    found = protect(
-        folder / "model.onnx", INPUTS, out=tmp_path / "bundle", minutes=0.2, ungated=True
-    )
+    found = protect(folder / "model.onnx", INPUTS, out=tmp_path / "bundle", minutes=0.2)
     assert found.report.interrupted
     assert "interrupted: this is the best so far" in str(found)
     assert found.report.finalists
@@ -123,10 +112,7 @@ def test_a_model_of_named_inputs_is_protected_too(tmp_path: Path) -> None:
         agreement=0.3,
         differ=0.9,
     )
-    assert found.plans is not None
-    assert found.plans.best is not None
-    assert {"adaptive", "cascade"} <= {each.policy.name for each in found.plans.plans}
-    assert found.plans.best.flags in found.flags
+    assert found.flags in (" --differ 0.9 --agreement 0.3", f" --policy {found.report.rival}")
     assert found.manifest.backup
     assert isinstance(found.envelope(), Envelope)
 
@@ -158,6 +144,8 @@ def test_the_chosen_stand_in_is_written_with_its_gate_and_times_and_served(
     assert served.choice.name == "adaptive"
     assert served.roles[0] == {DEPLOYED, BACKUP}
     assert served.model.gates.keys() == {"backup"}
+    assert gate.curve is not None, "without a level, its doubts say when it may answer"
+    assert chosen.calibrate(None, 1e-300) is not None
     # Without enough risk nothing can be shown.
     assert chosen.calibrate(LEVEL, 1e-300) is None
 
@@ -165,45 +153,27 @@ def test_the_chosen_stand_in_is_written_with_its_gate_and_times_and_served(
 # Simulations, choice and advice
 
 
-def finalist(name: str, *, share: float = 0.2, covered: float = 0.9) -> Finalist:
-    return Finalist(name, 25 * share, share, 0.9, None, covered)
+def finalist(name: str, p99: float = 2.0, *, share: float = 0.2, covered: float = 0.9) -> Finalist:
+    return Finalist(name, 25 * share, share, 0.9, None, covered, (0.01,), outcome(p99))
 
 
 def outcome(p99: float, busy: float = 1.0) -> Outcome:
     return Outcome(1.0, p99, 2 * p99, 1.0, 0.1, 0.0, {}, busy, 0.5)
 
 
-def stand_in(one: Finalist, agrees: float = 1.0) -> Trained:
-    """A finalist whose surest answers agree, in this share."""
+def test_of_stand_ins_that_differ_by_chance_the_one_that_saves_most_is_taken() -> None:
     none: Any = None
-    return Trained(one, none, none, none, {level: min(1.0, agrees / level) for level in LEVELS})
-
-
-def test_of_uses_that_differ_by_chance_the_one_that_saves_most_is_taken() -> None:
-    slow = GatedFinalist(stand_in(finalist("slow", share=0.5)), 0.9, outcome(2.0, 1.0))
+    slow = Trained(finalist("slow", share=0.5), none, none, none)
     for p99, better in ((2.05, "fast"), (2.5, "slow")):
-        fast = GatedFinalist(stand_in(finalist("fast", share=0.1)), 0.9, outcome(p99, 2.0))
-        assert preferred([slow, fast]).trained.finalist.name == better
-    assert preferred([fast, slow], cheapest=True) is slow
+        fast = Trained(finalist("fast", p99, share=0.1), none, none, none)
+        assert preferred([slow, fast]).finalist.name == better
 
 
 def test_where_a_plan_without_a_stand_in_does_as_well_that_is_said_first() -> None:
-    best = replace(finalist("backup"), outcome=outcome(2.0))
+    best = finalist("backup")
     for p99, helps in ((3.0, True), (2.05, False), (1.5, False)):
         found = Report(
-            "top-1", "logits", 9.0, [best], outcome(9.0), outcome(p99), 9, 9.0, 9, {}, False
+            "top-1", "logits", 0.99, 9.0, [best], outcome(9.0), outcome(p99), 9, 9.0, 9, {}, False
         )
         said = "Recommended: " if helps else "No stand-in helps here: hedging does as well"
         assert found.advice.startswith(said)
-
-
-def test_for_a_share_that_may_differ_policy_and_level_are_simulated() -> None:
-    surest = stand_in(finalist("surest"), agrees=0.6)
-    goal = Goal(rate=200.0, instances=12, queries=1000, headroom=0.0, differ=0.05)
-    uses = list(gated_within(surest, goal))
-    assert len(uses) == 2, "adaptive and a cascade"
-    late, first = uses
-    assert first.outcome.busy_ms < late.outcome.busy_ms
-    assert (late.level, first.level) == (0.9, 0.95), "the lowest at which few enough differ"
-    assert list(gated_within(surest, replace(goal, differ=1e-9))) == []
-    assert list(gated_within(stand_in(finalist("wrong"), agrees=0.0), goal)) == []

@@ -9,13 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from parity_models.models.signature import DATATYPES, Layout, Signature, TensorSpec
+from parity_models.models.signature import DATATYPES, Layout, Signature
 from parity_models.roles import Source
 from parity_models.serving import protocol
 from parity_models.serving.grpc import codec as grpc_codec
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
 from parity_models.serving.models import ServedModel
-from parity_models.serving.protocol import GateMetadata
 from parity_models.serving.remote import clients
 from rest_bodies import done
 from signatures import axes_of, tensors, values
@@ -36,19 +35,21 @@ def requests(draw: st.DrawFn) -> Sent:
 
 
 @given(
-    st.lists(st.sampled_from(Source), min_size=1),
-    st.dictionaries(st.sampled_from([*Source][1:]), st.sampled_from([0.9, 0.95, 0.99])),
+    st.lists(
+        st.tuples(st.sampled_from(Source), st.sampled_from([0.0, 1e-5, 0.01, 1.0])), min_size=1
+    )
 )
-def test_headers_say_sources_and_level(sources: list[Source], levels: dict[Source, float]) -> None:
-    signature = Signature.of(TensorSpec("x", "FP32", (1,)), TensorSpec("y", "FP32", (1,)))
-    gates = {source: GateMetadata(level, 1.0) for source, level in levels.items()}
-    said = dict(ServedModel("model", signature, max_rows=10, gates=gates).headers(sources))
+def test_answers_say_sources_and_agreement(rows: list[tuple[Source, float]]) -> None:
+    sources = [source for source, _ in rows]
+    doubts = [doubt if source.stands_in else 0.0 for source, doubt in rows]
+    said = dict(protocol.row_headers(sources, doubts if any(doubts) else ()))
     assert sorted(said["x-parm-source"].split(",")) == sorted(set(sources))
-    known: dict[Source, float] = {Source.MODEL: 1.0, **levels}
-    if known.keys() >= set(sources):
-        assert float(said["x-parm-agreement"]) == min(known[source] for source in sources)
-    else:
-        assert "x-parm-agreement" not in said
+    assert float(said["x-parm-agreement"]) == 1 - max(doubts)
+    row_by_row = protocol.row_parameters(sources, doubts if any(doubts) else ())
+    assert row_by_row["source"] == ",".join(sources)
+    assert ("agreement" in row_by_row) == any(each.stands_in for each in sources)
+    for agreement, doubt in zip(row_by_row.get("agreement", "").split(","), doubts, strict=False):
+        assert not agreement or float(agreement) == 1 - doubt
 
 
 @given(requests(), st.booleans(), st.booleans())

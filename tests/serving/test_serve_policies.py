@@ -101,14 +101,23 @@ def test_the_backup_answers_where_all_of_the_model_s_workers_are_slow(backed: Pa
         assert server.metric('parm_instances_up{role="backup"}') == 1
 
 
-def test_a_cascade_asks_the_backup_first(tmp_path: Path) -> None:
+def test_a_cheap_backup_answers_first_within_the_budget(tmp_path: Path) -> None:
     backed = write_linear_bundle(tmp_path, coded=False, backed=True)
-    plan = json.dumps({"coverages": {"backup": 0.5}})
-    with serving(backed, "--policy", "cascade", "--faults", plan) as (server, client):
-        sources = Counter(source for seed in range(5) for source in infer(client, seed))
-        assert sources.keys() == {"backup", "model"}
+    times = {"deployed": 0.02, "backup": 0.001}
+    plan = {
+        "service_times": {role: {"type": "constant", "seconds": s} for role, s in times.items()},
+        "coverages": {"backup": 0.5},
+        "doubts": [0.01],
+    }
+    options = ("--policy", "adaptive", "--differ", "10%", "--faults", json.dumps(plan))
+    with serving(backed, *options) as (server, client):
+        sources = Counter(source for seed in range(30) for source in infer(client, seed))
+        assert sources["backup"] > 0
         tasks = 'parm_redundant_tasks_total{fate="answered",kind="backup"}'
         assert server.metric(tasks) == sources["backup"]
+        assert server.metric("parm_differ_budget") == 0.1
+        estimate = server.metric("parm_differ_estimate")
+        assert estimate == pytest.approx(0.01 * sources["backup"] / sources.total())
         assert infer(client, 9, redundancy="exact") == ["model"] * ROWS
 
 

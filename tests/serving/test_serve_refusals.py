@@ -21,6 +21,11 @@ from served import write_linear_bundle
         ("--policy none --extra-instances 1", "none has no instances that run stand-ins only"),
         ("--policy adaptive@pool=dedicated", "not an option of the policy adaptive but of parity"),
         ("--policy replicate", "replicate"),
+        ("--differ nan", "must be from 0 to 1, got nan"),
+        ("--differ -0.1", "must be from 0 to 1, got -0.1"),
+        ("--differ 2", "must be from 0 to 1, got 2"),
+        ("--differ 1% --policy hedging", "differ is not an option of the policy hedging"),
+        ("--differ 1% --policy adaptive@differ=2%", "give --differ or adaptive@differ=0.02"),
         ("--policy replication@copies=1", "copies of replication must be 2 or more"),
         ("--policy hedging@hedge-delay=5,hedge-quantile=0.9", "give --hedge-delay or --hedge-q"),
         ("--policy parity --dispatch random", "random"),
@@ -42,7 +47,6 @@ def test_bundles_that_cannot_be_served_are_explained(parm_here: Here, tmp_path: 
     for policy, command in [
         ("parity", "parm parity --model BUNDLE --out"),
         ("adaptive", "parm parity --model BUNDLE --out"),
-        ("cascade", "parm backup --model BUNDLE --network linear --out"),
         ("approximate-backup", "parm backup --model BUNDLE --network linear --out"),
     ]:
         assert_refused(parm_here("serve", bare, "--policy", policy), command)

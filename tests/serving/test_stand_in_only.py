@@ -55,9 +55,9 @@ def test_it_answers_where_every_row_may_be_answered(server: ServerProcess) -> No
     assert answer.status_code == 200, answer.text
     found = np.array(answer.json()["outputs"][0]["data"]).reshape(3, -1)
     np.testing.assert_allclose(found, 2 * predictions(SURE[:3]), rtol=1e-3, atol=1e-5)
-    assert answer.json()["parameters"]["agreement"] == "0.95,0.95,0.95"
+    assert answer.json()["parameters"]["agreement"] == "0.97,0.97,0.97"
     headers = answer.headers
-    assert (headers["x-parm-source"], headers["x-parm-agreement"]) == ("backup", "0.95")
+    assert (headers["x-parm-source"], headers["x-parm-agreement"]) == ("backup", "0.97")
     for rows in (UNSURE[:1], np.concatenate([SURE[:2], UNSURE[:1]])):
         refused = ask(server.url, rows)
         assert (refused.status_code, refused.headers["x-parm-reason"]) == (503, "unsure")

@@ -12,7 +12,7 @@ from parity_models.arrivals import poisson_arrivals
 from parity_models.codes import Code, CodeSpec
 from parity_models.emulation import Constant, Exponential, FaultPlan, Kill, Slowdowns
 from parity_models.errors import UserError
-from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role
+from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.policies import (
     Adaptive,
     ApproximateBackup,
@@ -23,6 +23,7 @@ from parity_models.scheduling.policies import (
     Replication,
     StandIns,
 )
+from parity_models.scheduling.race import FIRST
 from parity_models.scheduling.work import SchedulerConfig
 from parity_models.simulation import SOURCES, Simulation, SimulationResult, simulate
 
@@ -83,18 +84,16 @@ def p999(result: SimulationResult) -> float:
     return float(np.percentile(result.latencies, 99.9))
 
 
-@pytest.mark.parametrize("good", ["backup", "reconstruction"])
-def test_of_two_stand_ins_the_one_is_asked_that_may_answer(good: str) -> None:
-    few = {"backup": 0.02, "reconstruction": 0.02} | {good: 0.98}
-    service = {BACKUP: Constant(SERVICE / 4), parity_role(0): Constant(SERVICE / 4)}
-    simulation = workload(
-        service={DEPLOYED: Constant(SERVICE), **service},
-        faults=msgspec.structs.replace(SLOW, coverages=few),
-    )
-    units = simulate(simulation, Adaptive(StandIns(CODE, True))).units
-    asked = {"backup": units.get(BACKUP, 0), "reconstruction": units.get(parity_role(0), 0)}
-    other = next(each for each in asked if each != good)
-    assert asked[good] > 2 * asked[other]
+@pytest.mark.parametrize("doubt", [1e-4, 0.5])
+def test_answers_carry_the_doubts_of_the_plan_within_the_budget(doubt: float) -> None:
+    service = {DEPLOYED: Constant(SERVICE), BACKUP: Constant(SERVICE / 4)}
+    plan = msgspec.structs.replace(SLOW, doubts=(doubt,))
+    policy = Adaptive(StandIns(None, True))
+    found = simulate(workload(service=service, faults=plan), policy)
+    answered = found.sources == SOURCES.index(Source.BACKUP)
+    assert answered.any()
+    np.testing.assert_array_equal(found.doubts, np.where(answered, doubt, 0.0))
+    assert found.doubts.sum() <= policy.differ * (len(found.doubts) + FIRST)
 
 
 @pytest.mark.slow
@@ -107,7 +106,8 @@ def test_parity_shortens_the_tail_that_slow_instances_make() -> None:
     ):
         coded = simulate(workload(queries=5000), policy)
         assert p999(coded) < 0.7 * p999(equal)
-        assert SOURCES.index(Source.RECONSTRUCTION) in coded.sources
+        if not isinstance(policy, Adaptive):  # this parity model is as slow as the model
+            assert SOURCES.index(Source.RECONSTRUCTION) in coded.sources
 
 
 def test_late_queries_are_helped_while_all_instances_are_busy() -> None:
@@ -150,7 +150,7 @@ def test_queries_on_a_killed_instance_are_answered_by_others() -> None:
 def test_stand_ins_answer_no_query_beyond_their_coverage(policy: Callable[[], Policy]) -> None:
     def answered(faults: FaultPlan) -> set[int]:
         result = simulate(workload(queries=3000, faults=faults), policy())
-        return set(np.flatnonzero(result.sources != SOURCES.index(Source.MODEL)))
+        return set(np.flatnonzero(result.sources != SOURCES.index(Source.MODEL)).tolist())
 
     half = answered(msgspec.structs.replace(SLOW, coverage=HALF.coverage))
     assert half

@@ -47,7 +47,7 @@ def _learned() -> RunTimes:
     random = Random(1)
     times = RunTimes(window=200, every=50)
     for _ in range(200):
-        times.add(random.expovariate(1.0) + 0.01, finished=random.random() < 0.9)
+        times.add(random.expovariate(10.0) + 0.01, finished=random.random() < 0.9)
     return times
 
 

@@ -32,6 +32,7 @@ class Echo:
 
     ready = True
     quarantined = ()
+    differ: float | None = None
 
     def __init__(self, times: int = 1) -> None:
         self.may = asyncio.Event()

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.codes import Code, CodeSpec
+from parity_models.emulation import FaultPlan
 from parity_models.models.signature import Signature, TensorSpec
 from parity_models.scheduling.policies import Parity, Policy
 from parity_models.scheduling.work import SchedulerConfig
@@ -105,6 +106,7 @@ async def serving(
     *,
     gate: OutputGate | None = None,
     closed_gates: ClosedGates | None = None,
+    faults: FaultPlan | None = None,
     golden: Mapping[str, Golden] | None = None,
     repairs: int = 0,
     **config: Any,
@@ -121,6 +123,7 @@ async def serving(
         Metrics(),
         gate=gate,
         closed_gates=closed_gates,
+        faults=faults,
     )
     starting = asyncio.create_task(frontend.start(policy.roles(instances, extra_instances), golden))
     while not (starting.done() or engine.units):

@@ -132,17 +132,3 @@ def test_a_gate_turns_only_when_that_is_returned(steps: list[tuple[str, float]])
             before = test.open
             turned = test.saw(number / 40 < agreement, next(made)[1], tenant)
             assert turned == (test.open != before)
-
-
-def test_the_level_is_said_until_there_is_evidence_and_then_what_was_seen() -> None:
-    test = AgreementTest(0.99)
-    assert test.bound == 0.99
-    for number in range(1000):
-        test.saw(number % 100 != 0, ("a",), number)
-    assert test.bound == 0.99
-    said: list[float] = []
-    while test.open:
-        test.saw(len(said) % 10 != 0, ("a",), len(said))
-        said.append(test.bound)
-    assert 0.7 < min(said) < said[-2] < 0.9
-    assert said[-1] == 0.99, "a closed gate gives no answers"

@@ -1,30 +1,41 @@
-"""The commands `promises` and `drift`: the promises of gates, and when the watch closes them."""
+"""The commands `promises` and `drift`: are budgets kept, and when does the watch close gates?"""
 
 from collections.abc import Iterator
 from functools import partial
+from importlib import resources
+from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.cli.flags import argument
+from parity_models.documents import read_json
 from parity_models.errors import UserError
-from parity_models.evaluation.calibration import RISK, reached_levels, surest_share
 from parity_models.evaluation.judging import load_queries, metric_for
 from parity_models.evaluation.outputs import Outputs
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.models.gate import Gate, classes_of, confidences, suited
 from parity_models.models.signature import Batch
 from parity_models.options import Option
-from parity_models.protection.finalists import FIRST_CHOICE
+from parity_models.scheduling.race import Purse
 from parity_models.tasks.metrics import METRICS, Agreement, agreement_for
 from parity_models.trust.agreement import AgreementTest
+from parity_models.trust.doubt import Audit, fit_doubt
 from parity_models.trust.gates import choose_gates
-from parity_models_lab.results import Out, Row, report
+from parity_models_lab.latency.reproduce_rivals import BUDGETS, PREDICTIONS
+from parity_models_lab.results import Out, Row, report, simulated
 
-USUAL = 0.99
-"""The level that ranks where the best one is taken."""
+RECORDED = resources.files("parity_models_lab") / "predictions"
+"""Outputs of stand-ins for held-out queries of several tasks."""
+
+SERVED = 20_000
+"""Queries of a stream in which a budget is spent."""
+
+DRIFT = 10.0
+"""Outputs that differ so many times as often as their doubts say."""
 
 COMPARED = 20
 """One in so many of a stand-in's answers is compared with the model's."""
@@ -38,70 +49,135 @@ WEIGHTS = (10.0, 30.0, 100.0)
 NOISE = (0.5, 1.0, 2.0)
 """The deviation of noise, as a share of that of the numbers it is added to."""
 SEEDS = 20
-"""The number of draws: of a stream for each drift, or of the queries that rank and calibrate."""
+"""The number of streams drawn for each drift."""
 
 Mask = NDArray[np.bool_]
 
 
+class Recorded(msgspec.Struct, frozen=True):
+    """A stand-in's outputs for held-out queries: the confidence in each, and whether it agrees."""
+
+    about: str
+    confidence: tuple[float, ...]
+    agrees: tuple[int, ...]
+
+
+class Promise(NamedTuple):
+    """A budget, spent on a task's stand-in."""
+
+    task: str
+    recorded: Recorded
+    differ: float
+
+
 def promises(
     bundles: Annotated[
-        list[Path], argument("Bundles of one model with different stand-ins.", "BUNDLES")
-    ],
-    inputs: Annotated[Path, Option("Queries that no stand-in was trained on.", metavar="FILE")],
-    agreement: Annotated[float, Option("The level that is named.", metavar="SHARE")] = 0.95,
-    queries: Annotated[
-        int, Option("Queries that rank, and again as many that calibrate.", at_least=100)
-    ] = 1000,
+        list[Path] | None,
+        argument("Bundles with a stand-in, in place of the recorded ones.", "[BUNDLES]"),
+    ] = None,
+    inputs: Annotated[
+        Path | None, Option("Queries that no stand-in was trained on.", metavar="FILE")
+    ] = None,
+    streams: Annotated[int, Option("Streams of 20,000 queries.", at_least=1)] = 200,
     out: Out = None,
 ) -> None:
-    """Calibrate on some queries, count how often others keep the promised agreement.
+    """Count how often no more answers differ from the model's than the budget allows.
 
-    Each seed draws queries that rank the stand-ins, and others that calibrate the best of them, as
-    parm protect does; the rest are served. A promise is kept if at least the level agree with the
-    model, of the served queries that pass the gate.
+    Half of a task's queries, drawn anew for each stream, calibrate a curve of doubt. The stream is
+    drawn from the others. The audit compares one in 20 of the stand-in's answers. A promise is kept
+    if the share of all answers that differ is within the budget, or the smallest one that the
+    calibration can show ("shown"). "differ" and "95 of 100" are the mean share, and the 95 %
+    quantile over streams, as shares of that; "spent" is the mean as a share of the budget itself.
+    At the stream's end, outputs begin to differ ten times as often: "halved after" are the
+    comparisons until doubts count twice.
     """
-    found = [each for path in bundles for each in _answers(open_bundle(path), inputs)]
-    rows = len(found[0][0])
-    if rows < 3 * queries:
-        raise UserError(f"there are {rows:,} --inputs; {queries:,} --queries take 3 times as many")
-    counts: list[Row] = []
-    for named in (agreement, None):
-        kept, coverages = 0, []
-        levels = [] if named is None else [named]
-        reach = partial(reached_levels, named=levels, risk=FIRST_CHOICE * RISK)
-        for seed in range(SEEDS):
-            order = np.random.default_rng(seed).permutation(rows)
-            ranking, held_out, served = np.split(order, [queries, 2 * queries])
-            shares = [surest_share(s[ranking], a[ranking], named or USUAL) for s, a in found]
-            sure, agreed = found[int(np.argmax(shares))]
-            gates = reach(sure[held_out], agreed[held_out], seed=seed)
-            gates = [gate for gate in gates if named in (None, gate.level)]
-            if gates:
-                given = sure[served] >= gates[-1].threshold
-                kept += bool(agreed[served][given].mean() >= gates[-1].level)
-                coverages.append(float(given.mean()))
-        counts.append(
-            {
-                "level": "the best of all" if named is None else f"{named:g}",
-                "seeds": SEEDS,
-                "shown": len(coverages),
-                "kept": kept,
-                "coverage": round(sum(coverages) / SEEDS, 3),
-            }
-        )
-    title = f"Promises kept, {queries:,} queries to calibrate with"
-    report(title, counts, out and out / "promises.json")
+    if bundles and inputs is None:
+        raise UserError("give queries for the bundles, too: --inputs FILE")
+    if bundles and inputs:
+        tasks = {path.name: _record(open_bundle(path), inputs) for path in bundles}
+    else:
+        tasks = {
+            each.name.removesuffix(".json"): read_json(each.read_bytes(), Recorded)
+            for each in (PREDICTIONS, *sorted(RECORDED.iterdir(), key=lambda each: each.name))
+        }
+    jobs = [Promise(*task, differ) for task, differ in product(tasks.items(), BUDGETS)]
+    run = partial(keep, streams=streams)
+    found = dict(simulated(run, dict(enumerate(jobs))))
+    rows = [found[number] for number in range(len(jobs))]
+    about = {name: each.about for name, each in tasks.items()}
+    report(f"Budgets kept, {streams} streams", rows, out and out / "promises.json", about=about)
 
 
-def _answers(bundle: Bundle, inputs: Path) -> Iterator[tuple[NDArray[np.float64], Mask]]:
-    """Yield the confidence of each stand-in in its answers to the inputs, in their order, and which
-    agree with the model."""
+def _record(bundle: Bundle, inputs: Path) -> Recorded:
+    """Return a stand-in's confidence in its answers to the inputs, and which agree."""
     outputs = Outputs(bundle, load_queries(inputs, bundle))
     agreement = agreement_for(metric_for(bundle, None), outputs.predictions)
-    for answers in outputs.answers().values():
-        given = answers.outputs[np.argsort(answers.rows)]
-        sure = confidences(suited(agreement.kind, given), given)
-        yield sure, agreement(given, outputs.predictions)
+    for answers in outputs.answers(independent=True).values():
+        sure = confidences(suited(agreement.kind, answers.gave), answers.gave)
+        agreed = agreement(answers.outputs, outputs.predictions[answers.rows])
+        return Recorded(str(bundle.path), tuple(sure.tolist()), tuple(agreed.astype(int).tolist()))
+    raise UserError(f"{bundle.path} has no stand-in whose answers could differ")
+
+
+def keep(promise: Promise, streams: int) -> Row:
+    """Return a row of the table: how a budget is kept and spent in some streams."""
+    recorded, differ = promise.recorded, promise.differ
+    sure, agreed = np.array(recorded.confidence), np.array(recorded.agrees) == 1
+    shown, shares, answered, halved = np.empty((4, streams))
+    for seed in range(streams):
+        rng = np.random.default_rng(seed)
+        calibrating, served = np.array_split(rng.permutation(len(sure)), 2)
+        curve = fit_doubt(sure[calibrating], agreed[calibrating], seed)
+        audit = Audit(curve, differ)
+        shown[seed] = audit.smallest_shown
+        rows = rng.choice(served, SERVED)
+        doubts, differs = curve.of(sure[rows]), ~agreed[rows]
+        given = _answered(audit, differ, doubts.tolist(), differs.tolist(), rng)
+        shares[seed], answered[seed] = differs[given].sum() / SERVED, len(given) / SERVED
+        compared = rng.choice(doubts[given] if given else doubts, SERVED)
+        halved[seed] = _halved_after(audit, compared, rng)
+    limits = np.maximum(shown, differ)
+    return {
+        "task": promise.task,
+        "budget": differ,
+        "shown": float(f"{np.median(shown):.2g}"),
+        "differ": round(float((shares / limits).mean()), 2),
+        "95 of 100": round(float(np.quantile(shares / limits, 0.95)), 2),
+        "kept": f"{(shares <= limits).mean():.1%}",
+        "answered": f"{answered.mean():.1%}",
+        "spent": round(float(shares.mean() / differ), 2),
+        "halved after": _spread(halved.tolist()),
+    }
+
+
+def _answered(
+    audit: Audit,
+    differ: float,
+    doubts: list[float],
+    differs: list[bool],
+    rng: np.random.Generator,
+) -> list[int]:
+    """Return the queries of a stream that the stand-in answers, as it is worth its price."""
+    purse, compared, given = Purse(differ), rng.random(SERVED) * COMPARED < 1, []
+    for place, doubt in enumerate(doubts):
+        purse.earn()
+        paid = doubt * audit.factor
+        if paid * purse.price <= 1 and purse.spend(paid):
+            given.append(place)
+            if compared[place]:
+                audit.saw(doubt, differs[place])
+    return given
+
+
+def _halved_after(audit: Audit, doubts: NDArray[np.float64], rng: np.random.Generator) -> int:
+    """Return the comparisons after which doubts count twice, if outputs differ DRIFT times as often
+    as their doubts say."""
+    before, differs = audit.factor, rng.random(len(doubts)) < DRIFT * doubts
+    for number, (doubt, differed) in enumerate(zip(doubts.tolist(), differs.tolist(), strict=True)):
+        if audit.factor >= 2 * before:
+            return number
+        audit.saw(doubt, differed)
+    return len(doubts)
 
 
 def drift(

@@ -3,8 +3,8 @@
 Four servers, each with one slot and a queue, run calls of 10 ms: plain ones, or Tritons. Calls come
 at random times; each attempt goes to the next server. Slowness is that of the hedging libraries'
 own benchmark, 5 % of calls ten times as slow, or lasts: each server takes six times as long for a
-tenth of the time, two seconds at a time. A stand-in takes a fifth of the model's time, and its gate
-lets 88 % pass.
+tenth of the time, two seconds at a time. A stand-in takes a fifth of the model's time. The doubts
+of its outputs are log-uniform from LEAST_DOUBT to 1, so 9 % of them would differ.
 """
 
 import asyncio
@@ -33,10 +33,10 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from parity_models import Late
+from parity_models.late.driver import LateAnswer
 from parity_models.models.signature import Batch, Tensor
 from parity_models.options import Option
-from parity_models.trust.agreement import AgreementWatch
-from parity_models.trust.backup import GatedBackup, Refusal
+from parity_models.trust.backup import GatedBackup, Judged
 from parity_models_lab import slow_model
 from parity_models_lab.plots import COLOURS, save, style, tail_axes
 from parity_models_lab.results import INVALID, Out, ResultCache, Seed, code_digest, report
@@ -45,7 +45,7 @@ from parity_models_lab.slow_model import RESTART, SECONDS, Slowness, mean_second
 
 SERVERS = 4
 KINDS = ("plain", "Triton")
-BACKUP_SECONDS, COVERAGE = SECONDS / 5, 0.88
+BACKUP_SECONDS, LEAST_DOUBT = SECONDS / 5, 1e-5
 LOADS, SLOWNESS = (0.3, 0.6, 0.9), ("stragglers", "spells")
 
 PATH = "/v2/models/model/infer"
@@ -128,7 +128,7 @@ def plot_tails(file: Path, runs: Iterable[Run]) -> None:
         note = (
             f"Four servers with a slot each, calls of 10 ms, load {LOADS[1]:.0%}. Each server "
             "takes six times as long for a tenth of the time, two seconds at a time. The backup "
-            "takes 2 ms, and its gate lets 88 % of its answers pass."
+            "takes 2 ms. Of all answers, 0.1 % may differ from the model's."
         )
         save(picture, file, note)
 
@@ -138,6 +138,7 @@ async def _run(ports: Sequence[int], row: dict[str, Any], calls: int, seed: int)
     rate = row["load"] * SERVERS / mean_seconds(row["slowness"])
     latencies: list[float] = []
     sources: Counter[str] = Counter()
+    doubts = 0.0
     delays: list[float] = []
     attempts: Counter[str] = Counter()
     async with AsyncExitStack() as stack:
@@ -147,9 +148,11 @@ async def _run(ports: Sequence[int], row: dict[str, Any], calls: int, seed: int)
         get = await _contestant(row["library"], stack, _NextServer(ports, attempts))
 
         async def call(due: float) -> None:
-            source = await get()
+            nonlocal doubts
+            answer = await get()
             if due >= counted_from:
-                sources[source] += 1
+                sources[answer.source] += 1
+                doubts += 1 - answer.agreement
                 latencies.append(1000 * (time.monotonic() - due))
 
         draw, due, tasks, counted_from = random.Random(seed), time.monotonic() + 0.1, [], inf
@@ -167,6 +170,7 @@ async def _run(ports: Sequence[int], row: dict[str, Any], calls: int, seed: int)
     ours = calls - sources["model"] - sources["copy"]
     row |= dict(zip(QUANTILES, found, strict=True))
     row |= {"extra calls": round(extra, 3), "not the model's": round(ours / calls, 4)}
+    row |= {"differ, %": round(100 * doubts / calls, 3)}
     row |= {"client CPU, us a call": round(1e6 * used / calls)}
     if np.quantile(delays, 0.99) > 0.005:
         row[INVALID] = "the calls were made late"
@@ -191,20 +195,25 @@ class _NextServer(httpx.AsyncHTTPTransport):
 
 
 class _EmulatedBackup(GatedBackup):
-    """A backup that takes its time and passes its gate by chance."""
+    """A backup that takes its time, and whose outputs are doubted by chance."""
 
     def __init__(self) -> None:
         self.output, self.other_outputs = Tensor("output", "FP32", (3,)), set()
-        self._watch = AgreementWatch({})
         self._draw = random.Random(0)
         self._outputs = np.array([[0.1, 0.7, 0.2]], np.float32)
 
     def read(self, inputs: ArrayLike | Batch) -> NDArray[Any]:
         return np.asarray(inputs)
 
-    def answer(self, rows: NDArray[Any], run: onnxruntime.RunOptions) -> NDArray[Any] | Refusal:
+    def change(self, differ: float) -> None: ...
+
+    def answer(self, rows: NDArray[Any], run: onnxruntime.RunOptions) -> Judged:
         time.sleep(BACKUP_SECONDS)
-        return self._outputs if self._draw.random() < COVERAGE else Refusal.UNSURE
+        doubt = LEAST_DOUBT ** self._draw.random()
+        return Judged(self._outputs, np.array([doubt]), doubt)
+
+    def compare(self, answer: Judged, predictions: NDArray[Any]) -> bool:
+        return True
 
 
 CONTESTANTS = ("no help", "hedge-python", "httpx-hedged", "Late, copies", "Late, a backup")
@@ -212,26 +221,22 @@ CONTESTANTS = ("no help", "hedge-python", "httpx-hedged", "Late, copies", "Late,
 
 async def _contestant(
     name: str, stack: AsyncExitStack, servers: httpx.AsyncHTTPTransport
-) -> Callable[[], Awaitable[str]]:
-    """Return a function that makes a call and returns the source of its answer."""
+) -> Callable[[], Awaitable[LateAnswer]]:
+    """Return a function that makes a call and returns its answer."""
     hedged = {"hedge-python": HedgedHttpxTransport, "httpx-hedged": HedgedTransport}
     transport = hedged[name](servers) if name in hedged else servers
     client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=60)
     await stack.enter_async_context(client)
     if not name.startswith("Late"):
 
-        async def call() -> str:
-            await client.get("/")
-            return "model"
+        async def call() -> LateAnswer:
+            return LateAnswer(await client.get("/"), "model", 1.0)
 
         return call
     late = Late(_EmulatedBackup() if name.endswith("backup") else None)
     await stack.enter_async_context(late)
 
-    async def raced() -> str:
-        return (await late(lambda: client.get("/"), ROWS)).source
-
-    return raced
+    return lambda: late(lambda: client.get("/"), ROWS)
 
 
 # Servers

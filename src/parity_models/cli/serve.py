@@ -95,7 +95,7 @@ def serve(
                 "with --stand-in-only give a BUNDLE, and no engine or dispatch rule: its backup "
                 "runs in threads"
             )
-    elif opened is not None:
+    elif opened is not None and dispatch:
         policy = policy or default_policy(opened, chosen)
     elif policy is None and dispatch is not None:
         raise UserError("--dispatch needs --policy as well, with --repository")
@@ -240,7 +240,10 @@ def _urls(server: Server) -> str:
 
 
 def _gates(served: ServedVersion) -> str:
-    return "".join(
+    """Return in words which answers may differ from the model's."""
+    differ = served.frontend.differ
+    budget = "" if differ is None else f"; {100 * differ:g} % of all answers may differ"
+    return budget + "".join(
         f"; {source}: {gate.agreement:g} agree, {gate.coverage:.0%} of queries"
         for source, gate in served.model.gates.items()
     )

@@ -17,7 +17,7 @@ def simulate(
     *,
     policy: PolicyNames = None,
     dispatch: DispatchName = None,
-    options: Annotated[SimulationOptions, Without("seed", "agreement")],
+    options: Annotated[SimulationOptions, Without("seed")],
     json: Json = None,
 ) -> None:
     """Simulate policies under one load and the same contention.

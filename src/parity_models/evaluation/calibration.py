@@ -38,6 +38,7 @@ from parity_models.models.gate import (
     suited,
 )
 from parity_models.tasks.metrics import agreement_for
+from parity_models.trust.doubt import fit_doubt
 
 LEVELS: Final = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
 """The levels of agreement that are always calibrated, if they can be reached."""
@@ -76,7 +77,7 @@ def calibrate_gates(
     fitted to them; labels are not needed. Agreement follows from `metric`. Levels are the usual
     ones and any that the user `named`, if these queries can show them. With `allowed` classes,
     gates are one-sided. Raises UserError for levels out of range, and for classes if `metric` does
-    not judge classes.
+    not judge classes. Each gate also gets a curve of doubt.
     """
     wanted = check_levels(named)
     agreement = agreement_for(metric, outputs.predictions)
@@ -92,8 +93,11 @@ def calibrate_gates(
             reached = reached_by_class(
                 sure, agreed, said, allowed, named=wanted, seed=outputs.seed, risk=risk
             )
+            may = np.isin(said, [each.number for each in allowed])
+            curve = fit_doubt(np.where(may, sure, np.nan), agreed, outputs.seed)
         else:
             reached = reached_levels(sure, agreed, named=wanted, seed=outputs.seed, risk=risk)
+            curve = fit_doubt(sure, agreed, outputs.seed)
         gates[stand_in] = Calibration(
             agreement.kind,
             agreement.tolerance,
@@ -102,6 +106,7 @@ def calibrate_gates(
             risk,
             tuple(reached),
             tuple(allowed),
+            curve,
         )
     return gates
 

@@ -6,6 +6,7 @@ queries (`evaluation.calibration`), for each of some levels of agreement.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -44,10 +45,17 @@ EVERYTHING, NOTHING = -1e9, 1e9
 ANY_CLASS = "all"
 """Lifts a restriction to some classes."""
 
+ENOUGH = 5.0
+"""Evidence is enough to show a budget if so many outputs were expected to differ (trust/doubt.py).
+"""
+
 LEAST_LEVEL = 0.01
 """The lowest level of agreement."""
 
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+Doubt = Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
+Expected = Annotated[float, msgspec.Meta(gt=0.0)]
+Differed = Annotated[int, msgspec.Meta(ge=0, le=100_000)]
 
 
 class AnsweredClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,13 +93,51 @@ class GateLevel(_Reached, frozen=True):
     classes: tuple[ClassLevel, ...] = ()
 
 
+class DoubtCurve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The probability that an output differs from the model's, given its confidence.
+
+    `doubts` at some `confidences`, which ascend; log-linear between them, constant outside. They
+    never rise with confidence. `queries` calibrated the curve.
+
+    `evidence` says how well it does on queries that it was not fitted to. Each entry is about the
+    outputs with the least doubt, up to more and more of them: the number that was expected to
+    differ (the sum of their doubts), and the number that did.
+    """
+
+    confidences: Annotated[tuple[float, ...], msgspec.Meta(min_length=1)]
+    doubts: Annotated[tuple[Doubt, ...], msgspec.Meta(min_length=1)]
+    queries: Annotated[int, msgspec.Meta(ge=0)] = 0
+    evidence: tuple[tuple[Expected, Differed], ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.confidences) != len(self.doubts):
+            raise ValueError("a curve needs a doubt for each confidence")
+        if any(b <= a for a, b in pairwise(self.confidences)):
+            raise ValueError("a curve's confidences must ascend")
+        if any(b > a for a, b in pairwise(self.doubts)):
+            raise ValueError("doubts must not rise with confidence")
+        if any(b < a for a, b in pairwise(self.evidence)):
+            raise ValueError("a curve's evidence must ascend")
+
+    @property
+    def smallest_shown(self) -> float:
+        """The smallest share of all answers that differ which the queries can show to hold."""
+        return min(1.0, ENOUGH / self.queries) if self.queries else 1.0
+
+    def of(self, confidence: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the doubts of outputs with this confidence (n,): (n,), 1 where it is NaN."""
+        found = np.exp(np.interp(confidence, self.confidences, np.log(self.doubts)))
+        return np.where(np.isnan(confidence), 1.0, found)
+
+
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The gate of one stand-in, with the levels that it can reach, ascending.
 
     `kind` and `tolerance` define agreement (`tasks.metrics.Agreement`); `confidence` is compared
     with thresholds. Tests on `queries` queries leave a probability of at most `risk` that the true
     agreement at any level is below that level. If there are classes in `answer_only`, no other
-    class is answered at any level.
+    class is answered at any level. `curve` gives the doubt of single outputs; bundles that were
+    calibrated before version 0.3 have none (see `trust.doubt.curve_of`).
     """
 
     kind: AgreementKind
@@ -101,6 +147,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     risk: Share
     levels: tuple[GateLevel, ...] = ()
     answer_only: tuple[AnsweredClass, ...] = ()
+    curve: DoubtCurve | None = None
 
     @property
     def allowed(self) -> dict[int, str]:
@@ -152,6 +199,12 @@ class Gates(Printed, dict[StandIn, Calibration]):
             )
             + "; calibrate with more queries, or train it for longer"
             for name in without
+        ]
+        notes += [
+            f"{name}: {curve.queries:,} queries show budgets from {curve.smallest_shown:.2%} of "
+            "all answers on (--differ)"
+            for name, calibration in self.items()
+            if (curve := calibration.curve) is not None
         ]
         if not self:
             notes.append("no stand-in is calibrated, so each may answer every query")

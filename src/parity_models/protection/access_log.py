@@ -33,7 +33,6 @@ from parity_models.protection.scene import (
     WARM_UP,
     Outcome,
     Scene,
-    Service,
     SimulationOptions,
     outcome_table,
     service_of,
@@ -61,7 +60,7 @@ NEARBY = 8
 ASKED = (0.02, 0.05, 0.1, 0.2)
 """The shares of requests for which a stand-in behind a proxy is tried, the smallest first."""
 
-TAKEN = ("instances", "backup_time", "coverage", "agreement", "seed")
+TAKEN = ("instances", "backup_time", "coverage", "differ", "agreement", "seed")
 """The options that a log leaves open."""
 
 WIDTH = 60
@@ -292,8 +291,8 @@ def advise(
         bundle: A bundle with a backup, or its folder. Its time relative to the model counts.
             Without one, give a `backup_time`, and the backup's `coverage`.
         options: All options as a SimulationOptions, instead of fields by name.
-        **given: Fields of SimulationOptions: `instances`, `backup_time`, `coverage`, `agreement`,
-            `seed`. The log gives all else.
+        **given: Fields of SimulationOptions: `instances`, `backup_time`, `coverage`, `differ`,
+            `agreement`, `seed`. The log gives all else.
 
     Returns:
         The outcomes. They print as a table and a picture.
@@ -313,21 +312,30 @@ def advise(
         raise UserError(f"the requests of {log_file} took no time; there is nothing to plan")
     service = service_of(bundle, replace(chosen, service_time=run))
     backup = service.seconds.get(BACKUP)
-    coverage = service.coverage.get(str(Source.BACKUP), 1.0)
+    coverage = service.coverage.get(Source.BACKUP, 1.0)
     seconds = {DEPLOYED: run} if backup is None else {DEPLOYED: run, BACKUP: backup}
-    stand_ins, gates = StandIns(None, backup is not None), {str(Source.BACKUP): coverage}
-    service = Service(seconds, stand_ins, gates, overhead=0.0)
+    service = replace(
+        service,
+        seconds=seconds,
+        stand_ins=StandIns(None, backup is not None),
+        overhead=0.0,
+        max_batch=1,
+        added={},
+    )
     warm_up = len(log.arrivals) // (WARM_UP + 1)
     logged = log.latencies[warm_up:]
     busy = 1e3 * sum(sum(took) for _, took in log.servers) / len(log.arrivals)
     passed = np.random.default_rng(chosen.seed).random(len(logged)) < coverage
+    surest = service.doubts.get(Source.BACKUP, ())
+    doubt = float(np.mean(surest[: max(1, int(coverage * len(surest)))] or 0.0))
 
     def proxied(timeout: float) -> Outcome:
         """Return the outcome if a stand-in is asked when requests reach this age."""
         answered = passed & (logged > timeout + (backup or 0.0))
         latencies = np.where(answered, timeout + (backup or 0.0), logged)
         p50, p99, p999 = (1e3 * np.quantile(latencies, (0.5, 0.99, 0.999))).tolist()
-        return Outcome(p50, p99, p999, 1.0, float(answered.mean()), 0.0, {}, busy, 0.0)
+        share = float(answered.mean())
+        return Outcome(p50, p99, p999, 1.0, share, 0.0, {}, busy, 0.0, share * doubt)
 
     timeouts = [ceil(1e3 * float(np.quantile(logged, 1 - share))) / 1e3 for share in ASKED]
     most = ALIKE * min(proxied(each).p99_ms for each in timeouts)
@@ -342,5 +350,6 @@ def advise(
     shares = {role: each / run for role, each in seconds.items()}
     scene = Scene(service, simulation, partial(_Replay, log, shares))
     for name, policy in choices.items():
-        rows[name] = scene.outcome(PolicyChoice(policy, dispatch="latency-aware"))
+        choice = PolicyChoice(policy, dispatch="latency-aware")
+        rows[name] = scene.outcome(choice.within(chosen.differ) if choice.has_budget else choice)
     return LogAdvice(log, rows, timeout, float((logged > timeout).mean()), backup, coverage)

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from parity_models.codes import CodeSpec
+from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle
 from parity_models.options import gather
 from parity_models.printed import Printed
@@ -112,7 +113,10 @@ def simulate(
         each if isinstance(each, PolicyChoice) else PolicyChoice.parse(each)
         for each in policies or usual
     ]
-
+    if chosen.differ is not None:
+        if not any(each.has_budget for each in asked):
+            raise UserError(f"--differ is for the policy {Adaptive.name}; leave it out")
+        asked = [each.within(chosen.differ) if each.has_budget else each for each in asked]
     baselines = [
         PolicyChoice(NoRedundancy.name, dispatch=None if rule == SINGLE_QUEUE else rule)
         for rule in dict.fromkeys([SINGLE_QUEUE, *(each.rule for each in asked)])

@@ -4,29 +4,26 @@ They are ranked by the test queries. The calibration queries are for the chosen 
 choice cannot favour one that happened to agree on those.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from parity_models.evaluation.accuracy import Interval, share_interval
-from parity_models.evaluation.calibration import (
-    LEVELS,
-    RISK,
-    calibrate_gates,
-    estimate_coverage,
-)
+from parity_models.evaluation.calibration import RISK, calibrate_gates, estimate_coverage
 from parity_models.evaluation.outputs import Outputs, deployed_predictor
 from parity_models.models.bundle import Bundle, write_bundle
-from parity_models.models.gate import Calibration, suited
+from parity_models.models.gate import Calibration, confidences, suited
 from parity_models.models.inference_time import inference_times
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.queries import commonest
-from parity_models.protection.plan import Goal, Planner
-from parity_models.protection.scene import ALIKE, Outcome, Service
-from parity_models.roles import BACKUP, DEPLOYED, source_of
+from parity_models.protection.scene import ALIKE, QUANTILES, Outcome, Service
+from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.policies import StandIns
 from parity_models.tasks.metrics import METRICS, agreement_for, labels_from, score
 from parity_models.training.candidates import Candidate, Exported, Lesson, saving
+from parity_models.trust.doubt import fit_doubt
 
 FIRST_CHOICE = 0.8
 """The first choice is calibrated at this share of the risk; if its level is not shown, the next one
@@ -40,7 +37,8 @@ class Finalist:
     `ms` are the milliseconds of a run, and `share` their ratio to the model's. `agreement` is the
     score with the deployed model's predictions as labels, on test queries, and `interval` that
     score's. `covered` is the share of queries that it may answer at the wanted level, an estimate
-    until it is calibrated. `outcome` is simulated, with it as the stand-in.
+    until it is calibrated. `doubts` are equally likely doubts of its outputs, ascending. `outcome`
+    is simulated, with it as the stand-in.
     """
 
     name: str
@@ -49,6 +47,7 @@ class Finalist:
     agreement: float
     interval: Interval | None
     covered: float
+    doubts: Sequence[float]
     outcome: Outcome | None = None
 
     @property
@@ -56,29 +55,29 @@ class Finalist:
         """The mean time that it saves a late query over a copy, as a share of the model's."""
         return saving(self.covered, self.share)
 
-    def service(self, covered: float, level: float | None = None) -> Service:
-        """Return the service with this stand-in, which may answer a share `covered` of queries."""
+    def service(self, *, gated: bool) -> Service:
+        """Return the service with this stand-in; if `gated`, it may answer a share `covered`."""
+        covered = {Source.BACKUP: self.covered}
         return Service(
             {DEPLOYED: self.ms / self.share / 1e3, BACKUP: self.ms / 1e3},
             StandIns(None, True),
-            {str(source_of(BACKUP)): covered},
-            level=level,
+            covered,
+            covered if gated else {},
+            {Source.BACKUP: self.doubts},
         )
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A finalist with its models, a bundle of these and the deployed model, and the `coverage` by
-    level: the estimated share of queries that it may answer."""
+    """A finalist with its models, and a bundle of these and the deployed model."""
 
     finalist: Finalist
     candidate: Candidate
     exported: Exported
     bundle: Bundle
-    coverage: Mapping[float, float]
 
-    def calibrate(self, level: float, risk: float) -> Calibration | None:
-        """Return its gate, and record the share that it may answer at the level.
+    def calibrate(self, level: float | None, risk: float) -> Calibration | None:
+        """Return its calibration, and record the share that it may answer at the level.
 
         None if the calibration queries do not show that it reaches the level.
         """
@@ -87,10 +86,12 @@ class Trained:
         (gate,) = calibrate_gates(
             Outputs(self.bundle, lesson.queries.calibration),
             metric=lesson.data.metric,
-            named=[level],
+            named=[] if level is None else [level],
             allowed=lesson.allowed,
             risk=risk,
         ).values()
+        if level is None:
+            return gate
         if (reached := gate.at_least(level)) is None:
             return None
         self.finalist.covered = reached.coverage
@@ -129,68 +130,43 @@ def measure(
         agreed = score(metric, answers.outputs, right)
         of_classes = METRICS[metric].kind == "classes"
         interval = share_interval(agreed, len(right)) if of_classes else None
-        coverage = {
-            level: estimate_coverage(answers.gave, wanted, metric, level, lesson.allowed)
-            for level in {*LEVELS, lesson.level}
-        }
-        if suited(agreement_for(metric, wanted).kind, answers.gave) == "none":
-            coverage = {level: float(each >= level) for level, each in coverage.items()}
-        covered = coverage[lesson.level]
-        finalist = Finalist(candidate.name, ms, ms / base, agreed, interval, covered)
-        found.append(Trained(finalist, candidate, made, bundle, coverage))
+        covered = estimate_coverage(answers.gave, wanted, metric, lesson.level, lesson.allowed)
+        agreement = agreement_for(metric, wanted)
+        confidence = suited(agreement.kind, answers.gave)
+        if confidence == "none":
+            covered = float(covered >= lesson.level)
+        sure = confidences(confidence, answers.gave)
+        doubts = fit_doubt(sure, agreement(answers.outputs, wanted)).of(sure)
+        spread = np.quantile(doubts, np.linspace(0, 1, QUANTILES)).tolist()
+        finalist = Finalist(candidate.name, ms, ms / base, agreed, interval, covered, spread)
+        found.append(Trained(finalist, candidate, made, bundle))
     return base, found
 
 
-@dataclass(frozen=True)
-class GatedFinalist:
-    """A finalist with a gate of a `level`, and the simulated outcome."""
+def preferred(among: Sequence[Trained]) -> Trained:
+    """Return the finalist with the lowest simulated p99; of those that differ by chance, the one
+    that saves a late query most."""
 
-    trained: Trained
-    level: float
-    outcome: Outcome
+    def p99(one: Trained) -> float:
+        assert one.finalist.outcome is not None
+        return one.finalist.outcome.p99_ms
 
-
-def gated_within(trained: Trained, goal: Goal) -> Iterator[GatedFinalist]:
-    """Yield each policy with the lowest level at which few enough of all answers differ."""
-    services = [
-        trained.finalist.service(covered, level)
-        for level in LEVELS
-        if (covered := trained.coverage[level])
-    ]
-    for plan in Planner(services[-1], goal).plans(services).plans if services else ():
-        if plan.level is not None and not plan.missed:
-            yield GatedFinalist(trained, plan.level, plan.outcome)
+    lowest = min(map(p99, among))
+    alike = (one for one in among if p99(one) <= ALIKE * lowest)
+    return max(alike, key=lambda one: one.finalist.saving)
 
 
-def preferred(among: Sequence[GatedFinalist], *, cheapest: bool = False) -> GatedFinalist:
-    """Return the finalist with the lowest p99; of those that differ by chance, the one that saves a
-    late query most. If `cheapest`: the least work and, of those alike, the lowest p99."""
+def choose(trained: Sequence[Trained], level: float | None) -> tuple[Trained, Calibration] | None:
+    """Return the preferred finalist and its calibration, which shows this `level` of agreement.
 
-    def rank(one: GatedFinalist) -> tuple[float, float]:
-        if cheapest:
-            return one.outcome.busy_ms, one.outcome.p99_ms
-        return one.outcome.p99_ms, -one.trained.finalist.saving
-
-    lowest = min(rank(one)[0] for one in among)
-    alike = (one for one in among if rank(one)[0] <= ALIKE * lowest)
-    return min(alike, key=lambda one: rank(one)[1])
-
-
-def choose(
-    gated: Sequence[GatedFinalist], within: Sequence[GatedFinalist] = ()
-) -> tuple[Trained, Calibration] | None:
-    """Return the preferred finalist and its gate.
-
-    First come those `within` the share of answers that may differ, the cheapest first, then all
-    others. If calibration does not show the level of one, take the next; None if it shows none.
+    If calibration does not show it, take the next; None if it shows it for none.
     """
-    risk = RISK
-    for left, cheapest in ((list(within), True), (list(gated), False)):
-        while left:
-            best = preferred(left, cheapest=cheapest)
-            gate = best.trained.calibrate(best.level, FIRST_CHOICE * risk)
-            if gate is not None:
-                return best.trained, gate
-            left = [each for each in left if each is not best]
-            risk *= 1 - FIRST_CHOICE
+    left, risk = list(trained), RISK
+    while left:
+        best = preferred(left)
+        gate = best.calibrate(level, FIRST_CHOICE * risk)
+        if gate is not None:
+            return best, gate
+        left.remove(best)
+        risk *= 1 - FIRST_CHOICE
     return None

@@ -1,6 +1,6 @@
 """The policy and the number of instances for a goal and a load, by simulation: `plan`."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, inf
 from pathlib import Path
@@ -19,12 +19,11 @@ from parity_models.protection.scene import (
     Scene,
     Service,
     SimulationOptions,
-    at_all_levels,
     outcome_table,
     service_of,
 )
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.scheduling.policies import Adaptive, Cascade, EqualResources, Hedging
+from parity_models.scheduling.policies import Adaptive, EqualResources, Hedging
 
 QUERIES = 20_000
 """Queries of one simulation, by default."""
@@ -39,17 +38,6 @@ MAX_FACTOR, MAX_INSTANCES = 4, 1000
 ANSWERED = 0.999
 """The share of queries that have to be answered."""
 
-DIFFER = Option(
-    "The share of all answers that may differ from the model's; chooses the policy and the gate.",
-    above=0,
-    below=1,
-    unit=SHARE,
-)
-
-
-Choices = list[tuple[PolicyChoice, Sequence[Service]]]
-"""Policies, the simplest first, each with the services that are tried with it, in order."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Goal(SimulationOptions):
@@ -61,7 +49,6 @@ class Goal(SimulationOptions):
     p999: Annotated[
         float | None, Option("99.9 % of the answers come within this time.", unit=SECONDS, above=0)
     ] = None
-    differ: Annotated[float | None, replace(DIFFER, excludes="agreement")] = None
     headroom: Annotated[
         float,
         Option(
@@ -77,26 +64,17 @@ class Goal(SimulationOptions):
 class Plan:
     """A policy with a number of instances, and its outcome.
 
-    `agreement` is the share of all answers that agree with the model; None: unknown. `missed` are
-    the parts of the goal that are not met, and `excess` is the factor by which the worst is missed.
-    `level` is that of its gates, if it was chosen, and `differ` the largest share of all answers
-    that differ from the model's, as the level promises.
+    `missed` are the parts of the goal that are not met, and `excess` is the factor by which the
+    worst is missed. `agreement` is the level of its gates, if that was asked for.
     """
 
     policy: PolicyChoice
     instances: int
     outcome: Outcome
-    agreement: float | None
     missed: tuple[str, ...]
     excess: float
     max_batch: int
-    level: float | None = None
-    differ: float = 0.0
-
-    @property
-    def name(self) -> str:
-        """The policy, with the options that are not the defaults, and the gates' level."""
-        return str(self.policy) if self.level is None else f"{self.policy}, gate {self.level:g}"
+    agreement: float | None = None
 
     @property
     def flags(self) -> str:
@@ -105,7 +83,7 @@ class Plan:
         return (
             f"--policy {self.policy} --instances {self.instances} --max-batch {self.max_batch}"
             f"{'' if dispatch is None else f' --dispatch {dispatch}'}"
-            f"{'' if self.level is None else f' --agreement {self.level:g}'}"
+            f"{'' if self.agreement is None else f' --agreement {self.agreement:g}'}"
         )
 
 
@@ -137,28 +115,24 @@ class Plans(Printed):
         if self.best is None:
             near = self.nearest
             said = (
-                f"no plan fits: the nearest is {near.name} with {_counted(near.instances)}, which "
-                f"has {', '.join(near.missed)}"
+                f"no plan fits: the nearest is {near.policy} with {_counted(near.instances)}, "
+                f"which has {', '.join(near.missed)}"
             )
             if self.enough is not None:
-                return f"{said}; {self.enough.name} fits with {_counted(self.enough.instances)}"
+                return f"{said}; {self.enough.policy} fits with {_counted(self.enough.instances)}"
             return f"{said}; give it more time, a faster model, or a stand-in"
         best, found = self.best, self.best.outcome
         said = (
-            f"Take {best.name} with {_counted(best.instances)}: p50 {found.p50_ms:.1f}, p99 "
+            f"Take {best.policy} with {_counted(best.instances)}: p50 {found.p50_ms:.1f}, p99 "
             f"{found.p99_ms:.1f}, p99.9 {found.p999_ms:.1f} ms; {found.busy_ms:.1f} ms of an "
             f"instance for each query, {found.idle:.0%} idle."
         )
         if not found.stood_in and self.service.stand_ins:
             said += "\nThe goal is met without a stand-in."
-        elif best.level is not None:
+        elif found.stood_in:
             said += (
-                f"\n{found.stood_in:.1%} of all answers are a stand-in's, and at most "
-                f"{best.differ:.2%} of all differ from the model's."
-            )
-        if self.goal.differ is None and self.service.stand_ins.backup and self.bundle:
-            said += (
-                "\nSay how many of all answers may differ (--differ 1%), and a cascade is tried."
+                f"\n{found.stood_in:.1%} of all answers are a stand-in's, and {found.differ:.3%} "
+                "of all are expected to differ from the model's; --differ says how many may."
             )
         return said + f"\nServe it with: parm serve {self.bundle or 'BUNDLE'} {best.flags}"
 
@@ -171,18 +145,13 @@ class Plans(Printed):
         said += [f"A unit takes: {times}. Load: {self.rate:.4g} queries/s."]
         rows = [
             (
-                each.name,
+                str(each.policy),
                 each.outcome,
-                (
-                    str(each.instances),
-                    f"{each.outcome.idle:.0%}",
-                    "?" if each.agreement is None else f"{each.agreement:.1%}",
-                    ", ".join(each.missed),
-                ),
+                (str(each.instances), f"{each.outcome.idle:.0%}", ", ".join(each.missed)),
             )
             for each in self.plans
         ]
-        return [*said, outcome_table("", rows, ("inst.", "idle", "agrees", "misses")), self.advice]
+        return [*said, outcome_table("", rows, ("inst.", "idle", "misses")), self.advice]
 
 
 def plan(
@@ -217,9 +186,7 @@ def plan(
             "there is no load to plan for; give --rate, --instances, or an access log with --log"
         )
     opened = bundle if bundle is None or isinstance(bundle, Bundle) else open_bundle(bundle)
-    service = service_of(opened, goal)
-    services = [] if goal.differ is None else at_all_levels(service, opened)
-    found = Planner(service, goal).plans(services)
+    found = Planner(service_of(opened, goal), goal).plans()
     if opened is None:
         return found
     accuracy = opened.manifest.accuracy
@@ -231,16 +198,15 @@ class Planner:
     """Simulates plans of one service under one load."""
 
     def __init__(self, service: Service, goal: Goal) -> None:
-        self._service, self._goal = replace(service, level=None), goal
+        self._service, self._goal = service, goal
         self.rate = goal.rate or 0.5 * (goal.instances or 1) / service.unit
         self.least = max(1, ceil(self.rate * service.query / (1 - goal.headroom)))
         """The fewest instances that the load and the headroom need."""
 
-    def plans(self, gated: Sequence[Service] = ()) -> Plans:
+    def plans(self) -> Plans:
         """Try the policies with the given instances or, without, with as few as suffice.
 
-        With services `gated` at ascending levels, policies with stand-ins, a cascade included, are
-        tried at each level, up to the first at which few enough answers differ.
+        Raises UserError if the load takes more instances than can be simulated.
         """
         if self.least > MAX_INSTANCES:
             raise UserError(
@@ -248,67 +214,48 @@ class Planner:
                 f"{self.least:,} instances, more than the {MAX_INSTANCES:,} that are simulated; "
                 "plan for a part of the load"
             )
-        own, some = [self._service], self._service.stand_ins
-        hedging = (PolicyChoice(Hedging.name, each, dispatch="latency-aware") for each in HEDGING)
-        choices: Choices = [(each, own) for each in (PolicyChoice(EqualResources.name), *hedging)]
-        if some:
-            choices.append((PolicyChoice(Adaptive.name), gated or own))
-        if gated and some.backup:
-            choices.append((PolicyChoice(Cascade.name), gated))
-        plans = tuple(self._tried(choices, self._goal.instances))
+        choices = [PolicyChoice(EqualResources.name)]
+        choices += [PolicyChoice(Hedging.name, each, dispatch="latency-aware") for each in HEDGING]
+        if self._service.stand_ins:
+            choices.append(PolicyChoice(Adaptive.name).within(self._goal.differ))
+        given = self._goal.instances
+        plans = tuple(self._plan(each, given) if given else self._fewest(each) for each in choices)
         best, enough = _best(plans), None
-        if best is None and self._goal.instances:
-            enough = _best(self._tried(choices, None))
+        if best is None and given:
+            enough = _best(map(self._fewest, choices))
         return Plans(self._service, self._goal, self.rate, plans, best, enough)
 
-    def _tried(self, choices: Choices, instances: int | None) -> Iterator[Plan]:
-        """Yield a plan of each choice with each of its services, up to one that differs little."""
-        for choice, services in choices:
-            for service in services:
-                if instances:
-                    plan = self._plan(choice, instances, service)
-                else:
-                    plan = self._fewest(choice, service)
-                yield plan
-                if plan.differ <= (self._goal.differ or 1.0):
-                    break
-
-    def _fewest(self, choice: PolicyChoice, service: Service) -> Plan:
+    def _fewest(self, choice: PolicyChoice) -> Plan:
         """Plan with the fewest instances that suffice, or else the most that are tried."""
         low, high = self.least, self.least
         most = min(MAX_INSTANCES, MAX_FACTOR * self.least + 2)
-        plan = self._plan(choice, high, service)
+        plan = self._plan(choice, high)
         while plan.missed and high < most:
             low, high = high + 1, min(most, ceil(1.5 * high) + (high == 1))
-            plan = self._plan(choice, high, service)
+            plan = self._plan(choice, high)
         while not plan.missed and low < high:
             middle = (low + high) // 2
-            tried = self._plan(choice, middle, service)
+            tried = self._plan(choice, middle)
             low, high = (middle + 1, high) if tried.missed else (low, middle)
             plan = plan if tried.missed else tried
         return plan
 
-    def _plan(self, choice: PolicyChoice, instances: int, service: Service) -> Plan:
+    def _plan(self, choice: PolicyChoice, instances: int) -> Plan:
         """Simulate a plan."""
-        goal, level = self._goal, service.level
+        goal, service = self._goal, self._service
         options = replace(goal, rate=self.rate, instances=instances)
         outcome = Scene.of(service, options, queries=QUERIES).outcome(choice)
-        agreement = service.agreement
-        if not outcome.stood_in:
-            agreement = 1.0
-        elif agreement is not None:
-            agreement = 1 - outcome.stood_in * (1 - agreement)
-        differ = 0.0 if level is None else outcome.stood_in * (1 - level)
         factors = {
             f"p99 {outcome.p99_ms:.1f} ms": outcome.p99_ms / (1e3 * (goal.p99 or inf)),
             f"p99.9 {outcome.p999_ms:.1f} ms": outcome.p999_ms / (1e3 * (goal.p999 or inf)),
             f"{outcome.idle:.0%} idle": (1 - outcome.idle) / (1 - goal.headroom),
             f"{1 - outcome.answered:.1%} without an answer": ANSWERED / outcome.answered,
-            f"{differ:.2%} differ": differ / (goal.differ or inf),
         }
         missed = tuple(said for said, factor in factors.items() if factor > 1)
-        worst, batch = max(factors.values()), service.max_batch
-        return Plan(choice, instances, outcome, agreement, missed, worst, batch, level, differ)
+        agreement = goal.agreement if choice.has_budget else None
+        return Plan(
+            choice, instances, outcome, missed, max(factors.values()), service.max_batch, agreement
+        )
 
 
 def _counted(instances: int) -> str:

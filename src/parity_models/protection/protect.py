@@ -27,14 +27,10 @@ from parity_models.progress import Callbacks
 from parity_models.protection.finalists import (
     FIRST_CHOICE,
     Finalist,
-    GatedFinalist,
     Trained,
     choose,
-    gated_within,
     measure,
 )
-from parity_models.protection.plan import DIFFER, Goal, Plans
-from parity_models.protection.plan import plan as find_plan
 from parity_models.protection.scene import (
     ALIKE,
     INSTANCES,
@@ -42,11 +38,13 @@ from parity_models.protection.scene import (
     Scene,
     SceneOptions,
     Service,
+    SimulationOptions,
     outcome_table,
 )
 from parity_models.roles import DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Adaptive, EqualResources, Hedging
+from parity_models.serving.options import DIFFER
 from parity_models.tasks.metrics import OutputKind
 from parity_models.training.candidates import Lesson
 from parity_models.training.device import BATCH as PREDICTED
@@ -63,6 +61,7 @@ from parity_models.training.teacher import (
     open_teacher,
 )
 from parity_models.training.train import check_place, write_stand_ins
+from parity_models.trust.gates import AGREEMENT
 
 FEWEST, FEWEST_GIVEN = 64, 100
 """The fewest queries to learn from, and to be given: three tenths of the latter are held out."""
@@ -90,22 +89,21 @@ class SearchOptions(TeachingOptions, SceneOptions):
     minutes: Annotated[
         float, Option("Time for the whole search.", above=0, at_most=10_000, metavar="MINUTES")
     ] = 10.0
+    differ: Annotated[float, DIFFER] = Adaptive.Options.differ
     agreement: Annotated[
-        float,
+        float | None,
         Option(
-            "Minimum calibrated agreement with the model for stand-in answers.",
+            "Minimum agreement of single answers of the stand-in, which calibration must show.",
             at_least=LEAST_LEVEL,
             below=1,
             unit=SHARE,
         ),
-    ] = 0.99
-    differ: Annotated[float | None, replace(DIFFER, excludes="ungated")] = None
+    ] = None
     answer_only: Annotated[
         str | None,
         Option(
             "Classes for the stand-in, separated by commas; CLASS=LEVEL sets a higher level.",
             metavar="CLASS[=LEVEL]",
-            excludes="ungated",
         ),
     ] = None
     pool: Annotated[
@@ -115,17 +113,19 @@ class SearchOptions(TeachingOptions, SceneOptions):
             metavar="HOW",
         ),
     ] = None
-    ungated: Annotated[
-        bool,
-        Option("Write the best stand-in without a gate, if queries are too few for one."),
-    ] = False
+
+    @property
+    def gate(self) -> float | None:
+        """The level of agreement that calibration must show; None if there need not be one."""
+        return self.agreement or (AGREEMENT if self.answer_only else None)
 
 
 @dataclass(frozen=True)
 class Report(Printed):
     """All that was measured in a search.
 
-    `model_ms` is the deployed model's time in ms. The chosen one of the `finalists` comes first.
+    `level` is the agreement that candidates are compared at, and `model_ms` the deployed model's
+    time in ms. The chosen one of the `finalists` comes first.
     The simulations had `queries` at a `rate` per second on `instances`; `without` and `hedging` are
     the outcomes without redundancy and with hedging. `dropped` gives the reasons against other
     candidates. `interrupted`: the search was cut off.
@@ -133,6 +133,7 @@ class Report(Printed):
 
     metric: str
     output_kind: OutputKind
+    level: float
     model_ms: float
     finalists: list[Finalist]
     without: Outcome
@@ -148,7 +149,7 @@ class Report(Printed):
         """Tables of the stand-ins found and of the simulations, and the advice."""
         table = Table(title=f"stand-ins found; {self.metric} agreement, %", title_justify="left")
         table.add_column("stand-in", min_width=20)
-        for heading in ("ms", "of model", "agrees", "may answer"):
+        for heading in ("ms", "of model", "agrees", "surest"):
             table.add_column(heading, justify="right")
         table.add_row("the model", f"{self.model_ms:.3f}", "1.00", "100", "")
         for each in sorted(self.finalists, key=lambda one: one.share):
@@ -161,7 +162,10 @@ class Report(Printed):
                 f"{100 * each.agreement:.1f} {span}",
                 f"{100 * each.covered:.1f}",
             )
-        table.caption = "in brackets: intervals that hold the true value in 95 of 100 cases"
+        table.caption = (
+            "in brackets: intervals that hold the true value in 95 of 100 cases\n"
+            f"surest: the largest share of outputs of which {self.level:.4g} agree"
+        )
         rows = [(EqualResources.name, self.without, ()), (Hedging.name, self.hedging, ())]
         rows += [(one.name, one.outcome, ()) for one in self.finalists if one.outcome is not None]
         return [table, outcome_table(f"{self.queries:,} queries", rows), self.advice]
@@ -188,8 +192,9 @@ class Report(Printed):
                 "p99 that may be chance. The best is"
             )
         return (
-            f"{said} {best.name}. It takes {best.share:.2f} of the model's time and may answer "
-            f"{best.covered:.1%} of queries. Simulated: p99 {found.p99_ms:.2f} ms, not "
+            f"{said} {best.name}. It takes {best.share:.2f} of the model's time. Simulated: it "
+            f"answers {found.stood_in:.1%} of queries, and {found.differ:.3%} of all answers "
+            f"differ from the model's; p99 {found.p99_ms:.2f} ms, not "
             f"{without.p99_ms:.2f}; p99.9 {found.p999_ms:.2f} ms, not {without.p999_ms:.2f}; "
             f"{found.busy_ms:.2f} ms of an instance for each query, not {without.busy_ms:.2f}."
         )
@@ -197,14 +202,10 @@ class Report(Printed):
 
 @dataclass(frozen=True, kw_only=True)
 class Protected(Printed, Bundle):
-    """The bundle that a search wrote, the `report`, and the `flags` to serve it as simulated.
-
-    If some answers may `differ`, the policy was chosen among `plans`.
-    """
+    """The bundle that a search wrote, the `report`, and the `flags` to serve it as simulated."""
 
     report: Report
     flags: str
-    plans: Plans | None = None
 
     @property
     def parts(self) -> Sequence[RenderableType]:
@@ -212,8 +213,7 @@ class Protected(Printed, Bundle):
         said = [f"{self.path} holds it; serve it with: parm serve {self.path}{self.flags}"]
         if self.report.interrupted:
             said.append("interrupted: this is the best so far")
-        plans = [] if self.plans is None else self.plans.parts
-        return [*self.report.parts, *plans, *said]
+        return [*self.report.parts, *said]
 
 
 def protect(
@@ -239,19 +239,19 @@ def protect(
         out: The folder of the bundle to write.
         callbacks: Called as the search goes on.
         options: All options as a SearchOptions, instead of fields by name.
-        **given: Fields of SearchOptions, such as minutes and agreement.
+        **given: Fields of SearchOptions, such as minutes and differ.
 
     Returns:
-        The report, and the bundle with the best stand-in: the one with the lowest simulated p99 or,
-        if some answers may `differ`, the one with the least work within that limit. Ctrl-C ends the
-        search and writes the best so far.
+        The report, and the bundle with the best stand-in: the one with the lowest simulated p99,
+        while a share `differ` of all answers may differ. Ctrl-C ends the search and writes the best
+        so far.
 
     Raises:
         DataError: For queries that do not fit.
         ModelError: For a model that cannot be deployed.
         TrainingError: If no candidate could be trained.
         BundleError: A bundle cannot be written to `out`.
-        UserError: For options out of range, for too few queries for the agreement, and if no
+        UserError: For options out of range, for too few queries for an agreement, and if no
             stand-in reaches it; the message names the nearest. Nothing is written then.
     """
     chosen = gather(SearchOptions, options, given)
@@ -260,11 +260,8 @@ def protect(
     chosen.faults(chosen.instances or INSTANCES)  # refuses a wrong plan before the search
     with open_teacher(model, inputs, chosen.output, chosen.pool) as teacher:
         queries = find_queries(teacher, inputs, chosen, least=FEWEST_GIVEN)
-        if queries.calibration is not None and not chosen.ungated:
-            least = chosen.agreement
-            if chosen.differ is not None:
-                least = min(least, LEVELS[0])
-            _check_enough(len(queries.calibration), least)
+        if queries.calibration is not None and chosen.gate is not None:
+            _check_enough(len(queries.calibration), chosen.gate)
         check_place(out)
         lesson = prepare(teacher, queries, chosen, said)
         test = lesson.queries.test
@@ -288,7 +285,6 @@ def _check_enough(queries: int, level: float) -> None:
         f"an agreement of {level:g} takes at least {needed:,} queries to calibrate with, and there "
         f"are {queries:,}: give {HELD_OUT * needed:,} rows of --inputs, a tenth of which calibrates"
         + (f", or --agreement {max(lower):g}" if lower else "")
-        + "; or write a bundle without a gate, with --ungated"
     )
 
 
@@ -315,7 +311,7 @@ def prepare(
     only = answered_classes(teacher.bundle, options.answer_only)
     if only and not data.transform.of_classes:
         raise UserError(f"predictions are {data.output_kind}, not classes; leave out --answer-only")
-    queried, level = teacher.describe(queries.train), options.agreement
+    queried, level = teacher.describe(queries.train), options.gate or AGREEMENT
     learned = teacher, model, queries, data, queried
     return Lesson(*learned, options.seed, level, row_seconds, only)
 
@@ -344,51 +340,44 @@ def _affordable(
 
 def _finish(lesson: Lesson, found: Found, out: Path, options: SearchOptions) -> Protected:
     """Measure, simulate, choose, calibrate and write."""
-    level, late = options.agreement, PolicyChoice(Adaptive.name)
+    late = PolicyChoice(Adaptive.name, {"differ": options.differ})
     count = int(min(MOST_QUERIES, max(LEAST_QUERIES, QUERIES * options.minutes)))
-    goal = Goal(
-        rate=options.rate,
-        instances=options.instances,
-        contention=options.contention,
-        differ=options.differ,
-        seed=options.seed,
-        queries=count,
-        headroom=0.0,
-    )
+    shown = options.gate
+    if lesson.allowed and shown is None:
+        shown = lesson.level
     with TemporaryDirectory() as folder:
         base, trained = measure(found.finalists, lesson, Path(folder))
-        scene = Scene.of(Service({DEPLOYED: base / 1e3}), goal, queries=count)
-        goal = replace(goal, rate=scene.rate, instances=scene.instances)
+        simulated = SimulationOptions(
+            rate=options.rate,
+            instances=options.instances,
+            contention=options.contention,
+            seed=options.seed,
+        )
+        scene = Scene.of(Service({DEPLOYED: base / 1e3}), simulated, queries=count)
 
-        def simulate(finalist: Finalist) -> Outcome:
-            service = finalist.service(finalist.covered)
+        def simulate(finalist: Finalist) -> None:
+            service = finalist.service(gated=shown is not None)
             finalist.outcome = replace(scene, service=service).outcome(late)
-            return finalist.outcome
 
-        able = [each for each in trained if each.finalist.covered]
-        gated = [GatedFinalist(each, level, simulate(each.finalist)) for each in able]
-        gate = None
-        if options.ungated:
-            best = max(trained, key=lambda each: (each.candidate.score, -each.finalist.share))
-            best.finalist.covered = 1.0
-        else:
-            differing = trained if options.differ is not None else []
-            within = [one for each in differing for one in gated_within(each, goal)]
-            chosen = choose(gated, within)
-            if chosen is None:
-                nearest = max((each.finalist for each in trained), key=lambda one: one.agreement)
-                raise UserError(
-                    f"no stand-in was shown to agree with the model in {level:g} of cases: the "
-                    f"nearest is {nearest.name}, which scores {nearest.agreement:.3f} on all test "
-                    "queries; give a lower --agreement, more --inputs, or more --minutes, or write "
-                    "it without a gate, with --ungated"
-                )
-            best, gate = chosen
+        able = [each for each in trained if shown is None or each.finalist.covered]
+        for each in able:
+            simulate(each.finalist)
+        chosen = choose(able, shown)
+        if chosen is None:
+            nearest = max((each.finalist for each in trained), key=lambda one: one.agreement)
+            raise UserError(
+                f"no stand-in was shown to agree with the model in {shown:g} of cases: the "
+                f"nearest is {nearest.name}, which scores {nearest.agreement:.3f} on all test "
+                "queries; give a lower --agreement, more --inputs, or more --minutes"
+            )
+        best, gate = chosen
         bundle = write_protected(lesson, best, gate, out)
     simulate(best.finalist)
+    assert lesson.level is not None
     report = Report(
         lesson.data.metric,
         lesson.data.output_kind,
+        lesson.level,
         base,
         [best.finalist, *(each.finalist for each in trained if each is not best)],
         scene.outcome(PolicyChoice(EqualResources.name)),
@@ -399,20 +388,19 @@ def _finish(lesson: Lesson, found: Found, out: Path, options: SearchOptions) -> 
         found.dropped,
         found.interrupted,
     )
-    flags = "" if options.ungated else f" --agreement {level}"
-    plans = None if options.differ is None else find_plan(bundle, options=goal)
-    if plans is not None and plans.best is not None:
-        flags = f" {plans.best.flags}"
-    elif report.rival is not None:
+    if report.rival is not None:
         flags = f" --policy {report.rival}"
-    return Protected(**vars(bundle), report=report, flags=flags, plans=plans)
+    else:
+        flags = f" --differ {options.differ:g}"
+        flags += "" if options.agreement is None else f" --agreement {options.agreement:g}"
+    return Protected(**vars(bundle), report=report, flags=flags)
 
 
-def write_protected(lesson: Lesson, chosen: Trained, gate: Calibration | None, out: Path) -> Bundle:
+def write_protected(lesson: Lesson, chosen: Trained, gate: Calibration, out: Path) -> Bundle:
     """Write the deployed model and the `chosen` stand-in to `out`: a whole bundle or nothing."""
     queries, made = lesson.queries, chosen.exported
     assert queries.test is not None
-    gates: dict[StandIn, Calibration] = {} if gate is None else {"backup": gate}
+    gates: dict[StandIn, Calibration] = {"backup": gate}
     return write_stand_ins(
         out,
         lesson.teacher.bundle,

@@ -26,6 +26,7 @@ from parity_models.emulation import (
 )
 from parity_models.errors import UserError
 from parity_models.models.bundle import BATCH, Bundle, open_bundle
+from parity_models.models.gate import Calibration, DoubtCurve
 from parity_models.models.inference_time import measure_models
 from parity_models.options import SECONDS, SHARE, Option, Options
 from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role, source_of
@@ -33,8 +34,10 @@ from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import StandIns
 from parity_models.scheduling.work import SchedulerConfig
 from parity_models.serving.deployment import extra_instances, stand_ins_of
+from parity_models.serving.options import DIFFER_OR_DEFAULT
 from parity_models.simulation import FAILED, SOURCES, Driver, Simulation, simulate
-from parity_models.trust.gates import choose_gates
+from parity_models.trust.doubt import Audit, curve_of
+from parity_models.trust.gates import calibrations_of, choose_gates
 
 INSTANCES = 12
 """The default number of simulated instances."""
@@ -50,6 +53,14 @@ WARM_UP = 10
 
 ALIKE = 1.05
 """The largest ratio of two p99, or of two busy times, that chance explains."""
+
+
+QUANTILES = 200
+"""The doubts by which a simulation knows a stand-in."""
+
+USUAL_DOUBTS = tuple(np.geomspace(1e-4, 0.5, QUANTILES).tolist())
+"""The doubts of a stand-in without a bundle: 94 % of all its outputs agree with the model's, and
+99 % of the surest three quarters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +127,11 @@ class SimulationOptions(SceneOptions):
             unit=SHARE,
         ),
     ] = 1.0
+    differ: Annotated[float | None, DIFFER_OR_DEFAULT] = None
     agreement: Annotated[
         float | None,
         Option(
-            "The level of the bundle's gates: the minimum agreement of stand-ins with the model.",
+            "Minimum agreement of single answers of the bundle's stand-ins: a gate. 0: no gates.",
             at_least=0,
             below=1,
             unit=SHARE,
@@ -134,18 +146,32 @@ class Service:
     `seconds` is the median time of a unit of one query, by role; `overhead` is added to every unit.
     Units have up to `max_batch` queries, and each after the first adds a share `added` to their
     time, by role. `coverage` is the share of queries that each gated stand-in may answer, by
-    source. `agreement` is the lowest share of a stand-in's answers that are the model's (None:
-    unknown), and `level` the lowest that a gate promises.
+    source; `floor` that with a policy that has a budget of answers that may differ. `doubts` are
+    equally likely doubts of each stand-in's outputs, ascending, and `curves` the calibrated ones.
     """
 
     seconds: Mapping[str, float]
     stand_ins: StandIns = field(default_factory=StandIns)
-    coverage: Mapping[str, float] = field(default_factory=dict)
-    agreement: float | None = None
+    coverage: Mapping[Source, float] = field(default_factory=dict)
+    floor: Mapping[Source, float] = field(default_factory=dict)
+    doubts: Mapping[Source, Sequence[float]] = field(default_factory=dict)
+    curves: Mapping[Source, DoubtCurve] = field(default_factory=dict)
     overhead: float = DISPATCH
     max_batch: int = 1
     added: Mapping[str, float] = field(default_factory=dict)
-    level: float | None = None
+
+    def emulate(self, faults: FaultPlan, differ: float | None) -> FaultPlan:
+        """Return the plan with these stand-ins, as they answer within this budget of answers that
+        may differ; None for a policy without one."""
+        doubts = {}
+        for source, each in self.doubts.items():
+            curve = self.curves.get(source)
+            factor = 1.0 if differ is None or curve is None else Audit(curve, differ).factor
+            doubts[source] = tuple(min(1.0, factor * doubt) for doubt in each)
+        covered = self.coverage if differ is None else self.floor
+        return msgspec.structs.replace(
+            faults, coverage=1.0, coverages=dict(covered), doubts=(), doubts_of=doubts
+        )
 
     @property
     def unit(self) -> float:
@@ -166,9 +192,9 @@ def service_of(
 
     The bundle's gates have the level `options.agreement` (see `choose_gates`), and the time of
     `options.service_time`, if given, scales all of its times. Without a bundle there are parity
-    models of `code`, if given, that take as long as the model, and further queries of a batch cost
-    nothing. Raises UserError for a level that the bundle is not calibrated for, and if the model's
-    time is unknown.
+    models of `code`, if given, that take as long as the model, further queries of a batch cost
+    nothing, and stand-ins have USUAL_DOUBTS. Raises UserError for a level that the bundle is not
+    calibrated for, and if the model's time is unknown.
     """
     service_time = options.service_time
     if bundle is not None:
@@ -189,8 +215,9 @@ def service_of(
     if options.backup_time is not None:
         seconds[BACKUP] = options.backup_time
     stand_ins = StandIns(made, options.backup_time is not None)
-    coverage = {str(source_of(role)): options.coverage for role in seconds if role != DEPLOYED}
-    return Service(seconds, stand_ins, coverage)
+    sources = {source_of(role) for role in seconds if role != DEPLOYED}
+    covered = dict.fromkeys(sources, options.coverage)
+    return Service(seconds, stand_ins, covered, covered, dict.fromkeys(sources, USUAL_DOUBTS))
 
 
 def _measured(bundle: Bundle, options: SimulationOptions) -> Service:
@@ -207,38 +234,42 @@ def _measured(bundle: Bundle, options: SimulationOptions) -> Service:
     full = times.deployed_batch or BATCH * times.deployed
     # Batches of stand-ins are not measured.
     added = dict.fromkeys(seconds, max(0.0, (full / times.deployed - 1) / (BATCH - 1)))
-    stand_ins = stand_ins_of(bundle)
-    agreement = None if manifest.accuracy is None else manifest.accuracy.agreement
-    service = Service(seconds, stand_ins, {}, agreement, max_batch=times.batch, added=added)
-    return gated(service, bundle, options.agreement if stand_ins else None)
-
-
-def gated(service: Service, bundle: Bundle, level: float | None) -> Service:
-    """Return the service of a bundle with gates of this level (see `choose_gates`)."""
-    gates = choose_gates(bundle, list(bundle.manifest.models), level)
-    if not gates:
-        return service
-    return replace(
-        service,
-        coverage={str(source): each.level.coverage for source, each in gates.items()},
-        agreement=min(each.level.agreement for each in gates.values()),
-        level=min(each.level.level for each in gates.values()),
+    stand_ins, roles = stand_ins_of(bundle), list(manifest.models)
+    level = options.agreement if stand_ins else None
+    coverage, floor = (
+        {
+            source: each.level.coverage
+            for source, each in choose_gates(bundle, roles, level, budgeted=budgeted).items()
+        }
+        for budgeted in (False, True)
+    )
+    known = calibrations_of(bundle, roles)
+    sources = {source_of(role) for role in seconds if role != DEPLOYED}
+    return Service(
+        seconds,
+        stand_ins,
+        coverage,
+        floor,
+        {each: doubt_quantiles(known[each]) if each in known else (1.0,) for each in sources},
+        {source: curve_of(each) for source, each in known.items()},
+        max_batch=times.batch,
+        added=added,
     )
 
 
-def at_all_levels(service: Service, bundle: Bundle | None) -> list[Service]:
-    """Return the service with gates of each level that all its stand-ins reach, ascending.
-
-    Raises UserError if there is no such level.
-    """
-    gates = {} if bundle is None else bundle.gates
-    known = [{each.level for each in gate.levels} for gate in gates.values()]
-    if bundle is None or not known or not set.intersection(*known):
-        raise UserError(
-            "--differ takes a bundle whose stand-ins are calibrated: nothing else says how often "
-            "their answers differ; make one with parm protect or parm calibrate"
-        )
-    return [gated(service, bundle, level) for level in sorted(set.intersection(*known))]
+def doubt_quantiles(calibration: Calibration) -> tuple[float, ...]:
+    """Return equally likely doubts of a stand-in's outputs, ascending: QUANTILES of them."""
+    curve, shares = curve_of(calibration), np.linspace(0, 1, QUANTILES)
+    if calibration.curve is not None:  # its confidences are quantiles
+        known = np.linspace(0, 1, len(curve.doubts))
+        return tuple(np.interp(shares, known, curve.doubts[::-1]).tolist())
+    levels = calibration.levels[::-1]
+    thresholds = [
+        max((each.threshold for each in one.classes), default=one.threshold) for one in levels
+    ]
+    doubts = np.append(curve.of(np.array(thresholds)), 1.0)
+    covered = np.maximum.accumulate(np.array([each.coverage for each in levels]))
+    return tuple(np.maximum.accumulate(doubts[np.searchsorted(covered, shares)]).tolist())
 
 
 @dataclass(frozen=True)
@@ -246,7 +277,8 @@ class Outcome:
     """The outcome of a policy. Latencies are those of answered queries, in ms.
 
     `answered` is the share of queries that were answered, `stood_in` the share that a stand-in
-    answered, `copied` the copies per query. `units` counts units by role.
+    answered, `differ` the share whose answers are expected to differ from the model's, `copied` the
+    copies per query. `units` counts units by role.
     `busy_ms` is the time of instances per query, `idle` the share of their time in which they were
     idle.
     """
@@ -260,6 +292,7 @@ class Outcome:
     units: Mapping[str, int]
     busy_ms: float
     idle: float
+    differ: float = 0.0
 
 
 def outcome_table(
@@ -277,7 +310,8 @@ def outcome_table(
         caption_justify="left",
     )
     table.add_column("policy", overflow="fold")
-    for heading in ("p50", "p99", "p99.9", "copies", "stood\nin", "busy", "failed", *further):
+    headings = ("p50", "p99", "p99.9", "copies", "stood\nin", "differ", "busy", "failed")
+    for heading in (*headings, *further):
         table.add_column(heading, justify="right", no_wrap=heading != "misses")
     for name, found, more in outcomes:
         table.add_row(
@@ -285,6 +319,7 @@ def outcome_table(
             *(f"{ms:.1f}" for ms in (found.p50_ms, found.p99_ms, found.p999_ms)),
             f"{found.copied:.1%}",
             f"{found.stood_in:.1%}",
+            f"{found.differ:.2%}",
             f"{found.busy_ms:.2f}",
             f"{1 - found.answered:.1%}",
             *more,
@@ -341,15 +376,13 @@ class Scene:
         service, scene = self.service, self.simulation
         policy, dispatch = choice.build(service.stand_ins)
         extra = extra_instances(choice, policy, scene.instances, None, service.stand_ins.code)
-        faults = msgspec.structs.replace(
-            scene.faults, seed=scene.seed, coverage=1.0, coverages=dict(service.coverage)
-        )
+        faults = msgspec.structs.replace(scene.faults, seed=scene.seed)
         simulation = replace(
             scene,
             instances=scene.instances - extra,
             extra_instances=extra,
             service={role: LogNormal(each, SPREAD) for role, each in service.seconds.items()},
-            faults=faults,
+            faults=service.emulate(faults, policy.differ),
             overhead=service.overhead,
             config=SchedulerConfig(max_batch=service.max_batch),
             further_rows=service.added,
@@ -374,6 +407,7 @@ class Scene:
             result.units,
             1e3 * busy / len(sources),
             max(0.0, 1 - busy / (scene.instances * span)) if span > 0 else 0.0,
+            float(result.doubts[scene.warm_up :].mean()),
         )
 
 

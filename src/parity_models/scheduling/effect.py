@@ -98,7 +98,8 @@ class Effect:
         tested = self.state is Redundancy.TESTING and abs(group) == self._test
         if group > 0 if tested else self.state is not Redundancy.PAUSED:
             return arrived
-        return inf if self.state is Redundancy.PAUSED and self._swamped else arrived + self._limit
+        swamped = self.state is Redundancy.PAUSED and self._swamped
+        return self._acts_from if swamped else arrived + self._limit
 
     def ended(self, now: float, group: int, latency: float, limit: float) -> None:
         """A query of this group has ended after `latency` seconds; the limit is `limit` now."""

@@ -50,6 +50,9 @@ FIRST = 3000
 KEPT, GAIN = 0.75, 4.0
 """The price aims at a purse that is filled to the share KEPT, and reacts with this gain."""
 
+MAX_DRIFT = 10.0
+"""The bound of the price's integral, so that it is soon right again after a long calm."""
+
 FAIR = 4.0
 """The first price: an output whose doubt is FAIR times the budget is worth it when nothing waits.
 Answers that cost nothing make up for it."""
@@ -152,7 +155,8 @@ class Purse:
         """Add the share of a query that arrived."""
         self._seen = min(float(WINDOW), self._seen + 1)
         self._saved = min(float(WINDOW), self._saved + 1)
-        self._drift += GAIN**2 / (4 * self._seen) * (KEPT - self._fill)
+        drift = self._drift + GAIN**2 / (4 * self._seen) * (KEPT - self._fill)
+        self._drift = max(-MAX_DRIFT, min(MAX_DRIFT, drift))
 
     @property
     def _fill(self) -> float:
@@ -417,6 +421,8 @@ class Race:
         """The backup's output must not answer, or its task failed: only the model may."""
         if self.exact:
             return ()
+        if self._asked is not None and not self._answered:
+            self._rule.output(now - self._asked, inf)
         self.exact, self.held = True, None
         if self.withheld:
             self.withheld = False

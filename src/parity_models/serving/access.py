@@ -64,7 +64,7 @@ class Access(Options):
     admin_tokens: Annotated[
         str | None,
         Option(
-            "Bearer tokens of administrators, who alone may load and unload models.",
+            "Bearer tokens of administrators, who alone may load models and change the budget.",
             metavar="FILE",
         ),
     ] = None
@@ -228,7 +228,7 @@ def read_text(path: Path, what: str) -> str:
 @dataclass(frozen=True)
 class Clients:
     """The clients of a server, by their `tokens` (None: anyone), and its `administrators`, who may
-    also load and unload models."""
+    also load and unload models, and change their budgets."""
 
     tokens: Tokens | None = None
     administrators: Tokens | None = None
@@ -244,7 +244,7 @@ class Clients:
         """Raise ForbiddenError unless this header holds one of the administrators' tokens."""
         if self.administrators is None or not self.administrators.admits(authorization):
             raise ForbiddenError(
-                "models are loaded and unloaded by administrators alone; start the server with "
+                "models and budgets are changed by administrators alone; start the server with "
                 "--admin-tokens FILE, and send one of its tokens (Authorization: Bearer ...)"
             )
 

@@ -24,7 +24,13 @@ from parity_models.serving.options import EngineChoice, ServeOptions
 from parity_models.serving.page.feed import Feed
 from parity_models.serving.page.watch import Watch
 from parity_models.serving.stand_ins import ClosedGates
-from parity_models.trust.gates import OutputGate, choose_gates, ungated
+from parity_models.trust.gates import (
+    OutputGate,
+    calibrations_of,
+    choose_gates,
+    doubtful,
+    ungated,
+)
 
 if TYPE_CHECKING:
     from parity_models.serving.tracing import Tracing
@@ -47,6 +53,21 @@ _log = logging.getLogger(__name__)
 def default_policy(bundle: Bundle, engine: EngineChoice | None = None) -> str:
     """Return the default policy of a bundle: adaptive, if a stand-in runs."""
     return Adaptive.name if stand_ins_of(bundle, engine) else NoRedundancy.name
+
+
+def chosen_policy(bundle: Bundle, options: ServeOptions) -> PolicyChoice:
+    """Return the policy of the options, by default the bundle's, with their budget.
+
+    Raises:
+        UserError: The policy in the options has no budget, or has one of its own.
+
+    """
+    choice, differ = options.policy, options.differ
+    if choice is None:
+        choice = PolicyChoice(default_policy(bundle, options.engine))
+        if not choice.has_budget:
+            return choice  # no answer differs
+    return choice.within(differ)
 
 
 def stand_ins_of(bundle: Bundle, engine: EngineChoice | None = None) -> StandIns:
@@ -111,7 +132,7 @@ class Deployment(ServedVersion):
         tracing: "Tracing | None" = None,
     ) -> None:
         engine = options.engine
-        self.choice = choice = options.policy or PolicyChoice(default_policy(bundle, engine))
+        self.choice = choice = chosen_policy(bundle, options)
         """The policy with its options."""
         needs = choice.policy
         # A policy for which any stand-in will do uses those that the engine runs.
@@ -122,10 +143,15 @@ class Deployment(ServedVersion):
         self.roles = _roles(choice, policy, bundle, options, fixed)
         """The roles of each instance."""
         used = frozenset[str]().union(*self.roles)
-        gates = choose_gates(bundle, used, options.agreement)
+        budgeted = policy.differ is not None
+        gates = choose_gates(bundle, used, options.agreement, budgeted=budgeted)
         envelope = bundle.envelope()
-        self.notes: Sequence[str] = tuple(ungated(bundle, used, options.agreement))
-        """Surprises for a user: stand-ins that answer without a gate or without an envelope."""
+        self.notes: Sequence[str] = tuple(
+            ungated(bundle, used, options.agreement)
+            if policy.differ is None
+            else doubtful(bundle, used, policy.differ)
+        )
+        """Surprises for a user: stand-ins without a gate, an envelope, or enough evidence."""
         if envelope is None and parity_role(0) in used and not bundle.isolated:
             self.notes = (*self.notes, _UNSCREENED)
         code = bundle.code() if uses_code else None
@@ -168,10 +194,9 @@ class Deployment(ServedVersion):
             metrics,
             imitated=bundle.manifest.imitated if len(signature.outputs) > 1 else None,
             dispatch=dispatch,
-            gate=OutputGate(gates, envelope),
+            gate=OutputGate(gates, envelope, calibrations_of(bundle, used)),
             closed_gates=ClosedGates(bundle),
-            # Ids begin with 1, a plan's numbers with 0.
-            refuses=lambda query, source: self._faults.refuses(query - 1, source),
+            faults=self._faults,
         )
         imitated = bundle.manifest.imitated_output if used != {DEPLOYED} else None
         model = ServedModel.of(
@@ -182,7 +207,6 @@ class Deployment(ServedVersion):
             tenant_header=options.tenant_header,
             stood_in=frozenset() if imitated is None else frozenset({imitated.name}),
             version=version or VERSION,
-            bounds=frontend.stand_ins.bounds,
         )
         super().__init__(frontend, model, metrics)
         if tracing is not None:

@@ -26,6 +26,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from parity_models.codes import Code
+from parity_models.emulation import FaultPlan
 from parity_models.models.gate import served
 from parity_models.models.golden import is_near
 from parity_models.models.signature import Signature, one_row, tensors_in
@@ -33,6 +34,7 @@ from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role, source_of
 from parity_models.scheduling.actions import (
     Action,
     Answer,
+    Audit,
     Cancel,
     Compare,
     Decode,
@@ -111,10 +113,15 @@ _log = logging.getLogger(__name__)
 
 
 class Result(Struct, frozen=True, eq=False):
-    """The answers to a request: `outputs` (n, *output shape), and the source of each row."""
+    """The answers to a request: `outputs` (n, *output shape), and the source of each row.
+
+    `doubts` (n,) are the probabilities that rows differ from the model's predictions; empty if all
+    are the model's own.
+    """
 
     outputs: NDArray[Any]
     sources: Sequence[Source]
+    doubts: Sequence[float] = ()
 
 
 class InFlight(Struct, eq=False):
@@ -132,6 +139,7 @@ class InFlight(Struct, eq=False):
     unanswered: int
     request: RequestLog | None
     sources: list[Source]
+    doubts: list[float] = []
     tenant: str | None = None
     outputs: dict[tuple[int, Source], Made] = {}
 
@@ -228,7 +236,7 @@ class Frontend:
         gate: Decides which inputs are served exact, and which outputs of stand-ins may answer; by
             default, all that are finite.
         closed_gates: The gates that an earlier server has closed, if these are kept.
-        refuses: Returns whether a fault plan bars a source from answering a query, by id.
+        faults: A fault plan, which may set doubts, and bar stand-ins from answering.
 
     """
 
@@ -245,7 +253,7 @@ class Frontend:
         dispatch: Dispatch | None = None,
         gate: OutputGate | None = None,
         closed_gates: ClosedGates | None = None,
-        refuses: Callable[[int, Source], bool] = lambda query, source: False,
+        faults: FaultPlan | None = None,
     ) -> None:
         self.metrics = metrics
         """The metrics that it updates."""
@@ -288,13 +296,15 @@ class Frontend:
             code,
             self._gate,
             metrics,
-            refuses=refuses,
+            differ=policy.differ,
+            faults=faults or FaultPlan(),
             gate_turned=partial(self._report, self.scheduler.gate_turned),
             one_in=config.compare_one_in,
             closed=closed_gates,
         )
         """Judges the outputs of stand-ins."""
-        self.scheduler.closed_gates.update(closed_gates.sources if closed_gates else ())
+        if closed_gates is not None:
+            self.scheduler.closed_gates.update(closed_gates.sources & self._gate.chosen.keys())
         self._failed_observers: set[Observer] = set()
         self._reports: deque[Callable[[], Sequence[Action] | None]] = deque()
         self._wake_at = WakeAt(0.0)
@@ -312,6 +322,7 @@ class Frontend:
             Encode: self._encode,
             Decode: self._decode,
             Answer: self._answer,
+            Audit: self._audit,
             Fail: self._fail,
             Cancel: self._cancel,
             Compare: self._compare,
@@ -341,6 +352,8 @@ class Frontend:
             self.busy_seconds,
             total=True,
         )
+        if self.differ is not None:
+            metrics.budget(lambda: (self.differ or 0.0, *self.stand_ins.differing()))
         metrics.lag.set_function(lambda: scheduler.process_load.lag)
         metrics.process_busy.set_function(lambda: scheduler.process_load.busy)
         for state in Redundancy:
@@ -551,7 +564,29 @@ class Frontend:
         self._carry_out(self.scheduler.redundancy_switched(now(), on))
         _log.info("redundancy is switched %s", "on" if on else "off")
 
+    def change_budget(self, differ: float) -> None:
+        """Change the share of all answers that may differ; the policy has such a budget."""
+        self._carry_out(self.scheduler.budget_changed(now(), differ))
+        self.stand_ins.change_budget(differ)
+        _log.info("the share of answers that may differ is %g", differ)
+
     # Its state
+
+    @property
+    def differ(self) -> float | None:
+        """The share of all answers that may differ from the model's; None without a budget."""
+        return self.stand_ins.differ
+
+    @property
+    def differing(self) -> str:
+        """The share of all answers that differ, in words; empty without a budget."""
+        if self.differ is None:
+            return ""
+        share, most = self.stand_ins.differing()
+        return (
+            f"{100 * share:.2g} % of all answers differ from the model's (95 %: at most "
+            f"{100 * most:.2g} %), budget {100 * self.differ:.3g} %"
+        )
 
     @property
     def ready(self) -> bool:
@@ -623,14 +658,18 @@ class Frontend:
             elif subject in self._groups:
                 self._groups[subject].outputs[j] = Made(output, run.instance)
         refused: Collection[int] = ()
+        doubts: Mapping[int, float] = {}
         if run.role == BACKUP:
             refused = self.stand_ins.refused(source, run.subjects, outputs)
+            doubts = self.stand_ins.doubts(source, run.subjects, outputs)
         if comparable and self._has_stand_ins:
             try:
                 self._compare_outputs(run, outputs, given.predictions)
             except Exception:  # a user's own decoder may raise; queries are unaffected
                 _log.exception("unit %d could not be compared", unit)
-        self._carry_out(self.scheduler.unit_finished(now(), unit, set(refused), ended_at=ended))
+        self._carry_out(
+            self.scheduler.unit_finished(now(), unit, set(refused), doubts=doubts, ended_at=ended)
+        )
 
     def unit_failed(self, unit: int, detail: str, *, busy: float = 0.0) -> None:
         given = self._units.pop(unit, None)
@@ -687,7 +726,7 @@ class Frontend:
     ) -> None:
         """Compare outputs of stand-ins and the model for the same queries."""
         j = self._parity_rows.get(run.role)
-        if j is None:
+        if j is None and self.stand_ins.watches(Source.BACKUP):
             for query in run.subjects:
                 request = self.in_flight.get(query)
                 if request is None:
@@ -823,13 +862,16 @@ class Frontend:
         ]
         with np.errstate(all="ignore"):
             decoded = self._code.decode(predictions, parities)
-        wrong = []
+        wrong, doubts, source = [], {}, Source.RECONSTRUCTION
         for slot in action.slots:
             query, output = action.members[slot], decoded[slot]
-            self.in_flight[query].outputs[query, Source.RECONSTRUCTION] = Made(output, "")
-            if self.stand_ins.refused(Source.RECONSTRUCTION, (query,), output[np.newaxis]):
+            self.in_flight[query].outputs[query, source] = Made(output, "")
+            if self.stand_ins.refused(source, (query,), output[np.newaxis]):
                 wrong.append(slot)
-        self._report(self.scheduler.decoded, action.group, wrong)
+            else:
+                found = self.stand_ins.doubts(source, (query,), output[np.newaxis])
+                doubts[slot] = found[query]
+        self._report(self.scheduler.decoded, action.group, wrong, doubts)
 
     def _answer(self, action: Answer) -> None:
         query, source, at = action.query, action.source, now()
@@ -845,10 +887,20 @@ class Frontend:
             answers = request.answers if self._imitated is None else request.answers[self._imitated]
             answers[row] = served(request.outputs[query, source].output)
         request.sources[row] = source
+        if action.doubt:
+            request.doubts = request.doubts or [0.0] * len(request.rows)
+            request.doubts[row] = action.doubt
+        self.stand_ins.answered(source, action.doubt)
         request.unanswered -= 1
         self.metrics.latency(source).observe(at - request.arrived)
         if not request.unanswered and not request.future.done():
-            request.future.set_result(Result(request.answers, request.sources))
+            request.future.set_result(Result(request.answers, request.sources, request.doubts))
+
+    def _audit(self, action: Audit) -> None:
+        request, prediction = self.in_flight[action.query], self._prediction(action.query)
+        source = request.sources[action.query - request.first]
+        assert prediction is not None
+        self.stand_ins.audit(source, request.outputs[action.query, source], prediction)
 
     def _fail(self, action: Fail) -> None:
         """Fail a query, and its request with it."""

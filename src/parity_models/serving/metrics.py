@@ -28,6 +28,12 @@ COPY, PARITY = "copy", "parity"
 SENT, ANSWERED, CANCELLED = "sent", "answered", "cancelled"
 """Fates of redundant work."""
 
+_BUDGET = {
+    "parm_differ_budget": "The share of all answers that may differ from the model's.",
+    "parm_differ_estimate": "The share of all answers that differ from the model's, estimated.",
+    "parm_differ_at_most": "The upper bound (95 %) of the share of all answers that differ.",
+}
+
 Kind = TypeVar("Kind", Counter, Gauge, Histogram)
 
 
@@ -152,6 +158,19 @@ class Metrics:
             "parm_gate_agreement", "The gate's calibrated agreement with the model.", "source"
         )
 
+        # Answers that may differ
+        self.audited_answers = counter(
+            "parm_audited_answers",
+            "Answers of stand-ins, drawn at random, that were compared with the model's.",
+            "source",
+        )
+        self.audited_differed = counter(
+            "parm_audited_answers_differed", "Audited answers that differed.", "source"
+        )
+        self.audit_factor = gauge(
+            "parm_audit_factor", "The number by which calibrated doubts are multiplied.", "source"
+        )
+
         # Instances
         self.restarts = counter("parm_instance_restarts", "Instances that joined after the start.")
         self.recycled = counter(
@@ -185,6 +204,13 @@ class Metrics:
         for value in known:
             made.labels(value)
         return made
+
+    def budget(self, differ: Callable[[], tuple[float, float, float]]) -> None:
+        """Show the share of all answers that may differ, the estimate of the share that does, and
+        its upper bound (95 %)."""
+        for place, (name, help_text) in enumerate(_BUDGET.items()):
+            shown = self._make(Gauge, name, help_text)
+            shown.set_function(partial(lambda place: differ()[place], place))
 
     def read(
         self,

@@ -43,12 +43,6 @@ VERSION = "1"
 PLATFORM = "onnxruntime_onnx"
 """The protocol's name for the model's runtime."""
 
-SOURCE, AGREEMENT = "x-parm-source", "x-parm-agreement"
-"""Headers, or gRPC's trailing metadata, that sum up the parameters of an answer's rows."""
-
-OF_MODEL = ((SOURCE, str(Source.MODEL)), (AGREEMENT, "1"))
-"""The headers of an answer from the model alone."""
-
 _NAME = attrgetter("name")
 
 
@@ -67,8 +61,7 @@ class ServedModel:
     `tenant_header`: the header that names a request's tenant, if the operator named one. `digest`:
     the digest of the bundle's manifest, if the model is a bundle's; `sha256`: the hash of the
     model's file. `gates`: the gates of stand-ins, by the source of their answers. `stood_in`: the
-    names of the outputs that stand-ins give. `bounds`: the agreement that their answers carry now,
-    where it differs from the gates'.
+    names of the outputs that stand-ins give.
     """
 
     name: str
@@ -80,7 +73,6 @@ class ServedModel:
     gates: Mapping[Source, GateMetadata] = field(default_factory=dict)
     stood_in: frozenset[str] = frozenset()
     version: str = VERSION
-    bounds: Mapping[Source, float] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -121,7 +113,7 @@ class ServedModel:
             self.digest,
             self.sha256,
             {str(source): gate for source, gate in self.gates.items()},
-            self.exact_outputs,
+            exact_outputs=self.exact_outputs,
         )
 
     @property
@@ -145,30 +137,6 @@ class ServedModel:
     def is_exact(self, outputs: Sequence[Tensor]) -> bool:
         """Return whether a request for these outputs is served exact: stand-ins lack some."""
         return bool(self.stood_in) and not self.stood_in.issuperset(map(_NAME, outputs))
-
-    def parameters(self, sources: Sequence[Source]) -> dict[str, str]:
-        """Return a response's parameters on its rows: their `sources` and, where a stand-in with a
-        gate has answered, how often such an answer agrees with the model's."""
-        parameters = {"source": ",".join(sources)}
-        if self.gates and not self.gates.keys().isdisjoint(sources):
-            parameters["agreement"] = ",".join(map(self._agreement, sources))
-        return parameters
-
-    def headers(self, sources: Sequence[Source]) -> tuple[tuple[str, str], ...]:
-        """Return headers on an answer's rows for gateways and logs: the `sources`, each once, and
-        the lowest agreement, if all are known."""
-        if sources.count(Source.MODEL) == len(sources):
-            return OF_MODEL
-        kinds = list(dict.fromkeys(sources))
-        found = [self._agreement(each) for each in kinds]
-        source = ((SOURCE, ",".join(kinds)),)
-        return (*source, (AGREEMENT, min(found, key=float))) if all(found) else source
-
-    def _agreement(self, source: Source) -> str:
-        gate = self.gates.get(source)
-        if gate is None:
-            return "1" if source is Source.MODEL else ""
-        return f"{self.bounds.get(source, gate.agreement):.4g}"
 
     def check_request(
         self,
@@ -322,9 +290,25 @@ class ServedVersion:
         self.registry: Collector = metrics.registry
         """The metrics of the server and its models."""
 
+    def change_budget(self, differ: float) -> None:
+        """Change the share of all answers that may differ from the model's.
+
+        Raises InvalidRequestError if its policy has no such budget.
+        """
+        if self.frontend.differ is None:
+            raise InvalidRequestError(
+                f"the policy of model {self.model.name!r} has no budget of answers that may "
+                "differ; serve it with --policy adaptive"
+            )
+        self.frontend.change_budget(differ)
+
     def metadata(self) -> ModelMetadata:
         """Return the metadata of its model."""
-        return replace(self.model.metadata, quarantined_instances=tuple(self.frontend.quarantined))
+        return replace(
+            self.model.metadata,
+            differ=self.frontend.differ,
+            quarantined_instances=tuple(self.frontend.quarantined),
+        )
 
     @property
     def why_unready(self) -> str:

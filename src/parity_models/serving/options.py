@@ -1,14 +1,15 @@
 """The engines by name, and every option of a server, checked."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from parity_models.emulation import FaultPlan
 from parity_models.errors import UserError
-from parity_models.options import SECONDS, SHARE, Option, Options, Value
+from parity_models.options import SECONDS, SHARE, Option, Options, Value, declared_in
 from parity_models.registry import Registry
 from parity_models.scheduling.choice import PolicyChoice
+from parity_models.scheduling.policies import Adaptive
 from parity_models.serving.access import MAX_PORT, Access, tenant_header
 from parity_models.serving.engine import Engine, Placement
 from parity_models.serving.limits import Limits
@@ -22,6 +23,20 @@ UNIT_TIMEOUT = 10.0
 
 ENGINES = Registry[Engine]("engine", Engine, LocalEngine, ThreadEngine, RemoteEngine, RayEngine)
 """All engines."""
+
+
+DIFFER = next(each.option for each in declared_in(Adaptive.Options) if each.name == "differ")
+"""The option of the share of all answers that may differ from the model's."""
+
+DIFFER_OR_DEFAULT = replace(DIFFER, help=f"{DIFFER.help} By default {Adaptive.Options.differ:g}.")
+"""The option where the policy's default applies."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget(Options):
+    """A change of the budget of a running server."""
+
+    differ: Annotated[float, DIFFER]
 
 
 @dataclass(frozen=True)
@@ -166,10 +181,11 @@ class ServeOptions(Options):
             at_least=0,
         ),
     ] = 100
+    differ: Annotated[float | None, DIFFER_OR_DEFAULT] = None
     agreement: Annotated[
         float | None,
         Option(
-            "Minimum agreement of stand-ins; by default the best level up to 0.99; 0: no gates.",
+            "Minimum agreement of single answers of stand-ins: a gate. 0: no gates.",
             at_least=0,
             below=1,
             unit=SHARE,
@@ -195,7 +211,7 @@ class ServeOptions(Options):
             raise UserError(f"placements are not for the engine {engine.name}; leave them out")
 
     def _check_stand_in_only(self) -> None:
-        needless = ("policy", "extra_instances", "ui", "max_batch", "faults")
+        needless = ("policy", "differ", "extra_instances", "ui", "max_batch", "faults")
         for name in needless:
             if getattr(self, name) not in (None, False):
                 raise UserError(

@@ -115,6 +115,7 @@ class ModelMetadata(Struct, frozen=True, omit_defaults=True):
 
     Servers of this software add `bundle_digest` and `model_sha256` (the digest of the bundle's
     manifest, the hash of the model's file), the `gates` of stand-ins by the source of answers, the
+    share of all answers that may `differ` from the model's, if the policy has such a budget, the
     `exact_outputs`, which no stand-in gives, and the instances that were found to answer wrongly,
     the latest last.
     """
@@ -127,6 +128,7 @@ class ModelMetadata(Struct, frozen=True, omit_defaults=True):
     bundle_digest: str | None = None
     model_sha256: str | None = None
     gates: dict[str, GateMetadata] = {}
+    differ: float | None = None
     exact_outputs: tuple[str, ...] = ()
     quarantined_instances: tuple[str, ...] = ()
 
@@ -432,15 +434,46 @@ def request_of(
     )
 
 
+SOURCE, AGREEMENT = "x-parm-source", "x-parm-agreement"
+"""Headers, or gRPC's trailing metadata, that sum up the parameters of an answer's rows."""
+
+OF_MODEL = ((SOURCE, str(Source.MODEL)), (AGREEMENT, "1"))
+"""The headers of an answer from the model alone."""
+
+
+def row_parameters(sources: Sequence[Source], doubts: Sequence[float]) -> dict[str, str]:
+    """Return a response's parameters on its rows: their `sources` and, if any are stand-ins, the
+    probability that each row agrees with the model's prediction."""
+    parameters = {"source": ",".join(sources)}
+    if any(each.stands_in for each in sources):
+        parameters["agreement"] = ",".join(map(_agreement, doubts or [0.0] * len(sources)))
+    return parameters
+
+
+def row_headers(sources: Sequence[Source], doubts: Sequence[float]) -> tuple[tuple[str, str], ...]:
+    """Return headers on an answer's rows for gateways and logs: the `sources`, each once, and the
+    lowest agreement of a row."""
+    if sources.count(Source.MODEL) == len(sources):
+        return OF_MODEL
+    kinds = ",".join(dict.fromkeys(sources))
+    return (SOURCE, kinds), (AGREEMENT, _agreement(max(doubts, default=0.0)))
+
+
+def _agreement(doubt: float) -> str:
+    return f"{1 - doubt:.6g}"
+
+
 async def write_response(
     request: InferRequest,
     outputs: NDArray[Any],
     sources: Sequence[Source],
     turn: Turn = at_once,
+    *,
+    doubts: Sequence[float] = (),
 ) -> tuple[bytes, list[bytes | memoryview]]:
     """Return the JSON object of the answer, and the binary data that follow it.
 
-    `outputs` are predictions (n, ...) of one kind, `sources` one source per row. Raises
+    `outputs` are predictions (n, ...) of one kind, `sources` and `doubts` those of each row. Raises
     RefusedError for values that JSON cannot express.
     """
     known = request.known if request.id is None else None
@@ -469,7 +502,7 @@ async def write_response(
             model_name=model.name,
             model_version=model.version,
             id=request.id,
-            parameters=model.parameters(sources),
+            parameters=row_parameters(sources, doubts),
             outputs=tuple(messages),
         )
     )

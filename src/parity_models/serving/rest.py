@@ -30,6 +30,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from parity_models import __version__
+from parity_models.errors import UserError
+from parity_models.options import gather
 from parity_models.serving.access import CHALLENGE, HEALTH, METRICS, Clients
 from parity_models.serving.errors import (
     AbandonedError,
@@ -47,6 +49,7 @@ from parity_models.serving.errors import (
 )
 from parity_models.serving.limits import LARGE, ByteBudget, Limits
 from parity_models.serving.models import Models
+from parity_models.serving.options import Budget
 from parity_models.serving.protocol import (
     BINARY,
     HEADER_LENGTH,
@@ -56,6 +59,7 @@ from parity_models.serving.protocol import (
     ServerMetadata,
     read_json,
     read_request,
+    row_headers,
     rows_in_head,
     take_tenant,
     write_response,
@@ -239,7 +243,7 @@ _QUIET = (*HEALTH, METRICS)
 """Paths that are polled, and left out of the access log."""
 
 _OF_MODEL = re.compile(
-    r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?(?P<end>/ready|/infer)?"
+    r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?(?P<end>/ready|/infer|/budget)?"
     r"|/v2/repository/models/(?P<kept>[^/]+)(?P<change>/load|/unload)"
 )
 """The paths that name a model, and maybe a version."""
@@ -302,6 +306,7 @@ class Rest:
             None: ("GET", self._model_metadata),
             "/ready": ("GET", self._model_ready),
             "/infer": ("POST", self._infer),
+            "/budget": ("POST", self._budget),
             "/load": ("POST", self._load),
             "/unload": ("POST", self._unload),
         }
@@ -336,8 +341,8 @@ class Rest:
             raise MethodError(text, "GET, HEAD" if method == "GET" else method)
         request.handler = handler
         request.inference = asks == "/infer"
-        if kept is not None:
-            self._check_change(request)
+        if kept is not None or asks == "/budget":
+            self._check_change(request, always=asks == "/budget")
         # A declared size takes no room yet: else a few clients that declare much and send nothing
         # would keep out all others.
         request.max_body, request.budget = self.limits.max_body, self.budget
@@ -421,15 +426,16 @@ class Rest:
         if request.inference:
             (log.metrics or self.metrics).request(status).inc()
 
-    def _check_change(self, request: Request) -> None:
-        """Raise a RequestError if the client may not load or unload models."""
+    def _check_change(self, request: Request, *, always: bool) -> None:
+        """Raise a RequestError if the client may not change what is served. Unless `always`, the
+        server of a single bundle, which refuses such changes itself, takes any client for now."""
         # Any site's page can reach this server from a browser in its network.
         if "origin" in request.headers:
             raise ForbiddenError(
-                "web pages may not load or unload models; send the request without the header "
+                "web pages may not change what is served; send the request without the header "
                 "Origin"
             )
-        if self._models.only is None:
+        if always or self._models.only is None:
             self._clients.check_administrator(request.headers.get("authorization"))
 
     # Inference
@@ -467,8 +473,10 @@ class Rest:
             rows, asked.timeout, tenant=asked.tenant, exact=asked.exact
         )
         log.model, log.version, log.sources = model.name, model.version, result.sources
-        said = _encoded(model.headers(result.sources))
-        head, binary = await write_response(asked, result.outputs, result.sources, budget.turn)
+        said = _encoded(row_headers(result.sources, result.doubts))
+        head, binary = await write_response(
+            asked, result.outputs, result.sources, budget.turn, doubts=result.doubts
+        )
         if not binary:
             return Response(200, head, JSON + said)
         return Response(200, head, (_BINARY, (_HEADER_LENGTH, b"%d" % len(head)), *said), binary)
@@ -503,6 +511,18 @@ class Rest:
         except UnavailableError as error:
             return _readiness({"name": request.model}, str(error))
         return _readiness({"name": request.model}, version.why_unready)
+
+    async def _budget(self, request: Request) -> Response:
+        """Change the share of all answers that may differ from the model's."""
+        version = self._models.find(request.model, request.version)
+        try:
+            budget = gather(Budget, None, (await _small(request)).parameters)
+        except (TypeError, UserError) as error:
+            raise InvalidRequestError(
+                f'a budget is {{"parameters": {{"differ": SHARE}}}}: {error}'
+            ) from error
+        version.change_budget(budget.differ)
+        return json_response(budget)
 
     # The model-repository extension (Triton's docs/protocol/extension_model_repository.md)
 

@@ -39,6 +39,7 @@ class StandInOnly(ServedVersion):
 
     metrics: Metrics
     feed = None
+    differ = None
     notes: Sequence[str] = ()
     roles: Sequence[frozenset[str]] = ()
     quarantined: Collection[str] = ()
@@ -94,7 +95,7 @@ class StandInOnly(ServedVersion):
         took = time.monotonic() - began
         for _ in rows:
             self.metrics.latency(Source.BACKUP).observe(took)
-        return Result(answer, [Source.BACKUP] * len(rows))
+        return Result(answer.outputs, [Source.BACKUP] * len(rows), answer.doubts.tolist())
 
     def _answered(self, _: object) -> None:
         self._free += 1

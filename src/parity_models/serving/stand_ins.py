@@ -1,7 +1,11 @@
-"""The outputs of a server's stand-ins: which may answer, and how often they agree with the model.
+"""The outputs of a server's stand-ins: which may answer, with what doubt, and how many differ.
 
-Outputs are compared with predictions if both are known. A disagreement may also be the error of an
-instance that answers wrongly, which is not held against the stand-in.
+Outputs are compared with predictions if both are known. A gate closes if they agree too seldom. A
+disagreement may also be the error of an instance that answers wrongly, which is not held against
+the stand-in.
+
+A random sample of the stand-ins' answers is audited: the model runs on, and its prediction is
+compared. The audit corrects the doubts of later outputs (trust/doubt.py).
 """
 
 import logging
@@ -14,12 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.codes import Code
+from parity_models.emulation import FaultPlan
 from parity_models.models.bundle import Bundle
 from parity_models.models.gate import served
 from parity_models.roles import Source, source_of
 from parity_models.scheduling.actions import Run
 from parity_models.serving.metrics import Metrics
 from parity_models.trust.agreement import AgreementWatch
+from parity_models.trust.doubt import Audit
 from parity_models.trust.gates import OutputGate
 
 
@@ -37,6 +43,11 @@ Outputs = Sequence[Made | None]
 """None for an output that is missing."""
 
 _log = logging.getLogger(__name__)
+
+
+def _number(query: int) -> int:
+    """Return a query's number in a fault plan, which counts from 0; ids begin with 1."""
+    return query - 1
 
 
 class ClosedGates:
@@ -74,9 +85,10 @@ class StandIns:
 
     Args:
         code: Reconstructs, if the policy uses a code.
-        gate: Decides which outputs may answer.
+        gate: Decides which outputs may answer, and knows their doubts.
         metrics: Count refusals and comparisons.
-        refuses: Returns whether a fault plan bars a source from answering a query, by id.
+        differ: The share of all answers that may differ; None if the policy has no such budget.
+        faults: A fault plan, which may set doubts, and bar stand-ins from answering.
         gate_turned: Called when a gate has opened (True) or closed.
         one_in: One in this many groups is compared (it takes time); all, while the gate is closed.
         closed: The closed gates, which are kept up to date.
@@ -89,7 +101,8 @@ class StandIns:
         gate: OutputGate,
         metrics: Metrics,
         *,
-        refuses: Callable[[int, Source], bool],
+        differ: float | None,
+        faults: FaultPlan,
         gate_turned: Callable[[Source, bool], None],
         one_in: int,
         closed: ClosedGates | None = None,
@@ -97,14 +110,28 @@ class StandIns:
         self._code = code
         self._gate = gate
         self._closed = closed
-        self._watch = AgreementWatch(gate.chosen, () if closed is None else closed.sources)
-        self.bounds = {source: each.level.level for source, each in gate.chosen.items()}
-        """The agreement that answers report, of each gated stand-in."""
+        shut = () if closed is None else closed.sources
+        self._watch = AgreementWatch(gate.chosen, shut, gate.calibrations)
         self._metrics = metrics
-        self._refuses = refuses
+        self._faults = faults
+        self.differ = differ
+        """The share of all answers that may differ; None without a budget."""
+        curves = {} if faults.has_doubts else gate.curves
+        self.audits = {
+            source: Audit(curve, 1.0 if differ is None else differ)
+            for source, curve in curves.items()
+        }
+        """The audit of each calibrated stand-in, unless the fault plan sets doubts."""
+        self._answers = 0
+        self._spent = dict.fromkeys(Source, 0.0)
+        """The sum of the doubts of each stand-in's answers, without the audit's factor."""
         self._gate_turned = gate_turned
         self._one_in = one_in
         self._with_parity = 0
+        for source, audit in self.audits.items():
+            metrics.audit_factor.labels(source).set(audit.factor)
+            for counted in (metrics.audited_answers, metrics.audited_differed):
+                counted.labels(source)
         for source, each in gate.chosen.items():
             metrics.gate_open.labels(source).set(self._watch.is_open(source))
             metrics.gate_agreement.labels(source).set(each.level.level)
@@ -125,14 +152,78 @@ class StandIns:
                 shut = len(outputs) - len(unsure)
                 self._metrics.refused_answers.labels(source, "closed").inc(shut)
                 rows.update(range(len(outputs)))
-        rows.update(row for row, query in enumerate(queries) if self._refuses(query, source))
+        bars = self._faults.refuses
+        rows.update(row for row, query in enumerate(queries) if bars(_number(query), source))
         return [queries[row] for row in sorted(rows)]
+
+    def doubts(
+        self, source: Source, queries: Sequence[int], outputs: NDArray[Any]
+    ) -> dict[int, float]:
+        """Return the probability that each of the `outputs` (n, *output shape) differs from the
+        model's prediction, by query."""
+        if self._faults.has_doubts:
+            return {each: self._faults.doubt(_number(each), source) for each in queries}
+        audit = self.audits.get(source)
+        factor = 1.0 if audit is None else audit.factor
+        found = self._gate.doubts(source, outputs).tolist()
+        return {
+            query: min(1.0, factor * doubt) for query, doubt in zip(queries, found, strict=True)
+        }
+
+    # The budget
+
+    def answered(self, source: Source, doubt: float) -> None:
+        """Count an answer, to a query that differs with the probability `doubt`."""
+        self._answers += 1
+        if doubt:
+            audit = self.audits.get(source)
+            self._spent[source] += doubt if audit is None else doubt / audit.factor
+
+    def audit(self, source: Source, stand_in: Made, prediction: Made) -> None:
+        """Compare a stand-in's answer, drawn at random, with the model's prediction."""
+        audit = self.audits.get(source)
+        differs = not self._watch.agree(source, served(stand_in.output), prediction.output)
+        self._metrics.audited_answers.labels(source).inc()
+        if differs:
+            self._metrics.audited_differed.labels(source).inc()
+        if audit is None:
+            return
+        output = np.asarray(stand_in.output)[np.newaxis]
+        audit.saw(float(self._gate.doubts(source, output)[0]), differs)
+        self._metrics.audit_factor.labels(source).set(audit.factor)
+
+    def change_budget(self, differ: float) -> None:
+        """Audit another share of answers that may differ, and count answers anew."""
+        self.differ = differ
+        self._answers = 0
+        self._spent = dict.fromkeys(Source, 0.0)
+        for source, audit in self.audits.items():
+            audit.change(differ)
+            self._metrics.audit_factor.labels(source).set(audit.factor)
+
+    def differing(self) -> tuple[float, float]:
+        """Return the share of all answers that differ, estimated, and its upper bound (95 %): since
+        the start, or the last change of the budget."""
+        estimate = most = 0.0
+        for source, spent in self._spent.items():
+            if not spent:
+                continue
+            share = bound = spent / self._answers
+            if source in self.audits:
+                share, bound = self.audits[source].share(spent, self._answers)
+            estimate, most = estimate + share, most + bound
+        return min(1.0, estimate), min(1.0, most)
 
     # Comparisons
 
+    def watches(self, source: Source) -> bool:
+        """Return whether all outputs of a stand-in that has a prediction are compared with it. With
+        a budget and without a gate, the audit is enough."""
+        return self.differ is None or source in self._gate.chosen
+
     def group_over(self, predictions: Outputs, parities: Outputs) -> None:
         """Compare a group that no query waits for any more, if it is one of `one_in`."""
-        if any(parities):
+        if any(parities) and self.watches(Source.RECONSTRUCTION):
             self._with_parity += 1
             is_due = self._with_parity % self._one_in == 0
             if is_due or not self._watch.is_open(Source.RECONSTRUCTION):
@@ -186,8 +277,6 @@ class StandIns:
             self._metrics.disagreed_answers.labels(source).inc()
         if self._watch.saw(source, agreed, makers, prediction.tenant):
             self._turned(source, is_open=self._watch.is_open(source))
-        if (bound := self._watch.bound(source)) is not None:
-            self.bounds[source] = bound
 
     def _turned(self, source: Source, *, is_open: bool) -> None:
         self._metrics.gate_open.labels(source).set(is_open)

@@ -11,12 +11,14 @@ is tested the other way round, and opens at 1 / FALSE_OPENING.
 
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
-from math import ceil, log, sqrt
+from math import ceil, log
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_models.models.gate import Calibration
 from parity_models.roles import Source
 from parity_models.tasks.metrics import Agreement
 from parity_models.trust.gates import ChosenGate
@@ -29,12 +31,6 @@ FALSE_CLOSING: Final = 1e-6
 
 FALSE_OPENING: Final = 1e-3
 """The probability that a test opens it though the odds are still ODDS times the level's."""
-
-DOUBT: Final = 0.05
-"""Once the likelihood ratio is 1 / DOUBT, answers state the measured agreement, not the level."""
-
-DEVIATIONS: Final = 1.64
-"""Standard deviations of a one-sided interval of 95 %."""
 
 MAX_REMEMBERED: Final = 16384
 """The most comparisons of a test that are remembered, with their instances and tenants."""
@@ -98,17 +94,6 @@ class AgreementTest:
         self._begin()
         return True
 
-    @property
-    def bound(self) -> float:
-        """The likely lower bound of the agreement: the level or, once evidence is against it, that
-        of the comparisons since then (Wilson, JASA 1927)."""
-        if not self.open or self._evidence < -log(DOUBT):
-            return self._level
-        count = len(self._seen)
-        share, square = sum(seen.agreed for seen in self._seen) / count, DEVIATIONS**2 / count
-        off = DEVIATIONS * sqrt((share * (1 - share) + square / 4) / count)
-        return min(self._level, max(0.0, (share + square / 2 - off) / (1 + square)))
-
     def _begin(self) -> None:
         self._evidence = 0.0
         self._seen.clear()
@@ -153,18 +138,20 @@ class AgreementWatch:
     """Watches how often the outputs of stand-ins agree with the model's predictions.
 
     Args:
-        chosen: The gate of each stand-in. A stand-in without one is compared by class, and stays in
-            service.
+        chosen: The gate of each stand-in. A stand-in without one stays in service.
         closed: The stand-ins whose gate is closed at first.
+        calibrations: Define agreement; a stand-in without one is compared by class.
 
     """
 
     def __init__(
-        self, chosen: Mapping[Source, ChosenGate], closed: Collection[Source] = ()
+        self,
+        chosen: Mapping[Source, ChosenGate],
+        closed: Collection[Source] = (),
+        calibrations: Mapping[Source, Calibration] = MappingProxyType({}),
     ) -> None:
         self._agreements = {
-            source: Agreement(each.calibration.kind, each.calibration.tolerance)
-            for source, each in chosen.items()
+            source: Agreement(each.kind, each.tolerance) for source, each in calibrations.items()
         }
         self._tests = {source: AgreementTest(each.level.level) for source, each in chosen.items()}
         for source, test in self._tests.items():
@@ -174,11 +161,6 @@ class AgreementWatch:
         """Return whether the stand-in is in service."""
         test = self._tests.get(source)
         return test is None or test.open
-
-    def bound(self, source: Source) -> float | None:
-        """Return the agreement to state in its answers (AgreementTest); None without a gate."""
-        test = self._tests.get(source)
-        return None if test is None else test.bound
 
     def agree(self, source: Source, output: NDArray[Any], prediction: NDArray[Any]) -> bool:
         """Return whether a stand-in's output agrees with the prediction (both *output shape)."""

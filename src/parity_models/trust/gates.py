@@ -11,9 +11,17 @@ from numpy.typing import NDArray
 from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle
 from parity_models.models.envelope import Envelope
-from parity_models.models.gate import Calibration, Gate, GateLevel, StandIn, served
+from parity_models.models.gate import (
+    Calibration,
+    Gate,
+    GateLevel,
+    StandIn,
+    confidences,
+    served,
+)
 from parity_models.models.signature import tensors_in
 from parity_models.roles import BACKUP, Source, source_of
+from parity_models.trust.doubt import Audit, curve_of, queries_to_show
 
 AGREEMENT: Final = 0.99
 """The highest level that a gate gets unless an agreement is asked for."""
@@ -36,7 +44,7 @@ class ChosenGate:
 
 
 def choose_gates(
-    bundle: Bundle, roles: Collection[str], agreement: float | None
+    bundle: Bundle, roles: Collection[str], agreement: float | None, *, budgeted: bool = False
 ) -> dict[Source, ChosenGate]:
     """Choose the gate of each stand-in of `bundle` that instances with these `roles` run.
 
@@ -45,6 +53,8 @@ def choose_gates(
         roles: The roles of all instances.
         agreement: Choose the lowest level that promises this much; 0 for no gates. None for the
             highest calibrated level up to AGREEMENT.
+        budgeted: The policy has a budget of answers that may differ. Then None is for no gate,
+            except for stand-ins that may answer some classes only.
 
     Raises:
         UserError: A stand-in is not calibrated for the agreement, or one limited to some classes
@@ -61,10 +71,45 @@ def choose_gates(
     chosen = {}
     for stand_in in used:
         calibration = bundle.manifest.calibration.get(stand_in)
+        if budgeted and agreement is None and not (calibration and calibration.allowed):
+            continue
         level = _level(bundle, stand_in, calibration, agreement)
         if calibration is not None and level is not None:
             chosen[Source(stand_in)] = ChosenGate(calibration, level)
     return chosen
+
+
+def calibrations_of(bundle: Bundle, roles: Collection[str]) -> dict[Source, Calibration]:
+    """Return the calibrations of the stand-ins that instances with these `roles` run."""
+    known = bundle.manifest.calibration
+    return {Source(each): known[each] for each in _used(roles) if each in known}
+
+
+def doubtful(bundle: Bundle, roles: Collection[str], differ: float) -> Iterator[str]:
+    """Yield a note on each stand-in whose calibration says too little for a budget `differ`."""
+    calibrate = f"parm calibrate {bundle.path} --inputs FILE"
+    for stand_in in _used(roles) if 0 < differ < 1 else ():
+        calibration = bundle.manifest.calibration.get(stand_in)
+        if calibration is None:
+            yield (
+                f"the {stand_in} is not calibrated, so each of its answers may differ from the "
+                f"model's, and it answers hardly any; calibrate it with: {calibrate}"
+            )
+            continue
+        curve = curve_of(calibration)
+        if calibration.confidence == "none" and curve.doubts[0] > differ:
+            yield (
+                f"the {stand_in} does not say how sure it is of an output, and "
+                f"{curve.doubts[0]:.2%} of them differ from the model's: within --differ "
+                f"{differ:g}, it answers at most {differ / curve.doubts[0]:.2%} of all queries"
+            )
+        shown = Audit(curve, differ).smallest_shown
+        if shown > differ:
+            yield (
+                f"the calibration of the {stand_in} cannot show that at most {differ:.3%} of all "
+                f"answers differ, but {shown:.3%}, until enough answers are compared; "
+                f"{queries_to_show(differ):,} held-out queries could show it: {calibrate}"
+            )
 
 
 def ungated(bundle: Bundle, roles: Collection[str], agreement: float | None) -> Iterator[str]:
@@ -145,13 +190,21 @@ class OutputGate:
             never too unsure.
         envelope: The inputs that the stand-ins learned from. Without one, only rows with non-finite
             values are unlike, or impossible.
+        calibrations: The calibrations of stand-ins, with a gate or without.
 
     """
 
     def __init__(
-        self, chosen: Mapping[Source, ChosenGate] | None = None, envelope: Envelope | None = None
+        self,
+        chosen: Mapping[Source, ChosenGate] | None = None,
+        envelope: Envelope | None = None,
+        calibrations: Mapping[Source, Calibration] | None = None,
     ) -> None:
         self.chosen = chosen or {}
+        self.calibrations = {source: each.calibration for source, each in self.chosen.items()}
+        self.calibrations |= calibrations or {}
+        self.curves = {source: curve_of(each) for source, each in self.calibrations.items()}
+        """The doubt of each calibrated stand-in's outputs, by their confidence."""
         self._envelope = envelope
         self._gates = {
             source: Gate(each.calibration.confidence, each.level)
@@ -176,6 +229,14 @@ class OutputGate:
             impossible = np.flatnonzero(envelope.impossible(served(outputs))).tolist()
         unsure = () if gate is None else np.flatnonzero(gate.refused(outputs)).tolist()
         return Refused(impossible, unsure)
+
+    def doubts(self, source: Source, outputs: Array) -> NDArray[np.float64]:
+        """Return the probabilities (n,) that `outputs` (n, *output shape) differ from the model's
+        predictions, as calibrated; 1 without a calibration."""
+        if source not in self.curves:
+            return np.ones(len(outputs))
+        kind, curve = self.calibrations[source].confidence, self.curves[source]
+        return curve.of(confidences(kind, outputs))
 
 
 def _not_finite(rows: Array) -> Sequence[int]:

@@ -141,7 +141,7 @@ async def test_a_watch_that_begins_between_two_changes_sees_the_second() -> None
 
 
 def test_metadata_has_what_the_messages_have_no_room_for() -> None:
-    frontend: Any = SimpleNamespace(quarantined=("0.1", "2.0"))
+    frontend: Any = SimpleNamespace(quarantined=("0.1", "2.0"), differ=None)
     signature = Signature.of(TensorSpec("x", "FP32", (4,)), TensorSpec("a, é", "FP32", (4,)))
     model = ServedModel("model", signature, 9, digest="of-bundle", sha256="of-file")
     assert _bundle_of(ServedVersion(frontend, model, Metrics())) == (

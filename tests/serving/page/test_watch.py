@@ -34,6 +34,7 @@ class FakeFrontend:
     ready = True
     asked = 0
     redundancy = "redundant work: on"
+    differing = ""
 
     def __init__(self) -> None:
         self.metrics = Metrics()

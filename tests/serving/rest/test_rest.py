@@ -31,6 +31,7 @@ def test_tritonclient_reads_the_metadata(client: triton.InferenceServerClient) -
         model = client.get_model_metadata("model", version)
         assert model.pop("bundle_digest") == about["bundle_digest"]
         assert model.pop("model_sha256") == about["model_sha256"]
+        assert model.pop("differ") == 0.001
         assert model == {
             "name": "model",
             "versions": ["1"],

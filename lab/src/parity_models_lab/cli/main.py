@@ -21,7 +21,7 @@ COMMANDS = {
         "overhead": "Measure the cost of a request.",
         "path": "Count the files and calls that a request takes.",
         "late": "Compare Late with libraries that hedge.",
-        "promises": "Count how often calibrated gates keep their promise.",
+        "promises": "Count how often budgets of differing answers are kept.",
         "drift": "Count wrong answers before a gate closes.",
     },
     "Break": {

@@ -36,8 +36,9 @@ NEWEST, WORTHWHILE = 0.02, 0.5
 """The weight of the newest reconstruction in the share that was worth its doubt; parity queries are
 sent while that is at least WORTHWHILE."""
 
-FASTER = 0.9
-"""A lone late query gets a parity query only if that takes at most this share of a copy's time."""
+FASTER, PRESUMED = 0.9, 0.5
+"""A lone late query gets a parity query only if that takes at most the share FASTER of a copy's
+time; until it is known, it is presumed to take the share PRESUMED."""
 
 SLOW = 1.5
 """An instance whose recent units took this many times as long as others' is slow."""
@@ -278,7 +279,8 @@ class Adaptive(Policy):
         """Send a parity query of this and other late queries if that is cheaper, else a copy."""
         members = [query, *self._company(port, query)]
         self._running.pop(query.id, None)
-        faster = (self._parity_runs.median or inf) < FASTER * (self.race_rule.runs.median or 0.0)
+        median = self.race_rule.runs.median or 0.0
+        faster = (self._parity_runs.median or PRESUMED * median) < FASTER * median
         is_coded = query.coded and not query.exact and query.original.group is None
         if (
             self._rows

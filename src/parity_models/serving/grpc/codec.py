@@ -34,6 +34,7 @@ from parity_models.serving.protocol import (
     array_from_bytes,
     at_once,
     request_of,
+    row_parameters,
     size_in_bytes,
 )
 
@@ -209,14 +210,16 @@ async def write_response(
     outputs: NDArray[Any],
     sources: Sequence[Source],
     turn: Turn = at_once,
+    *,
+    doubts: Sequence[float] = (),
 ) -> bytes:
     """Return the ModelInferResponse: predictions (n, ...) of one kind, and in `parameters` the
-    source of each row."""
+    source of each row, and its agreement."""
     model = request.model
     response = pb.ModelInferResponse(
         model_name=model.name, model_version=model.version, id=request.id or ""
     )
-    for name, said in model.parameters(sources).items():
+    for name, said in row_parameters(sources, doubts).items():
         response.parameters[name].string_param = said
     tensors, raws = cut(outputs, model.signature, request.sizes), []
     for spec, raw in request.outputs:

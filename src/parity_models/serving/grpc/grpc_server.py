@@ -56,7 +56,7 @@ from parity_models.serving.http import GRACE
 from parity_models.serving.limits import LARGE, ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import Models, ServedVersion
-from parity_models.serving.protocol import SOFTWARE, take_tenant
+from parity_models.serving.protocol import SOFTWARE, row_headers, take_tenant
 from parity_models.serving.request_log import CURRENT, REQUEST_ID, RequestLog
 
 if TYPE_CHECKING:
@@ -312,8 +312,10 @@ class GrpcServer:
                 rows, timeout, tenant=asked.tenant, exact=asked.exact
             )
             log.model, log.version, log.sources = model.name, model.version, result.sources
-            context.set_trailing_metadata(model.headers(result.sources))
-            return await write_response(asked, result.outputs, result.sources, budget.turn)
+            context.set_trailing_metadata(row_headers(result.sources, result.doubts))
+            return await write_response(
+                asked, result.outputs, result.sources, budget.turn, doubts=result.doubts
+            )
         finally:
             budget.held -= held
             self._rpcs -= 1

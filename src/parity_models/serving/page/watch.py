@@ -107,13 +107,15 @@ class Point(Struct, frozen=True):
 
 
 class Frame(Struct, frozen=True):
-    """The state of a server. `redundancy` says in words whether redundant work is sent, and
-    `redundant` counts redundant tasks by kind, then by fate."""
+    """The state of a server. `differing` says in words how many answers differ from the model's,
+    and `redundancy` whether redundant work is sent; `redundant` counts redundant tasks by kind,
+    then by fate."""
 
     policy: str
     ready: bool
     instances: tuple[InstanceView, ...]
     gates: tuple[GateView, ...]
+    differing: str
     redundancy: str
     redundant: dict[str, dict[str, int]]
     events: tuple[Event, ...]
@@ -261,6 +263,7 @@ class Watch(Observer):
             ready=frontend.ready,
             instances=self.instances(),
             gates=self._gates(),
+            differing=frontend.differing,
             redundancy=frontend.redundancy,
             redundant={kind: fates for kind, fates in redundant.items() if any(fates.values())},
             events=tuple(self.events),
@@ -292,15 +295,20 @@ class Watch(Observer):
     def _gates(self) -> tuple[GateView, ...]:
         """Return the gates, and the stand-ins without one."""
         metrics = self._frontend.metrics
-        is_open, levels, compared, disagreed = (
+        is_open, levels, compared, disagreed, audited, differed = (
             {labels["source"]: value for labels, value in _samples(each)}
             for each in (
                 metrics.gate_open,
                 metrics.gate_agreement,
                 metrics.compared_answers,
                 metrics.disagreed_answers,
+                metrics.audited_answers,
+                metrics.audited_differed,
             )
         )
+        for source in audited.keys() - levels.keys():  # those with a gate are compared anyway
+            compared[source] = compared.get(source, 0.0) + audited[source]
+            disagreed[source] = disagreed.get(source, 0.0) + differed.get(source, 0.0)
         stand_ins = {str(source_of(role)) for role in self._roles - {DEPLOYED}}
         return tuple(
             GateView(

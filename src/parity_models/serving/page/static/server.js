@@ -13,6 +13,7 @@ export class Server {
     this.facts = el("p", { className: "facts" });
     this.tails = table("tails", ["ms", "p50", "p99", "p99.9"]);
     this.sources = el("div", { className: "sources", role: "img" });
+    this.differing = el("p", { className: "facts" });
     this.gates = el("ul", { className: "gates" });
     this.instances = new Instances();
     this.redundancy = el("p", { className: "quiet" });
@@ -24,6 +25,7 @@ export class Server {
     this.element = el("section", { className: "side" },
       el("h2", {}, name ? `${name} ` : "", this.state, " ", this.policy),
       this.facts,
+      this.differing,
       this.gates,
       block("Instances", this.instances.element),
       el("div", { className: "blocks" },
@@ -45,6 +47,8 @@ export class Server {
     this.instances.show(frame.instances);
     fill(this.tails, [["10 s", ms(answered?.p50), ms(answered?.p99), ms(answered?.p999)]]);
     this.showSources(answers);
+    this.differing.hidden = !frame.differing;
+    write(this.differing, frame.differing);
     this.showGates(frame.gates);
     write(this.redundancy, frame.redundancy);
     const kinds = Object.entries(frame.redundant);
