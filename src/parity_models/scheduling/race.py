@@ -77,6 +77,12 @@ BURST = 20.0
 HELD_UP = 0.001
 """An alarm that is more than this many seconds late means that the driver was held up."""
 
+COPY_SAVES = 0.5
+"""Units are copied from an age from which they run this many median run times more on average."""
+
+PRESUMED = 0.5
+"""The backup's run time as a share of the model's, until it is known."""
+
 MARGIN = 0.1
 """Added to the age by which a copy has answered, in median run times: half take longer than that.
 """
@@ -153,10 +159,13 @@ class Purse:
 
     def earn(self) -> None:
         """Add the share of a query that arrived."""
-        self._seen = min(float(WINDOW), self._seen + 1)
-        self._saved = min(float(WINDOW), self._saved + 1)
+        if self._seen < WINDOW:
+            self._seen += 1
+        if self._saved < WINDOW:
+            self._saved = min(self._saved + 1, float(WINDOW))
         drift = self._drift + GAIN**2 / (4 * self._seen) * (KEPT - self._fill)
-        self._drift = max(-MAX_DRIFT, min(MAX_DRIFT, drift))
+        if -MAX_DRIFT < drift < MAX_DRIFT:
+            self._drift = drift
 
     @property
     def _fill(self) -> float:
@@ -210,6 +219,7 @@ class Rule:
     Args:
         differ: The share of all answers that may differ from the model's.
         copies: The most copies per query, on average.
+        backup: True if there is a backup to ask.
         may_hang: Copies do not end at MAX_TASKS; then one is sent when the query's age has doubled.
 
     """
@@ -219,10 +229,12 @@ class Rule:
         differ: float,
         copies: float,
         *,
+        backup: bool = True,
         runs: RunTimes | None = None,
         may_hang: bool = False,
     ) -> None:
         self.may_hang = may_hang
+        self._has_backup = backup
         self.lag = 0.0
         """Seconds that reports wait for the driver's process: no lateness of an instance."""
         self.purse = Purse(differ)
@@ -238,6 +250,15 @@ class Rule:
         self._ranked: list[float] = []
         self._new_doubts = 0
         self._arrived = 0
+        self.median = 0.0
+        """The median run time of the model; 0 while it is unknown."""
+        self.backup_share = PRESUMED
+        """The backup's run time as a share of the model's; presumed until it is known."""
+        self.helped_by = 0.0
+        """The age by which help that was sent in time has answered: mostly the backup's output, or
+        else a copy; 0 while it is unknown."""
+        self._asked_after = self._copied_after = 0.0
+        self._renew()
 
     def earn(self) -> None:
         """Add the budgets of a query that arrived."""
@@ -247,10 +268,22 @@ class Rule:
 
     def ended(self, role: str, seconds: float, *, finished: bool) -> None:
         """Record the run time of a unit, which ran to its end or not."""
-        if role == DEPLOYED:
-            self.runs.add(seconds, finished=finished)
-        elif role == BACKUP:
-            self.backup_runs.add(seconds, finished=finished)
+        times = {DEPLOYED: self.runs, BACKUP: self.backup_runs}[role]
+        if times.add(seconds, finished=finished):
+            self._renew()
+
+    def _renew(self) -> None:
+        """Derive from run times what races ask for most often."""
+        median, backup = self.runs.median, self.backup_runs.median
+        if not median:
+            return
+        self.median = median
+        self.backup_share = share = backup / median if backup else PRESUMED
+        longer = (share + MARGIN) * median
+        self._asked_after = self.runs.lasts_from(min(0.5, LATE_WORK / share), longer)
+        self._copied_after = self.runs.lasts_from(COPIED, COPY_SAVES * median)
+        takes = backup if backup and self.affordable(LATE) > 0.5 else self._copied_after
+        self.helped_by = self.copied_after + takes + MARGIN * median
 
     def output(self, waited: float, doubt: float) -> None:
         """Record an output of the backup, its doubt, and the time since it was asked."""
@@ -259,12 +292,6 @@ class Rule:
         self._new_doubts += 1
         if self._new_doubts >= KNOWN:
             self._new_doubts, self._ranked = 0, sorted(self._doubts)
-
-    @property
-    def backup_share(self) -> float:
-        """The backup's run time as a share of the model's; presumed until it is known."""
-        median, backup = self.runs.median, self.backup_runs.median
-        return backup / median if median and backup else 0.5
 
     @property
     def patience(self) -> float | None:
@@ -293,40 +320,33 @@ class Rule:
             return False
         return self.affordable(self.worth(waiting)) > cost
 
+    @property
+    def asks(self) -> bool:
+        """True if the backup may be asked at all."""
+        return self._has_backup and self.purse.share > 0
+
     def asked_at(self, arrived: float, started: float) -> float:
         """Return when to ask the backup for a query that the model has run since `started`: once
         its unit is longer than most, and the surest outputs would soon be worth their price."""
-        at = started + self.lag + self.runs.exceeded_by(min(0.5, LATE_WORK / self.backup_share))
+        at = started + self.lag + self._asked_after
         if not self._ranked:
             return at
         surest = self._ranked[len(self._ranked) // 20]
-        released = self.released_after(surest) - (self.backup_runs.median or 0.0)
+        released = self.released_after(surest) - self.backup_share * self.median
         return max(at, arrived + released)
 
     @property
     def copied_after(self) -> float:
         """The run time after which a unit is copied."""
-        return self.lag + self.runs.exceeded_by(COPIED)
-
-    @property
-    def helped_by(self) -> float:
-        """The age by which help that was sent in time has answered: mostly the backup's output, or
-        else a copy; 0 while it is unknown."""
-        median, backup = self.runs.median, self.backup_runs.median
-        if not median:
-            return 0.0
-        copied = self.copied_after
-        takes = backup if backup and self.affordable(LATE) > 0.5 else copied
-        return copied + takes + MARGIN * median
+        return self.lag + self._copied_after
 
     def worth_late(self, age: float) -> float:
         """Return the worth of an answer to a query of this age."""
-        median = self.runs.median
-        return LATE * max(0.0, age / median - 1) ** 2 if median else inf
+        return LATE * max(0.0, age / self.median - 1) ** 2 if self.median else inf
 
     def released_after(self, doubt: float) -> float:
         """Return the age of a query from which an output of this doubt is worth its price."""
-        return (self.runs.median or 0.0) * (1 + sqrt(doubt * self.purse.price / LATE))
+        return self.median * (1 + sqrt(doubt * self.purse.price / LATE))
 
 
 class Race:
@@ -339,13 +359,13 @@ class Race:
     __slots__ = (
         "_answered",
         "_asked",
-        "_at",
         "_first",
         "_group",
         "_rule",
         "_started",
         "_tasks",
         "arrived",
+        "at",
         "due",
         "exact",
         "held",
@@ -362,7 +382,8 @@ class Race:
         self._rule = rule
         self._asked: float | None = None
         self._answered = False
-        self._at = inf
+        self.at = inf
+        """The time of the last WakeAt."""
         self._group = 0
         self._first: float | None = None
         """When the model first began to run."""
@@ -380,13 +401,13 @@ class Race:
         rule = self._rule
         rule.earn()
         self._group = rule.effect.arrived(now)
-        if self.exact or not rule.purse.share or not view.open or not view.helps:
+        if self.exact or not rule.asks or not view.open or not view.helps:
             return (ASK_MODEL,)
         waiting = view.waiting
         if not rule.asks_first(waiting):
-            if not waiting or not rule.runs.median:
+            if not waiting or not rule.median:
                 return (ASK_MODEL,)
-            return ASK_MODEL, self._wake(now + rule.runs.median / 2)
+            return ASK_MODEL, self._wake(now + rule.median / 2)
         self._asked = now
         patience = rule.patience
         if patience is None or rule.backup_share > LIGHT or not view.idle:
@@ -467,7 +488,7 @@ class Race:
         If this is reported late, the driver was held up, and so may be what instances have to
         report: the decision waits for as long again, once.
         """
-        late, self._at = now - self._at, inf
+        late, self.at = now - self.at, inf
         if late > HELD_UP:
             return (WakeAt(now + late),)
         rule, held, first, started = self._rule, self.held, self._first, self._started
@@ -496,7 +517,7 @@ class Race:
 
     def _may_ask(self, view: View) -> bool:
         unasked = self._asked is None and not self.exact
-        return unasked and self._rule.purse.share > 0 and view.open
+        return unasked and self._rule.asks and view.open
 
     def _copied_at(self, started: float) -> float:
         """Return when to copy the query: not while the backup is expected to answer soon, nor if
@@ -505,7 +526,7 @@ class Race:
         is_pending = self._asked is not None and not (self._answered or self.exact)
         if self._tasks + is_pending >= MAX_TASKS:
             return 2 * started - self.arrived if rule.may_hang else inf
-        at, median = started + rule.copied_after, rule.runs.median or 0.0
+        at, median = started + rule.copied_after, rule.median
         if is_pending and self._asked is not None:
             at = max(at, self._asked + (rule.patience or median))
         if self.held is not None and self.held <= rule.purse.left:
@@ -515,7 +536,7 @@ class Race:
     def _next(self, now: float, *, again: bool = False) -> tuple[WakeAt] | tuple[()]:
         """Return the time of the next decision; one that is due `again` is made a little later."""
         rule, first, started = self._rule, self._first, self._started
-        median = rule.runs.median
+        median = rule.median
         if not median:
             return (self._wake((now + self.due) / 2),) if now < self.due < inf else ()
         at = inf
@@ -524,7 +545,7 @@ class Race:
         elif first is None and self._asked is None and not self.exact:
             at = now + median / 2
         if first is not None and started is not None:
-            if self._asked is None and not self.exact and rule.purse.share:
+            if self._asked is None and not self.exact and rule.asks:
                 at = min(at, rule.asked_at(self.arrived, first))
             at = min(at, self._copied_at(started))
         if again and at <= now:  # a query that hangs costs little time
@@ -532,5 +553,5 @@ class Race:
         return (self._wake(max(at, now)),) if at < inf else ()
 
     def _wake(self, at: float) -> WakeAt:
-        self._at = at
+        self.at = at
         return WakeAt(at)

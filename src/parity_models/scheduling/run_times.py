@@ -6,6 +6,12 @@ CUT_SHORT_FACTOR = 2.0
 """Half of the units that reach a late age run for this many times as long (Pareto's law with the
 exponent 1)."""
 
+STEP = 0.7
+"""Ages are tried that are exceeded by a share of units, this times that share, and so on."""
+
+BEYOND = 1.02
+"""A unit that has run this many times as long as the longest known one is slow in any case."""
+
 
 class RecentDurations:
     """The last `window` durations; quantiles are updated after every `every` of them, for the first
@@ -63,3 +69,17 @@ class RunTimes(RecentDurations):
         """Return the age that at most this share of units exceeds; 0 while it is unknown."""
         known = len(self._ranked)
         return self._ranked[max(0, known - 1 - int(share * known))] if known else 0.0
+
+    def lasts_from(self, share: float, longer: float) -> float:
+        """Return the age, which at most this share of units exceeds, from which units run `longer`
+        seconds more on average; if there is none, an age beyond all known ones; 0 while that is
+        unknown."""
+        if not self._ranked:
+            return 0.0
+        ranked, slower = self._ranked, int(share * len(self._ranked))
+        while slower:
+            age = ranked[-1 - slower] if slower < len(ranked) else 0.0
+            if sum(ranked[-slower:]) / slower - age >= longer:
+                return age
+            slower = int(STEP * slower)
+        return BEYOND * ranked[-1]

@@ -25,7 +25,7 @@ from parity_models.scheduling.policies.policy import Policy, StandIns, rows_need
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.race import Action, Answer, Ask, Race, Rule
 from parity_models.scheduling.run_times import RunTimes
-from parity_models.scheduling.work import Query, Task, Unit
+from parity_models.scheduling.work import MIN_DELAY, Query, Task, Unit
 
 PARITY = parity_role(0)
 
@@ -80,7 +80,7 @@ class Adaptive(Policy):
     ) -> None:
         options = options or self.Options()
         self.asks = stand_ins
-        self.race_rule = Rule(options.differ, options.copies, runs=runs)
+        self.race_rule = Rule(options.differ, options.copies, backup=stand_ins.backup, runs=runs)
         self._rows = rows_needed(stand_ins.code) if stand_ins.code else []
         self._groups = CodingGroups(stand_ins.code, max_wait=None)
         self._parity_runs = RunTimes(window=300, every=20)
@@ -90,6 +90,11 @@ class Adaptive(Policy):
         """The queries with only their original running, the oldest units first, if there is a
         code."""
         self._races: dict[int, Race] = {}
+        self._on_time: dict[int, Query] = {}
+        """The queries that wait for the first alarm of their race, in the order of its time. One
+        timer serves all: most queries are answered before."""
+        self._timer = 0
+        self._newest = -inf
         self._backups: dict[int, Task] = {}
         """The task of the backup of each query that asks it."""
         self._port: Port | None = None
@@ -155,7 +160,36 @@ class Adaptive(Policy):
             if self._rows and task is query.original and not race.copied:
                 self._running[query.id] = query
             slow = port.dispatch.pace(task.instance) > SLOW
-            self._carry_out(port, query, race.started(port.now, slow=slow))
+            actions = race.started(port.now, slow=slow)
+            if actions and task is query.original and race.at >= self._newest:
+                self._wait(port, query, race.at)
+            else:
+                self._carry_out(port, query, actions)
+
+    def _wait(self, port: Port, query: Query, at: float) -> None:
+        """Wait for the query's first alarm."""
+        port.cancel_timer(query.alarm)
+        self._on_time.pop(query.id, None)  # if it ran before, and failed
+        self._on_time[query.id] = query
+        self._newest = at
+        if not self._timer:
+            self._set_timer(port, at)
+
+    def _set_timer(self, port: Port, at: float) -> None:
+        self._timer = port.set_timer(max(at, port.now + MIN_DELAY), partial(self._on_timer, port))
+
+    def _on_timer(self, port: Port) -> None:
+        self._timer, due = 0, []
+        for query in self._on_time.values():
+            at = self._races[query.id].at
+            if at > port.now:
+                self._set_timer(port, at)
+                break
+            due.append(query)
+        for query in due:
+            if query.id in self._on_time:
+                del self._on_time[query.id]
+                port.tell((query.id,), self._alarm, port, query)
 
     def redundancy_starts(self, port: Port, task: Task) -> None:
         if task.role == BACKUP:
@@ -205,6 +239,7 @@ class Adaptive(Policy):
 
     def resolved(self, port: Port, query: Query) -> None:
         self._races.pop(query.id).ended(port.now)
+        self._on_time.pop(query.id, None)
         self._drop_backup(port, query.id)
         self._running.pop(query.id, None)
         if query.original.group is not None:
@@ -252,6 +287,7 @@ class Adaptive(Policy):
             if isinstance(action, Answer):
                 port.answer(query, source, action.doubt)
             elif not isinstance(action, Ask):
+                self._on_time.pop(query.id, None)
                 port.set_alarm(query, action.time, partial(self._alarm, port, query))
             elif action.role == BACKUP:
                 self._ask(port, query)
@@ -279,7 +315,7 @@ class Adaptive(Policy):
         """Send a parity query of this and other late queries if that is cheaper, else a copy."""
         members = [query, *self._company(port, query)]
         self._running.pop(query.id, None)
-        median = self.race_rule.runs.median or 0.0
+        median = self.race_rule.median
         faster = (self._parity_runs.median or PRESUMED * median) < FASTER * median
         is_coded = query.coded and not query.exact and query.original.group is None
         if (
