@@ -74,6 +74,9 @@ slow everywhere is slow itself, and one that crashes instances should not crash 
 BURST = 20.0
 """Copies that may be sent at once after a time in which few were."""
 
+WHILE_BUSY = 0.1
+"""Minimum seconds until queries are reconsidered while nothing redundant may be sent."""
+
 HELD_UP = 0.001
 """An alarm that is more than this many seconds late means that the driver was held up."""
 
@@ -513,7 +516,8 @@ class Race:
                 self._tasks += 1
                 self._started = inf  # until the copy starts
                 actions.append(ASK_MODEL)
-        return *actions, *self._next(now, again=True)
+        wait = 0.0 if helps else WHILE_BUSY
+        return *actions, *self._next(now, again=True, wait=wait)
 
     def _may_ask(self, view: View) -> bool:
         unasked = self._asked is None and not self.exact
@@ -533,8 +537,11 @@ class Race:
             at = inf if self.arrived + rule.released_after(self.held) < at + median else at
         return at
 
-    def _next(self, now: float, *, again: bool = False) -> tuple[WakeAt] | tuple[()]:
-        """Return the time of the next decision; one that is due `again` is made a little later."""
+    def _next(
+        self, now: float, *, again: bool = False, wait: float = 0.0
+    ) -> tuple[WakeAt] | tuple[()]:
+        """Return the time of the next decision; one that is due `again` is made a little later, by
+        `wait` seconds at least."""
         rule, first, started = self._rule, self._first, self._started
         median = rule.median
         if not median:
@@ -549,7 +556,7 @@ class Race:
                 at = min(at, rule.asked_at(self.arrived, first))
             at = min(at, self._copied_at(started))
         if again and at <= now:  # a query that hangs costs little time
-            at = now + max(median / 4, (now - self.arrived) / 8)
+            at = now + max(median / 4, (now - self.arrived) / 8, wait)
         return (self._wake(max(at, now)),) if at < inf else ()
 
     def _wake(self, at: float) -> WakeAt:

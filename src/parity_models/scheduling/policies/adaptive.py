@@ -23,7 +23,7 @@ from parity_models.scheduling.effect import Redundancy
 from parity_models.scheduling.policies.groups import CodingGroups
 from parity_models.scheduling.policies.policy import Policy, StandIns, rows_needed
 from parity_models.scheduling.port import Port
-from parity_models.scheduling.race import Action, Answer, Ask, Race, Rule
+from parity_models.scheduling.race import WHILE_BUSY, Action, Answer, Ask, Race, Rule
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import MIN_DELAY, Query, Task, Unit
 
@@ -180,6 +180,9 @@ class Adaptive(Policy):
 
     def _on_timer(self, port: Port) -> None:
         self._timer, due = 0, []
+        if self._on_time and not self.helps:
+            self._set_timer(port, port.now + WHILE_BUSY)
+            return
         for query in self._on_time.values():
             at = self._races[query.id].at
             if at > port.now:
