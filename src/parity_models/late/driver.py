@@ -34,10 +34,6 @@ from parity_models.trust.backup import Judged, Refusal
 COMPARE_ONE_IN = 20
 """One in this many answers of the stand-in is compared with the model's."""
 
-HELD_UP = 0.001
-"""An alarm that is more than this many seconds late means that the event loop was held up. Then
-answers were, too, so they come first."""
-
 Call = Callable[[], Awaitable[Any]]
 
 
@@ -121,7 +117,7 @@ class Driver:
                 self._ask_model()
                 todo += self._race.started(now())
         if wake < inf and not self._failed:
-            self._wake_at(wake, wake)
+            self._wake_at(wake)
 
     def _ask_model(self) -> None:
         client, server = self._client, 0
@@ -181,19 +177,16 @@ class Driver:
 
     # Events
 
-    def _wake_at(self, time: float, due: float) -> None:
+    def _wake_at(self, time: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(time - now(), self._wake, time, due)
+        self._timer = self._loop.call_later(time - now(), self._wake, time)
 
-    def _wake(self, at: float, due: float) -> None:
+    def _wake(self, due: float) -> None:
         if self._result.done() or self._failed:
             return
         time, client = now(), self._client
-        client.woke(time, at)
-        if at == due and time > due + HELD_UP:
-            self._wake_at(time + HELD_UP, due)
-            return
+        client.woke(time, due)
         client.copies.refused = self._backup is not None and self._race.exact
         self._carry_out(self._race.alarm(time, client))
 
