@@ -159,7 +159,7 @@ def hindsight(confidence: NDArray[np.float64], differs: NDArray[np.bool_]) -> ND
             pools[-1][1] += count
     doubts = np.empty(len(order))
     doubts[order] = np.concatenate([np.full(int(n), d / n) for d, n in pools])
-    return doubts + 1e-5
+    return np.minimum(1.0, doubts + 1e-5)
 
 
 def simulate_run(run: Candidate, seed: int, queries: int, traces: Traces) -> Found:

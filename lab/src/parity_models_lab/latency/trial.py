@@ -87,7 +87,8 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     bursts. `service` is the emulated time of a batch of up to `max_batch` queries, `backup_service`
     that of a backup. `speed` is the share of two cores' time that the server's processes get
     together, in real runs by a quota; 0: no quota, and simulated servers take no time. The code has
-    the `decoder` and its usual encoder. Stand-ins may answer a share `coverage` of the queries.
+    the `decoder` and its usual encoder. Stand-ins may answer a share `coverage` of the queries, and
+    agree there unless `faults` set doubts.
     `stand_ins` are those that the bundle has for a policy that can use either.
 
     `shuffles` background transfers run at all times, through the links that queries take. With
@@ -193,6 +194,7 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             service_time=self.service,
             service_times={BACKUP: self.backup_service},
             coverage=self.coverage,
+            doubts=self.faults.doubts or (0.0,),
             neighbours=Neighbours(TENANT_RATE, TENANT_TIME, here) if here else None,
             kills=tuple(kill for kill in kills if kill.worker < workers),
         )
