@@ -178,7 +178,7 @@ def test_budgets_are_kept(
         loop.set_exception_handler(lambda _, context: errors.append(context))
         backup = None if differ is None else DoubtedBackup()
         async with Late(backup, copies=copies, differ=differ or 0.0, cpu=1) as late:
-            late._client.threads.backup = VirtualThread()  # type: ignore[assignment]
+            late._client.threads.backup = VirtualThread()  # type: ignore[assignment]  # in virtual time
             for _ in range(known):
                 await ask(late, 0.001, 0.001, 0.001, "answers")
             calls = []

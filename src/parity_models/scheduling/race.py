@@ -87,8 +87,7 @@ PRESUMED = 0.5
 """The backup's run time as a share of the model's, until it is known."""
 
 MARGIN = 0.1
-"""Added to the age by which a copy has answered, in median run times: half take longer than that.
-"""
+"""A margin of times, in median run times: half of all tasks take longer than their median."""
 
 KNOWN = 50
 """Outputs of a stand-in from which its doubts are known; before, one query in EXPLORE asks it."""
