@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from parity_models.bundle.bundle import NewModel, write_bundle
 from parity_models.codes import CodeSpec
-from parity_models.models.bundle import NewModel, write_bundle
 
 
 def main(folder: Path) -> None:

@@ -17,10 +17,10 @@ from mkdocs.structure.files import File, Files
 import parity_models
 from parity_models.cli.main import command
 from parity_models.codes import DECODERS, ENCODERS
-from parity_models.models.networks import NETWORKS
 from parity_models.options import OptionField, declared_in
 from parity_models.scheduling.policies import POLICIES
 from parity_models.serving.options import ENGINES
+from parity_models.training.networks import NETWORKS
 
 SOURCE = Path(__file__).parent.parent / "src" / "parity_models"
 
@@ -28,12 +28,14 @@ API = {
     "": [],
     "codes": [],
     "scheduling": ["core", "actions", "work", "port", "policies.policy", "choice"],
-    "models": ["bundle", "onnx_model", "queries", "signature", "envelope", "gate"],
+    "bundle": ["bundle", "onnx_model"],
+    "tensors": ["queries", "signature"],
+    "trust": ["envelope", "gate"],
     "tasks": ["metrics"],
     "training": [],
     "evaluation": [],
     "serving": ["server", "options", "frontend", "engine"],
-    "simulation": [],
+    "simulation": ["simulation", "emulation"],
     "load": ["spec", "result"],
     "errors": [],
 }
@@ -122,6 +124,7 @@ def _command_page(entry: Any, path: str, level: int = 1) -> Iterator[str]:
 def _functions(command: str) -> list[str]:
     """Return the public functions that a command calls."""
     others = {
+        "bundle": ["make_bundle"],
         "plan": ["plan", "advise"],
         "export": ["export_repository"],
         "load": ["offer_load_from_own_process"],

@@ -14,9 +14,9 @@ import uvloop
 from commands import Here, Outcome, assert_refused
 from onnx_models import linear_model
 from own_models import DIGITS
+from parity_models.bundle.bundle import NewModel, Training, open_bundle, write_bundle
 from parity_models.cli.common import stop_on_signals
 from parity_models.codes import CodeSpec
-from parity_models.models.bundle import NewModel, Training, open_bundle, write_bundle
 
 
 def parm(*arguments: object, before: str) -> Outcome:
@@ -146,8 +146,8 @@ for room in rooms.split():
     for module in pkgutil.walk_packages(getattr(package, "__path__", ()), package.__name__ + "."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-importlib.import_module("parity_models.models.bundle")
-importlib.import_module("parity_models.protection.plan")
+importlib.import_module("parity_models.bundle.bundle")
+importlib.import_module("parity_models.sizing.plan")
 importlib.import_module("parity_models.cli.serve")
 assert not any(name.startswith("torch.") for name in sys.modules)
 """

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import CodeError, UndecodableError
-from parity_models.models.signature import Axis, Signature, Tensor
+from parity_models.tensors.signature import Axis, Signature, Tensor
 from signatures import axes_of, tensors, values
 
 

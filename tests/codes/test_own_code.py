@@ -12,9 +12,9 @@ import pytest
 
 from commands import Here, assert_refused
 from own_coders import DECODER, ENCODER
+from parity_models.bundle.bundle import open_bundle
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import BundleError, CodeError
-from parity_models.models.bundle import open_bundle
 from served import INPUTS, write_linear_bundle
 
 OWN = CodeSpec(ENCODER, DECODER, 2, 1, {"gain": 2.0}, {"divisor": 2.0})

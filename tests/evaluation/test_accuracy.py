@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from linear_bundles import CLASSES, FEATURES, Array, linear_bundle
+from parity_models.bundle.bundle import Accuracy, Bundle
 from parity_models.codes import CodeSpec
 from parity_models.errors import DataError
 from parity_models.evaluation.accuracy import (
@@ -24,7 +25,6 @@ from parity_models.evaluation.accuracy import (
 )
 from parity_models.evaluation.judging import accuracy_table, gate_table
 from parity_models.evaluation.outputs import Outputs
-from parity_models.models.bundle import Accuracy, Bundle
 
 SUM = CodeSpec("sum", "subtraction", 2)
 

@@ -9,8 +9,8 @@ import pytest
 
 from commands import Here
 from onnx_models import output_of
-from parity_models.models.bundle import open_bundle
-from parity_models.models.onnx_model import OnnxModel
+from parity_models.bundle.bundle import open_bundle
+from parity_models.bundle.onnx_model import OnnxModel
 from parity_models.training import TrainingOptions
 from parity_models_lab.chaos import attack, chaos, overload, traffic
 from parity_models_lab.chaos.chaos import PHASE, draw_course

@@ -10,12 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parity_models.arrivals import poisson_arrivals
-from parity_models.emulation import Constant, Exponential, FaultPlan, Kill, LogNormal, Pauses
 from parity_models.roles import DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import StandIns
-from parity_models.simulation import FAILED, Simulation, SimulationResult, simulate
+from parity_models.simulation.arrivals import poisson_arrivals
+from parity_models.simulation.emulation import (
+    Constant,
+    Exponential,
+    FaultPlan,
+    Kill,
+    LogNormal,
+    Pauses,
+)
+from parity_models.simulation.simulation import FAILED, Simulation, SimulationResult, simulate
 from parity_models_lab.latency.cores import Cores, DriverOnCores, Processor, Thread
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from commands import Here, assert_refused
 from linear_bundles import CLASSES, FEATURES, linear_bundle
+from parity_models.bundle.bundle import Bundle, open_bundle
 from parity_models.evaluation.judging import calibrate
-from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.training import TrainingOptions
 from parity_models_lab import demo, gates, late_calls, overhead, path
 from parity_models_lab.overhead import CASES, OURS, TRITON

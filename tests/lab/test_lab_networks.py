@@ -11,13 +11,13 @@ from torch import nn
 import parity_models_lab.published  # noqa: F401  # registers them
 from onnx_models import output_of
 from own_models import DIGITS, STACK
+from parity_models.bundle.onnx_model import OnnxModel
 from parity_models.codes import CodeSpec
 from parity_models.errors import TrainingError
-from parity_models.models.export import export, floats
-from parity_models.models.networks import MLP, build_network
-from parity_models.models.onnx_model import OnnxModel
 from parity_models.training import TrainingOptions
-from parity_models.training.networks import recipe_for
+from parity_models.training.export import export, floats
+from parity_models.training.network_plans import recipe_for
+from parity_models.training.networks import MLP, build_network
 from parity_models_lab.published import (
     as_published,
     check_published,

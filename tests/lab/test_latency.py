@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from commands import Here
-from parity_models.arrivals import poisson_arrivals
-from parity_models.emulation import LogNormal
 from parity_models.errors import UserError
 from parity_models.scheduling.choice import PolicyChoice
+from parity_models.simulation.arrivals import poisson_arrivals
+from parity_models.simulation.emulation import LogNormal
 from parity_models_lab import results
 from parity_models_lab.latency import reproduce
 from parity_models_lab.latency.figure import FIGURES, Figure, load_figure

@@ -11,8 +11,8 @@ import pytest
 
 from commands import Here
 from own_models import DIGITS
+from parity_models.bundle.bundle import open_bundle
 from parity_models.errors import DataError
-from parity_models.models.bundle import open_bundle
 from parity_models_lab import made
 from parity_models_lab.tasks import TEST, TRAIN, Dataset, find_task
 

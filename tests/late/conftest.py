@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from parity_models.bundle.bundle import Bundle, open_bundle, with_measured
 from parity_models.late import client as client_module
-from parity_models.models.bundle import Bundle, open_bundle, with_measured
-from parity_models.models.gate import Calibration, DoubtCurve, GateLevel
 from parity_models.scheduling.process_load import ProcessLoad
+from parity_models.trust.gate import Calibration, DoubtCurve, GateLevel
 from served import write_linear_bundle
 
 BundleOf = Callable[..., Bundle]

@@ -16,9 +16,9 @@ import yaml
 from aiohttp import web
 
 import parity_models as pm
-from parity_models.models.bundle import Bundle
-from parity_models.models.gate import confidences
-from parity_models.protection.access_log import LEAST, AccessLog
+from parity_models.bundle.bundle import Bundle
+from parity_models.sizing.access_log import LEAST, AccessLog
+from parity_models.trust.gate import confidences
 from ports import free_ports
 from served import INFER, gated_bundle, infer_message, predictions, queries
 

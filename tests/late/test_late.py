@@ -20,13 +20,13 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
 from parity_models import Late, UserError
+from parity_models.bundle.bundle import Bundle
 from parity_models.errors import DataError
 from parity_models.late import client as client_module
 from parity_models.late import driver as driver_module
 from parity_models.late.values import form_of
-from parity_models.models.bundle import Bundle
-from parity_models.models.signature import Tensor
 from parity_models.roles import BACKUP
+from parity_models.tensors.signature import Tensor
 from served import predictions, queries, write_linear_bundle
 from text_models import expected, imitated, texts, write_text_bundle
 

@@ -16,7 +16,7 @@ import tritonclient.http.aio
 from numpy.typing import NDArray
 
 import parity_models as pm
-from parity_models.models.bundle import Bundle
+from parity_models.bundle.bundle import Bundle
 from served import INFER, infer_message, predictions, queries
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("never_overloaded")]

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parity_models import Late
+from parity_models.bundle.backup import GatedBackup, Judged, Refusal
 from parity_models.late import client as client_module
 from parity_models.late import driver as driver_module
-from parity_models.models.signature import Tensor
 from parity_models.roles import BACKUP, DEPLOYED
 from parity_models.scheduling.race import BURST, WINDOW, Answer, Ask, Race
-from parity_models.trust.backup import GatedBackup, Judged, Refusal
+from parity_models.tensors.signature import Tensor
 
 HANG = 1e4
 MAX_ALARMS = 100

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity_models.arrivals import poisson_arrivals
 from parity_models.errors import LoadError, UserError
 from parity_models.load import LoadSpec
+from parity_models.simulation.arrivals import poisson_arrivals
 
 
 def spec(**fields: Any) -> LoadSpec:

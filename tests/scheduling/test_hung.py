@@ -4,8 +4,13 @@ from typing import Any
 
 import pytest
 
-from parity_models.arrivals import poisson_arrivals
-from parity_models.emulation import (
+from parity_models.roles import DEPLOYED
+from parity_models.scheduling.actions import Reason, RecycleReason
+from parity_models.scheduling.dispatch import RULES, SINGLE_QUEUE, Dispatch
+from parity_models.scheduling.policies import EqualResources
+from parity_models.scheduling.work import SchedulerConfig
+from parity_models.simulation.arrivals import poisson_arrivals
+from parity_models.simulation.emulation import (
     Constant,
     Exponential,
     FaultPlan,
@@ -15,12 +20,7 @@ from parity_models.emulation import (
     Slowdowns,
     Uniform,
 )
-from parity_models.roles import DEPLOYED
-from parity_models.scheduling.actions import Reason, RecycleReason
-from parity_models.scheduling.dispatch import RULES, SINGLE_QUEUE, Dispatch
-from parity_models.scheduling.policies import EqualResources
-from parity_models.scheduling.work import SchedulerConfig
-from parity_models.simulation import Simulation, simulate
+from parity_models.simulation.simulation import Simulation, simulate
 from scheduling_world import ORIGINALS, World, world_of
 
 

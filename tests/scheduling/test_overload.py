@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from parity_models.arrivals import poisson_arrivals
-from parity_models.emulation import Uniform
 from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.actions import Fail, Reason
 from parity_models.scheduling.core import Scheduler
@@ -22,7 +20,9 @@ from parity_models.scheduling.policies import (
     StandIns,
 )
 from parity_models.scheduling.work import SchedulerConfig
-from parity_models.simulation import FAILED, Driver, Instance, Simulation, simulate
+from parity_models.simulation.arrivals import poisson_arrivals
+from parity_models.simulation.emulation import Uniform
+from parity_models.simulation.simulation import FAILED, Driver, Instance, Simulation, simulate
 from scheduling_world import World, code, world_of
 
 INSTANCES, SERVICE, SECONDS, CALM = 4, 0.01, 5.0, 3.0

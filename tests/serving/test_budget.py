@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from linear_bundles import CLASSES, FEATURES, linear_bundle
-from parity_models.emulation import FaultPlan
-from parity_models.models.bundle import Bundle, with_measured
-from parity_models.models.gate import Calibration, DoubtCurve
+from parity_models.bundle.bundle import Bundle, with_measured
 from parity_models.roles import DEPLOYED, Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Adaptive, ApproximateBackup, StandIns
 from parity_models.serving.access import Access
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.server import ServeOptions, Server
+from parity_models.simulation.emulation import FaultPlan
+from parity_models.trust.gate import Calibration, DoubtCurve
 from parity_models.trust.gates import OutputGate
 from puppet_engine import WEIGHTS, asked, metric, queries, serving, settle
 from repositories import ADMINISTRATOR, administered

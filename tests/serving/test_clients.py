@@ -15,8 +15,8 @@ from onnx import TensorProto, helper
 
 import parity_models
 from onnx_models import graph_model
+from parity_models.bundle.bundle import NewModel, write_bundle
 from parity_models.errors import UserError
-from parity_models.models.bundle import NewModel, write_bundle
 from parity_models.serving.errors import InvalidRequestError, UnavailableError
 from served import ServerProcess
 

@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 
 from linear_bundles import CLASSES, linear_bundle
 from onnx_models import linear_model, output_of
+from parity_models.bundle.bundle import Bundle, InferenceTimes, NewModel, open_bundle, write_bundle
+from parity_models.bundle.inference_time import measure_models
+from parity_models.bundle.onnx_model import OnnxModel
 from parity_models.codes import CodeSpec
-from parity_models.emulation import Constant, FaultPlan
 from parity_models.errors import BundleError
-from parity_models.models.bundle import Bundle, InferenceTimes, NewModel, open_bundle, write_bundle
-from parity_models.models.envelope import fit_envelope
-from parity_models.models.export import floats
-from parity_models.models.inference_time import measure_models
-from parity_models.models.onnx_model import OnnxModel
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.options import ServeOptions
+from parity_models.simulation.emulation import Constant, FaultPlan
 from parity_models.training import TrainingOptions
+from parity_models.training.export import floats
+from parity_models.trust.envelope import fit_envelope
 from parity_models_lab.deployed import train_deployed
 from parity_models_lab.tasks import find_task
 from trainings import train_parity

@@ -22,7 +22,7 @@ from promql_parser import VectorSelector
 
 from commands import Here, assert_refused
 from parity_models import __version__
-from parity_models.models.bundle import open_bundle
+from parity_models.bundle.bundle import open_bundle
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.server import Server
 

@@ -3,23 +3,22 @@
 import logging
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from parity_models.models.envelope import Envelope
-from parity_models.models.export import floats
-from parity_models.models.gate import Calibration, GateLevel, confidences
-from parity_models.models.signature import Batch
 from parity_models.roles import DEPLOYED, Source
 from parity_models.scheduling.policies import ApproximateBackup, Parity, Pool
 from parity_models.serving.frontend import Frontend
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.stand_ins import ClosedGates
+from parity_models.tensors.signature import Batch
+from parity_models.training.export import floats
+from parity_models.trust.envelope import Envelope
+from parity_models.trust.gate import Calibration, GateLevel, confidences
 from parity_models.trust.gates import ChosenGate, OutputGate
+from parity_models.trust.stand_ins import ClosedGates
 from puppet_engine import CODE, WEIGHTS, Puppet, asked, metric, queries, serving, settle
 
 ONE_IN = 20
@@ -159,7 +158,7 @@ async def test_a_gate_closes_and_opens_again_across_restarts(
     gate = OutputGate({Source.RECONSTRUCTION: chosen(-100.0, level=0.9)})
 
     def kept(digest: str = "a", path: Path = tmp_path) -> ClosedGates:
-        return ClosedGates(cast(Any, SimpleNamespace(path=path, digest=digest)))
+        return ClosedGates(path, digest)
 
     def served(closed: ClosedGates) -> AbstractAsyncContextManager[tuple[Frontend, Puppet]]:
         parity = Parity(CODE, DEDICATED)

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from parity_models.models.signature import DATATYPES, Layout, Signature
 from parity_models.roles import Source
 from parity_models.serving import protocol
 from parity_models.serving.grpc import codec as grpc_codec
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
 from parity_models.serving.models import ServedModel
 from parity_models.serving.remote import clients
+from parity_models.tensors.signature import DATATYPES, Layout, Signature
 from rest_bodies import done
 from signatures import axes_of, tensors, values
 

@@ -8,8 +8,8 @@ import httpx
 import numpy as np
 import pytest
 
-from parity_models.models.envelope import fit_envelope
-from parity_models.models.signature import Tensor
+from parity_models.tensors.signature import Tensor
+from parity_models.trust.envelope import fit_envelope
 from served import ServerProcess
 from text_models import expected, imitated, texts, write_text_bundle
 

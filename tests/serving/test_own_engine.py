@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from commands import Here, assert_refused
+from parity_models.bundle.bundle import open_bundle
 from parity_models.errors import UserError
-from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.options import EngineChoice
 from parity_models.serving.server import ServeOptions, Server

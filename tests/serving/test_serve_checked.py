@@ -13,13 +13,13 @@ import pytest
 from linear_bundles import linear_bundle
 from onnx_models import linear_model
 from parity_models import __version__
-from parity_models.emulation import FaultPlan, Lie
+from parity_models.bundle.bundle import MANIFEST, Bundle, open_bundle
 from parity_models.errors import ModelError
-from parity_models.models.bundle import MANIFEST, Bundle, open_bundle
 from parity_models.roles import DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.deployment import golden_of
 from parity_models.serving.server import ServeOptions, Server
+from parity_models.simulation.emulation import FaultPlan, Lie
 from served import SUM
 
 pytestmark = pytest.mark.slow

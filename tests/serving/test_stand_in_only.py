@@ -14,8 +14,8 @@ from tritonclient.utils import InferenceServerException
 
 import parity_models as pm
 from commands import Here, assert_refused
-from parity_models.models.bundle import Bundle
-from parity_models.models.gate import confidences
+from parity_models.bundle.bundle import Bundle
+from parity_models.trust.gate import confidences
 from served import (
     INFER,
     ServerProcess,

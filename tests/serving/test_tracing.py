@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from tritonclient.grpc import service_pb2
 
 from histories import check_nothing_is_left, observed_history
-from parity_models.models.bundle import open_bundle
+from parity_models.bundle.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.server import ServeOptions, Server
 from parity_models.serving.tracing import QuerySpans, Tracing

@@ -8,9 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from parity_models.arrivals import poisson_arrivals
 from parity_models.codes import Code, CodeSpec
-from parity_models.emulation import Constant, Exponential, FaultPlan, Kill, Slowdowns
 from parity_models.errors import UserError
 from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.policies import (
@@ -25,7 +23,9 @@ from parity_models.scheduling.policies import (
 )
 from parity_models.scheduling.race import FIRST
 from parity_models.scheduling.work import SchedulerConfig
-from parity_models.simulation import SOURCES, Simulation, SimulationResult, simulate
+from parity_models.simulation.arrivals import poisson_arrivals
+from parity_models.simulation.emulation import Constant, Exponential, FaultPlan, Kill, Slowdowns
+from parity_models.simulation.simulation import SOURCES, Simulation, SimulationResult, simulate
 
 CODE = Code(CodeSpec("stack", "separate", 2), (1,), (1,))
 SERVICE = 0.02

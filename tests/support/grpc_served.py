@@ -7,12 +7,12 @@ from typing import Any, cast
 import grpc
 
 from http_served import Echo, eventually
-from parity_models.models.signature import Signature, TensorSpec
 from parity_models.serving.grpc.grpc_server import GrpcServer
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import ServedModel, ServedVersion
+from parity_models.tensors.signature import Signature, TensorSpec
 
 SPEC = TensorSpec("x", "FP32", (4,))
 INFER = "/inference.GRPCInferenceService/ModelInfer"

@@ -11,7 +11,6 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.models.signature import Signature, TensorSpec
 from parity_models.roles import Source
 from parity_models.serving.errors import OverloadedError, RequestError
 from parity_models.serving.frontend import Result
@@ -20,6 +19,7 @@ from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import ServedModel, ServedVersion
 from parity_models.serving.rest import Rest
+from parity_models.tensors.signature import Signature, TensorSpec
 
 MODEL = ServedModel(
     "model", Signature.of(TensorSpec("x", "FP32", (4,)), TensorSpec("y", "FP32", (4,))), 2000

@@ -7,9 +7,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from onnx_models import linear_model
+from parity_models.bundle.bundle import Bundle, NewModel, write_bundle
 from parity_models.codes import CodeSpec
-from parity_models.models.bundle import Bundle, NewModel, write_bundle
-from parity_models.models.envelope import Envelope
+from parity_models.trust.envelope import Envelope
 
 FEATURES, CLASSES = 6, 4
 Array = NDArray[Any]

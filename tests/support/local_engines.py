@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engine_conformance import DEPLOYED, Events, Joined
-from parity_models.models.onnx_model import PinnedModel
+from parity_models.bundle.onnx_model import PinnedModel
 from parity_models.serving.engine import Parts
 from parity_models.serving.local.local_engine import LocalEngine
 from parity_models.serving.metrics import Metrics

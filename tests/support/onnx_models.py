@@ -10,8 +10,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from parity_models.models.onnx_model import OnnxModel
-from parity_models.models.queries import as_batch
+from parity_models.bundle.onnx_model import OnnxModel
+from parity_models.tensors.queries import as_batch
 
 
 def linear_model(

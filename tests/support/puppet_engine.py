@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.codes import Code, CodeSpec
-from parity_models.emulation import FaultPlan
-from parity_models.models.signature import Signature, TensorSpec
 from parity_models.scheduling.policies import Parity, Policy
 from parity_models.scheduling.work import SchedulerConfig
 from parity_models.serving.engine import Engine, EngineListener
 from parity_models.serving.frontend import Frontend, Golden, Result
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.stand_ins import ClosedGates
+from parity_models.simulation.emulation import FaultPlan
+from parity_models.tensors.signature import Signature, TensorSpec
 from parity_models.trust.gates import OutputGate
+from parity_models.trust.stand_ins import ClosedGates
 
 WEIGHTS = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
 OUTPUT = TensorSpec("output", "FP32", (3,))

@@ -9,7 +9,7 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 
 from onnx_models import linear_model
-from parity_models.models.bundle import NewModel, write_bundle
+from parity_models.bundle.bundle import NewModel, write_bundle
 from served import ServerProcess, infer_message
 
 INPUTS, OUTPUTS = 8, 4

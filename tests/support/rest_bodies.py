@@ -7,8 +7,8 @@ import msgspec
 import pytest
 from numpy.typing import NDArray
 
-from parity_models.models.signature import DATATYPES, Signature, TensorSpec
 from parity_models.serving.models import ServedModel
+from parity_models.tensors.signature import DATATYPES, Signature, TensorSpec
 
 Returned = TypeVar("Returned")
 

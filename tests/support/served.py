@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from commands import parm
 from linear_bundles import linear_bundle
+from parity_models.bundle.bundle import Bundle, open_bundle, with_measured
 from parity_models.codes import CodeSpec
-from parity_models.models.bundle import Bundle, open_bundle, with_measured
-from parity_models.models.envelope import Envelope
-from parity_models.models.gate import Calibration, GateLevel
+from parity_models.trust.envelope import Envelope
+from parity_models.trust.gate import Calibration, GateLevel
 
 INPUTS, OUTPUTS = 784, 10
 WEIGHTS = np.random.default_rng(7).normal(size=(INPUTS, OUTPUTS)).astype(np.float32)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 from numpy.typing import NDArray
 
-from parity_models.models.signature import DATATYPES, Axis, Tensor, TensorSpec
+from parity_models.tensors.signature import DATATYPES, Axis, Tensor, TensorSpec
 
 BUCKETS = Axis((2, 5))
 

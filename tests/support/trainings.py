@@ -6,10 +6,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from parity_models.bundle.bundle import Accuracy, Bundle
 from parity_models.codes import CodeSpec
 from parity_models.evaluation.accuracy import measure_accuracy
 from parity_models.evaluation.outputs import Outputs
-from parity_models.models.bundle import Accuracy, Bundle
 from parity_models.training import (
     Callbacks,
     Progress,
@@ -19,7 +19,7 @@ from parity_models.training import (
     open_teacher,
     train,
 )
-from parity_models.training.networks import Factory, ParityPlan, parity_network
+from parity_models.training.network_plans import Factory, ParityPlan, parity_network
 from parity_models.training.teacher import Model
 from parity_models_lab.tasks import Split
 

@@ -10,7 +10,7 @@ import numpy as np
 from engine_conformance import DEPLOYED, Events, Left
 from fake_upstream import FakeUpstream
 from local_engines import parts
-from parity_models.models.onnx_model import PinnedModel
+from parity_models.bundle.onnx_model import PinnedModel
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.remote.remote_engine import RemoteEngine, Upstream, UpstreamOptions
 

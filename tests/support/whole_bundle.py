@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
+from parity_models.bundle.bundle import Accuracy, Bundle, NewModel, Training, write_bundle
 from parity_models.codes import CodeSpec
-from parity_models.models.bundle import Accuracy, Bundle, NewModel, Training, write_bundle
 
 CODE = CodeSpec("stack", "separate", 2, 1, {"axis": 0})
 

@@ -10,11 +10,11 @@ import pytest
 from commands import Here
 from onnx_models import linear_model
 from own_models import DIGITS, STACK, Parm
+from parity_models.bundle import inference_time
 from parity_models.codes import CodeSpec
-from parity_models.models import inference_time
 from parity_models.progress import OnProgress
 from parity_models.training import Callbacks, Trained, TrainingOptions
-from parity_models.training.networks import ParityPlan, parity_network
+from parity_models.training.network_plans import ParityPlan, parity_network
 from parity_models_lab.deployed import train_deployed
 from parity_models_lab.tasks import find_task
 from trainings import Train, train_parity

@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 
 from own_models import DIGITS, STACK
+from parity_models.bundle.bundle import open_bundle
 from parity_models.codes import CodeSpec
 from parity_models.errors import TrainingError
-from parity_models.models.bundle import open_bundle
 from parity_models.progress import Progress
 from trainings import Train, evaluate, fail_at, weights
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from parity_models.training import fit as fitting
 from parity_models.training.device import NARROW, place
 from parity_models.training.fit import Budget, Fitted, fit
-from parity_models.training.networks import recipe_for
+from parity_models.training.network_plans import recipe_for
 
 
 @dataclass

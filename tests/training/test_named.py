@@ -7,11 +7,11 @@ import pytest
 
 from commands import Here, assert_refused
 from onnx_models import output_of
+from parity_models.bundle.bundle import open_bundle
 from parity_models.errors import TrainingError
-from parity_models.models.bundle import open_bundle
-from parity_models.models.envelope import Envelope
-from parity_models.models.signature import pad
+from parity_models.tensors.signature import pad
 from parity_models.training.teacher import rows_of, teacher_of
+from parity_models.trust.envelope import Envelope
 from text_models import WORDS, TextModel, expected, texts, write_text_folder
 from trainings import train_backup
 

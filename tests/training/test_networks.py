@@ -1,153 +1,171 @@
-"""Networks of parity models: which they are for a code, how they begin, and the user's own."""
+"""Networks are built by name for any queries, and compute the same once they are exported."""
 
-from pathlib import Path
-from typing import Any
-
+import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor as Floats
 from torch import nn
 
-from own_coders import DECODER
-from own_models import STACK, Parm
-from parity_models.codes import Code, CodeSpec
-from parity_models.errors import UserError
-from parity_models.models.bundle import open_bundle
-from parity_models.models.networks import MLP, SmallResNet, build_network
-from parity_models.models.networks.network import Slotwise
-from parity_models.models.networks.queried import Shape
-from parity_models.registry import load_own
-from parity_models.training.networks import build_models, parity_network, recipe_for
-
-SUM = CodeSpec("sum", "subtraction", 2)
-IMAGE = (1, 16, 16)
-CODE = Code(STACK, (1, 8, 8), (10,))
+from onnx_models import output_of
+from parity_models.bundle.onnx_model import OnnxModel
+from parity_models.errors import TrainingError
+from parity_models.tensors.queries import take
+from parity_models.tensors.signature import Axis, Signature, Tensor
+from parity_models.training.export import export, floats
+from parity_models.training.networks import MLP, NETWORKS, Text, build_network
+from parity_models.training.networks.network import Slotwise
+from parity_models.training.networks.queried import Grid, Shape, describe, find_tables
+from text_models import WORDS, texts
 
 
-def built(network: str, spec: CodeSpec, shape: Shape) -> nn.Module:
+def settled(network: nn.Module, *shape: int) -> nn.Module:
+    """Return it in evaluation mode, with running statistics that are not the defaults."""
+    network.train()(torch.randn(16, *shape))
+    return network.eval()
+
+
+def check_export(network: nn.Module, inputs: Shape, outputs: Shape) -> None:
+    model = OnnxModel(export(network, [floats(inputs)]))
+    for rows in (1, 2, 7):
+        batch = torch.randn(rows, *inputs)
+        with torch.no_grad():
+            expected = network(batch).numpy()
+        assert expected.shape == (rows, *outputs)
+        np.testing.assert_allclose(output_of(model, batch.numpy()), expected, rtol=1e-4, atol=1e-5)
+
+
+# Arrays
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "outputs", "grid"),
+    [
+        ("linear", (3, 4, 5), (2, 10), (1, 1)),
+        ("mlp", (1, 28, 28), (10,), (1, 1)),
+        ("resnet-small", (1, 28, 28), (2, 10), (1, 2)),
+        ("resnet18@0.03", (3, 70, 64), (4,), (1, 1)),
+    ],
+)
+@pytest.mark.slow
+def test_onnx_runtime_gives_the_same(name: str, inputs: Shape, outputs: Shape, grid: Grid) -> None:
     torch.manual_seed(0)
-    return parity_network(network, Code(spec, shape, (10,))).make()
+    check_export(settled(build_network(name, inputs, outputs, grid), *inputs), inputs, outputs)
 
 
 @pytest.mark.parametrize(
-    ("spec", "shape", "network", "expected"),
+    ("name", "inputs", "grid", "reason"),
     [
-        (STACK, (1, 9, 9), "resnet-small", Slotwise),
-        (CodeSpec("stack", "subtraction", 2), (1, 9, 9), "resnet-small", SmallResNet),
-        (CodeSpec("stack", "separate", 8), (1, 6, 6), "resnet-small", SmallResNet),  # too small
-        (STACK, (3, 40), "mlp@0.5", MLP),
-        (STACK, IMAGE, "mlp", MLP),
+        ("perceptron", (4,), (1, 1), "[Tt]here are linear, mlp"),
+        ("resnet-small", (784,), (1, 1), "takes images"),
+        ("resnet-small", (1, 8, 8), (3, 3), "at least 12x12"),
+        ("resnet18@0.25", (3, 28, 28), (4, 2), "at least 32x16"),
+        ("resnet18@nan", (3, 28, 28), (1, 1), "width of resnet18 must be above 0 and 4 or less"),
+        ("text", (1, 8, 8), (1, 1), "text takes one input of ids"),
+        ("mine:Net", (784,), (1, 1), "which is not imported here"),
     ],
-    ids=str,
 )
-def test_stacked_queries_that_are_read_off_are_answered_each_by_itself(
-    spec: CodeSpec, shape: Shape, network: str, expected: type[nn.Module]
-) -> None:
-    assert isinstance(built(network, spec, shape), expected)
+def test_networks_refuse_other_inputs(name: str, inputs: Shape, grid: Grid, reason: str) -> None:
+    with pytest.raises(TrainingError, match=reason):
+        build_network(name, inputs, (10,), grid)
 
 
-@pytest.mark.parametrize(
-    ("spec", "shape", "network", "places"),
-    [
-        (SUM, (1, 28, 28), "resnet-small", (7, 7)),
-        (SUM, (1, 4, 64), "resnet-small", (1, 8)),
-        (SUM, (1, 28, 28), "resnet18", (1, 1)),
-        (SUM, (40,), "mlp", (1, 1)),
-        (CodeSpec("concatenation", "subtraction", 2), (1, 28, 28), "resnet-small", (1, 1)),
-        (CodeSpec("concatenation", "separate", 4), (1, 28, 28), "resnet-small", (2, 2)),
-    ],
-    ids=str,
-)
-def test_overlaid_places_and_tiles_are_seen_apart(
-    spec: CodeSpec, shape: Shape, network: str, places: tuple[int, int]
-) -> None:
-    code = Code(spec, shape, (10,))
-    chosen = parity_network(network, code)
-    assert chosen.places == places
-    outputs = chosen.make()(torch.zeros(2, *code.parity_shape))
-    assert outputs.shape == (2, *code.parity_output_shape)
+# One network in every slot
 
 
-@pytest.mark.parametrize("shape", [(1, 28, 28), (2, 64, 32)])
-def test_a_model_that_sees_places_apart_starts_as_the_deployed_model(shape: Shape) -> None:
-    deployed = build_network("resnet-small", shape, (10,)).eval()
-    network = parity_network("resnet-small", Code(SUM, shape, (10,)))
-    assert network.places != (1, 1)
-    (parity,), started = build_models(network, 1, deployed)
-    assert started
-    queries = torch.randn(3, *shape)
-    with torch.no_grad():
-        torch.testing.assert_close(parity.eval()(queries), deployed(queries))
+def slotwise(k: int, shape: Shape) -> Slotwise:
+    torch.manual_seed(0)
+    return Slotwise(k, shape, lambda folded: build_network("resnet-small", folded, (10,)))
 
 
-@pytest.mark.parametrize("decoder", ["subtraction", DECODER])
-def test_sums_of_predictions_are_learned_for_longer_and_never_mirrored(decoder: str) -> None:
-    sums = Code(CodeSpec("sum", decoder, 2), IMAGE, (10,))
-    usual = recipe_for(SmallResNet, "parity", sums.parity_shape)
-    recipe = parity_network("resnet-small", sums).recipe
-    assert usual.mirror
-    assert (recipe.epochs, recipe.mirror) == (4 * usual.epochs, False)
-    assert parity_network("resnet-small", Code(STACK, IMAGE, (10,))).recipe == usual
+@pytest.mark.parametrize(("k", "shape"), [(3, (3, 9, 11)), (8, (1, 28, 28))])
+@pytest.mark.slow
+def test_slotwise_computes_the_same_in_onnx_runtime_for_any_batch(k: int, shape: Shape) -> None:
+    stacked = (k * shape[0], *shape[1:])
+    check_export(settled(slotwise(k, shape), *stacked), stacked, (k, 10))
 
 
-# The user's own functions
+def test_every_slot_depends_on_every_value_of_its_own_query_alone() -> None:
+    network = settled(slotwise(3, (1, 9, 11)), 3, 9, 11)
+    stacked = torch.randn(1, 3, 9, 11, requires_grad=True)
+    outputs: Floats = network(stacked)
+    for slot in range(3):
+        (gradient,) = torch.autograd.grad(outputs[0, slot].sum(), stacked, retain_graph=True)
+        for query, part in enumerate(gradient[0]):
+            assert bool(part.any()) == (query == slot)
+            assert bool(part.all()) == (query == slot)
 
 
-class Fixed(nn.Linear):
-    """Takes batches of two alone, once it is exported."""
+# Records
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return super().forward(input.reshape(2, 128)).reshape(2, 2, 10)
+IDS, MASK = Tensor("ids", "INT64", ("length",)), Tensor("mask", "INT64", ("length",))
 
 
-def good(takes: Shape, gives: Shape) -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.LazyLinear(gives[0] * gives[1]), nn.Unflatten(1, gives))
-
-
-number = 4
+def signature_of(*inputs: Tensor) -> Signature:
+    axes = {axis: Axis((4, 8)) for each in inputs for axis in each.axes}
+    return Signature(inputs, (Tensor("out", "FP32", (5,)),), axes)
 
 
 @pytest.mark.slow
-def test_a_network_may_come_from_a_function_here(parm: Parm, tmp_path: Path) -> None:
-    (tmp_path / "mine_good.py").write_text(f"from {__name__} import good")
-    parm(
-        "parity --model {digits}/model.onnx --inputs {digits}/inputs.npy --out bundle "
-        "--encoder concatenation --network mine_good:good --epochs 2"
+def test_the_network_for_text_is_served_as_it_was_trained() -> None:
+    inputs, arrays = (IDS, MASK), texts(40, 8)
+    signature = signature_of(*inputs)
+    queried = describe(arrays, signature)
+    assert [each.name for each in NETWORKS if each.takes(queried)] == ["text"]
+    with pytest.raises(TrainingError, match="takes"):
+        MLP.build(MLP.Options(), queried, (5,))
+    torch.manual_seed(0)
+    module = Text.build(Text.Options(), queried, (5,))
+    for weights in module.parameters():  # as if they were learned
+        torch.nn.init.normal_(weights, std=0.3)
+    module.eval()
+    served = OnnxModel(export(module.served(), inputs, "out"), signature=signature)
+    with torch.no_grad():
+        expected = module(*(torch.from_numpy(arrays[each.name]) for each in inputs)).numpy()
+    for rows in (slice(None), slice(1)):
+        found = output_of(served, take(arrays, rows))
+        np.testing.assert_allclose(found, expected[rows], rtol=1e-3, atol=1e-3)
+    strange = {each: array * 3 + 1 for each, array in arrays.items()}
+    assert np.isfinite(output_of(served, strange)).all()
+
+
+def test_masks_and_constants_are_recognised() -> None:
+    queries = texts(50, 8)
+    arrays = {**queries, "segment": np.zeros_like(queries["ids"])}
+    signature = signature_of(IDS, MASK, Tensor("segment", "INT64", ("length",)))
+    queried = describe(arrays, signature)
+    ids, mask, segment = queried.inputs
+    assert ids.values == int(queries["ids"].max()) + 1
+    assert [each.mask for each in queried.inputs] == [False, True, False]
+    assert segment.constant
+    assert not mask.constant
+    assert Text.takes(queried)
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_the_embeddings_of_ids_are_found(quantised: bool) -> None:
+    table = np.round(np.random.default_rng(0).normal(size=(WORDS, 4)) * 8).astype(np.float32) / 8
+    stored = [numpy_helper.from_array(table, "table")]
+    nodes = [
+        helper.make_node("Cast", ["ids"], ["wide"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "wide"], ["vectors"]),
+        helper.make_node("ReduceMean", ["vectors"], ["out"], keepdims=0, axes=[1]),
+    ]
+    if quantised:
+        parts = {"whole": (table * 8 + 3).astype(np.int8), "scale": np.float32(1 / 8)}
+        parts["zero"] = np.int8(3)
+        stored = [numpy_helper.from_array(np.asarray(each), name) for name, each in parts.items()]
+        nodes.insert(0, helper.make_node("DequantizeLinear", ["whole", "scale", "zero"], ["table"]))
+    graph = helper.make_graph(
+        nodes,
+        "words",
+        [helper.make_tensor_value_info("ids", TensorProto.INT32, ["n", "length"])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n", 4])],
+        stored,
     )
-    (parity,) = open_bundle(tmp_path / "bundle").manifest.parity
-    assert parity.network == "mine_good:good"
-
-
-@pytest.mark.parametrize(
-    ("network", "reason"),
-    [
-        ("absent_package.module:f", "No module named 'absent_package'"),
-        (f"{__name__}:absent", "test_networks.py) has no 'absent'"),
-        ("broken:f", "importing broken failed: SyntaxError"),
-        (f"{__name__}:number", "test_networks:number is 4, not a function"),
-        ("nobody", "there is no network 'nobody'; there are"),
-        (lambda takes, gives: 1 / 0, "((2, 8, 8), (2, 10)) failed: ZeroDivisionError: division"),
-        (lambda takes: nn.Identity(), "failed: TypeError"),
-        (lambda takes, gives: None, "made NoneType, not a torch.nn.Module"),
-        (lambda takes, gives: nn.Flatten(), "gives (2, 128) for 2 inputs, where (2, 2, 10) is"),
-        (lambda takes, gives: nn.Linear(3, 4), "cannot take inputs of shape (2, 8, 8): Runtime"),
-        (
-            lambda takes, gives: Fixed(128, 20),
-            "cannot be served from ONNX: ModelError: it has input 'input' of shape [2, 2, 8, 8]",
-        ),
-    ],
-)
-def test_functions_that_make_no_network_for_the_code_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: Any, reason: str
-) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "broken.py").write_text("def f(:")
-    with pytest.raises(UserError) as error:
-        parity_network(network, CODE).make()
-    assert reason in str(error.value)
-
-
-def test_code_is_loaded_only_by_a_name_of_the_right_form() -> None:
-    assert load_own("math:pi") == pytest.approx(3.14159, abs=1e-5)
-    for reference in ["math", "math:", ":pi", "math:pi:e", "math:__import__('os')"]:
-        with pytest.raises(UserError, match="is not of the form"):
-            load_own(reference)
+    content = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 17)])
+    onnx.checker.check_model(content)
+    found = find_tables(content.SerializeToString(), ["ids", "mask"])
+    assert list(found) == ["ids"]
+    np.testing.assert_allclose(found["ids"], table, atol=1e-6)

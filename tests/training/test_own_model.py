@@ -13,9 +13,9 @@ from torch import nn
 
 from onnx_models import linear_model, output_of
 from own_models import DIGITS, ROWS, STACK, Parm
+from parity_models.bundle.bundle import open_bundle
+from parity_models.bundle.onnx_model import OnnxModel
 from parity_models.errors import DataError, TrainingError
-from parity_models.models.bundle import open_bundle
-from parity_models.models.onnx_model import OnnxModel
 from parity_models.training import Callbacks, Progress, TrainingOptions
 from trainings import evaluate, train_backup, train_parity
 

@@ -10,10 +10,10 @@ from torch import nn
 from own_models import STACK
 from parity_models.codes import Code, CodeSpec
 from parity_models.evaluation.outputs import deployed_predictor
-from parity_models.models.envelope import channel_axis
 from parity_models.training import TrainingOptions
-from parity_models.training.networks import parity_network
+from parity_models.training.network_plans import parity_network
 from parity_models.training.problems import one_slot, scaled
+from parity_models.trust.envelope import channel_axis
 from trainings import evaluate, train_parity
 
 SCALES = np.array([1e-2, 1, 30, 4e3, 0.5, 200])

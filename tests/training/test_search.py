@@ -12,17 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_models import linear_model
-from parity_models.models.gate import AnsweredClass
-from parity_models.models.networks import Queried
 from parity_models.training import Callbacks, Queries, open_teacher, search
 from parity_models.training.candidates import Candidate, Lesson
 from parity_models.training.distillation import distill
+from parity_models.training.networks import Queried
 from parity_models.training.search import (
     MARGINS,
     SLACK,
     Found,
     propose,
 )
+from parity_models.trust.gate import AnsweredClass
 
 Shape = tuple[int, ...]
 INPUTS = np.random.default_rng(0).normal(size=(1400, 6)).astype(np.float32)

@@ -12,10 +12,10 @@ from torch import nn
 
 from onnx_models import output_of
 from own_models import DIGITS, STACK
+from parity_models.bundle.bundle import Bundle, NewModel, open_bundle, write_bundle
+from parity_models.bundle.onnx_model import OnnxModel
 from parity_models.codes import CodeSpec
 from parity_models.errors import BundleError, UserError
-from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
-from parity_models.models.onnx_model import OnnxModel
 from parity_models.tasks.metrics import recognise
 from parity_models.training import Trained, TrainingOptions
 from trainings import Train, evaluate, fail_at, train_backup, train_parity, weights

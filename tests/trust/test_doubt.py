@@ -10,19 +10,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from linear_bundles import CLASSES, FEATURES, linear_bundle
-from parity_models.evaluation.calibration import calibrate_gates
+from parity_models.bundle.bundle import open_bundle, with_measured
+from parity_models.evaluation.judging import calibrate_gates
 from parity_models.evaluation.outputs import Outputs
-from parity_models.models.bundle import open_bundle, with_measured
-from parity_models.models.gate import (
-    ENOUGH,
-    NOTHING,
-    AnsweredClass,
-    Calibration,
-    ClassLevel,
-    DoubtCurve,
-    GateLevel,
-    classes_of,
-)
 from parity_models.trust import doubt as doubting
 from parity_models.trust.doubt import (
     LEAST_FACTOR,
@@ -34,6 +24,16 @@ from parity_models.trust.doubt import (
     queries_to_show,
     upper,
     upper_once,
+)
+from parity_models.trust.gate import (
+    ENOUGH,
+    NOTHING,
+    AnsweredClass,
+    Calibration,
+    ClassLevel,
+    DoubtCurve,
+    GateLevel,
+    classes_of,
 )
 
 DOUBT = 0.02

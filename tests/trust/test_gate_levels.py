@@ -7,12 +7,12 @@ import numpy as np
 
 from commands import Here
 from linear_bundles import CLASSES, FEATURES, linear_bundle
+from parity_models.bundle.bundle import Bundle, with_measured
 from parity_models.codes import CodeSpec
-from parity_models.models.bundle import Bundle, with_measured
-from parity_models.models.gate import Calibration, GateLevel, StandIn
 from parity_models.roles import Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.server import ServeOptions, Server
+from parity_models.trust.gate import Calibration, GateLevel, StandIn
 from parity_models.trust.gates import choose_gates, ungated
 
 ROLES = {"deployed", "parity-0", "backup"}

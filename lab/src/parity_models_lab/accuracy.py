@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from scipy.interpolate import BarycentricInterpolator
 
+from parity_models.bundle.bundle import Bundle, open_bundle
 from parity_models.codes import Code, CodeSpec
 from parity_models.evaluation.accuracy import FRACTIONS, measure_accuracy, some_sets
 from parity_models.evaluation.outputs import (
@@ -29,11 +30,10 @@ from parity_models.evaluation.outputs import (
     draw_groups,
     predictor,
 )
-from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.options import Option
 from parity_models.tasks.metrics import score
 from parity_models.training import Trained, TrainingOptions, progress_bars, train
-from parity_models.training.networks import find_network, parity_network
+from parity_models.training.network_plans import find_network, parity_network
 from parity_models_lab.deployed import queries_of, train_deployed
 from parity_models_lab.documents import load_toml, names_in
 from parity_models_lab.published import check_published, published_network

@@ -13,11 +13,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
+from parity_models.bundle.bundle import NewModel, Training, write_bundle
 from parity_models.cli.flags import Without
 from parity_models.evaluation.judging import evaluate
-from parity_models.models.bundle import NewModel, Training, write_bundle
-from parity_models.models.export import WEIGHTS, export, floats
-from parity_models.models.networks import NETWORKS, Queried
 from parity_models.options import Option
 from parity_models.progress import Callbacks, progress_bars
 from parity_models.tasks import METRICS, score
@@ -31,8 +29,10 @@ from parity_models.training.device import (
     predict,
     run_reduced,
 )
+from parity_models.training.export import WEIGHTS, export, floats
 from parity_models.training.fit import Budget, RunOptions, fit
-from parity_models.training.networks import single_network
+from parity_models.training.network_plans import single_network
+from parity_models.training.networks import NETWORKS, Queried
 from parity_models.training.teacher import Queries, TrainingOptions
 from parity_models.training.train import Trained, check_place
 from parity_models_lab.published import as_published

@@ -11,19 +11,19 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_models.bundle.bundle import Bundle, open_bundle
 from parity_models.cli.flags import argument
 from parity_models.documents import read_json
 from parity_models.errors import UserError
 from parity_models.evaluation.judging import load_queries, metric_for
 from parity_models.evaluation.outputs import Outputs
-from parity_models.models.bundle import Bundle, open_bundle
-from parity_models.models.gate import Gate, classes_of, confidences, suited
-from parity_models.models.signature import Batch
 from parity_models.options import Option
 from parity_models.scheduling.race import Purse
 from parity_models.tasks.metrics import METRICS, Agreement, agreement_for
+from parity_models.tensors.signature import Batch
 from parity_models.trust.agreement import AgreementTest
 from parity_models.trust.doubt import Audit, fit_doubt
+from parity_models.trust.gate import Gate, classes_of, confidences, suited
 from parity_models.trust.gates import choose_gates
 from parity_models_lab.latency.reproduce_rivals import BUDGETS, PREDICTIONS
 from parity_models_lab.results import Out, Row, report, simulated

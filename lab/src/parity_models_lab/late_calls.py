@@ -33,10 +33,10 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from parity_models import Late
+from parity_models.bundle.backup import GatedBackup, Judged
 from parity_models.late.driver import LateAnswer
-from parity_models.models.signature import Batch, Tensor
 from parity_models.options import Option
-from parity_models.trust.backup import GatedBackup, Judged
+from parity_models.tensors.signature import Batch, Tensor
 from parity_models_lab import slow_model
 from parity_models_lab.plots import COLOURS, save, style, tail_axes
 from parity_models_lab.results import INVALID, Out, ResultCache, Seed, code_digest, report

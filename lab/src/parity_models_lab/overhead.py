@@ -23,10 +23,10 @@ import numpy as np
 import psutil
 import uvloop
 
+from parity_models.bundle.bundle import Bundle, NewModel, write_bundle
+from parity_models.bundle.inference_time import measure_models
 from parity_models.codes import CodeSpec
 from parity_models.errors import LoadError
-from parity_models.models.bundle import Bundle, NewModel, write_bundle
-from parity_models.models.inference_time import measure_models
 from parity_models.progress import Progress, progress_bars
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.grpc import inference_pb2 as pb
@@ -229,8 +229,8 @@ def generated(shape: tuple[int, ...], *, backup: bool = False) -> Iterator[Bundl
     # Imported here: torch is not needed elsewhere.
     from torch import nn
 
-    from parity_models.models.export import export, floats
-    from parity_models.models.networks import build_network
+    from parity_models.training.export import export, floats
+    from parity_models.training.networks import build_network
 
     pool = nn.AdaptiveAvgPool2d(1) if shape == IMAGE else nn.Identity()
     cheap: nn.Module = nn.Sequential(pool, nn.Flatten(), nn.Linear(shape[0], *OUTPUT_SHAPE))

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import numpy as np
 
 import parity_models
+from parity_models.bundle.bundle import Bundle
 from parity_models.errors import LoadError
-from parity_models.models.bundle import Bundle
 from parity_models.serving.client import model_path
 from parity_models.serving.protocol import write_request
 from parity_models.serving.server import serve

@@ -16,11 +16,11 @@ from torchvision.models import resnet
 
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import TrainingError
-from parity_models.models.networks import NETWORKS, family
-from parity_models.models.networks.convolutional import DeepResNet, check_image
-from parity_models.models.networks.network import Effort, Scalable, tiles, times
-from parity_models.models.networks.queried import Queried, Shape
-from parity_models.training.networks import Factory, NetworkPlan, find_network, parity_network
+from parity_models.training.network_plans import Factory, NetworkPlan, find_network, parity_network
+from parity_models.training.networks import NETWORKS, family
+from parity_models.training.networks.convolutional import DeepResNet, check_image
+from parity_models.training.networks.network import Effort, Scalable, tiles, times
+from parity_models.training.networks.queried import Queried, Shape
 
 VGG_11 = (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0)
 """Channels of VGG-11's convolutions; 0 is a pooling."""

@@ -17,9 +17,9 @@ import msgspec
 import psutil
 import uvloop
 
+from parity_models.bundle.bundle import open_bundle
 from parity_models.errors import LoadError, ServingError, UserError
 from parity_models.load.process import READY, Child, child, commands, run_child, tell
-from parity_models.models.bundle import open_bundle
 from parity_models.serving.client import model_path
 from parity_models.serving.garbage import freeze_modules
 from parity_models.serving.server import ServeOptions, Server

@@ -2,13 +2,13 @@
 
 from typing import Annotated
 
+from parity_models.bundle.bundle import open_bundle
 from parity_models.cli.common import AllowCode
 from parity_models.cli.training import Inputs, Model, Out, Training
-from parity_models.models.bundle import open_bundle
-from parity_models.models.networks import NETWORKS
 from parity_models.options import Option
 from parity_models.progress import progress_bars
 from parity_models.training import backup as train_backup
+from parity_models.training.networks import NETWORKS
 
 
 def backup(

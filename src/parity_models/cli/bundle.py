@@ -6,11 +6,11 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from parity_models.bundle.servable import make_bundle
 from parity_models.cli.flags import argument
 from parity_models.errors import UserError
-from parity_models.models.servable import bundle as make_bundle
-from parity_models.models.signature import Axis
 from parity_models.options import Option
+from parity_models.tensors.signature import Axis
 
 V = TypeVar("V")
 

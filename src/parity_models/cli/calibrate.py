@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Annotated
 
+from parity_models.bundle.bundle import open_bundle
 from parity_models.cli.common import AllowCode, BundleFolder
-from parity_models.evaluation.calibration import LEVELS
 from parity_models.evaluation.judging import calibrate as calibrate_bundle
-from parity_models.models.bundle import open_bundle
 from parity_models.options import SHARE, Option
 from parity_models.progress import progress_bars
+from parity_models.trust.calibration import LEVELS
 
 
 def calibrate(

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import msgspec
 
+from parity_models.bundle.bundle import open_bundle
 from parity_models.cli.common import AllowCode, BundleFolder, Json, write_json
 from parity_models.evaluation.judging import evaluate as evaluate_bundle
-from parity_models.models.bundle import open_bundle
 from parity_models.options import Option
 from parity_models.progress import progress_bars
 from parity_models.tasks import METRICS

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from parity_models.bundle.bundle import open_bundle
 from parity_models.cli.common import AllowCode, BundleFolder
-from parity_models.models.bundle import open_bundle
 from parity_models.options import Option
 from parity_models.serving.remote.export import export_repository
 

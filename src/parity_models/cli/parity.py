@@ -5,10 +5,10 @@ from typing import Annotated
 from parity_models.cli.common import OWN
 from parity_models.cli.training import Inputs, Model, Out, Training
 from parity_models.codes import DECODERS, ENCODERS, CodeSpec
-from parity_models.models.networks import NETWORKS
 from parity_models.options import Option
 from parity_models.progress import progress_bars
 from parity_models.training import parity as train_parity
+from parity_models.training.networks import NETWORKS
 
 
 def parity(

@@ -9,9 +9,9 @@ from parity_models.cli.common import Json, write_json
 from parity_models.cli.flags import Without, argument
 from parity_models.errors import UserError
 from parity_models.options import Option
-from parity_models.protection.access_log import advise
-from parity_models.protection.plan import Goal
-from parity_models.protection.plan import plan as find_plan
+from parity_models.sizing.access_log import advise
+from parity_models.sizing.plan import Goal
+from parity_models.sizing.plan import plan as find_plan
 
 
 def plan(

@@ -6,8 +6,8 @@ from parity_models.cli.common import Json, check_file, write_json
 from parity_models.cli.flags import Without
 from parity_models.cli.training import Inputs, Model, Out
 from parity_models.progress import progress_bars
-from parity_models.protection.protect import SearchOptions
-from parity_models.protection.protect import protect as protect_model
+from parity_models.sizing.protect import SearchOptions
+from parity_models.sizing.protect import protect as protect_model
 
 
 def protect(

@@ -14,12 +14,11 @@ from typing import Annotated, Any
 import typer
 import uvloop
 
+from parity_models.bundle.bundle import Bundle, open_bundle
 from parity_models.cli.common import OWN, AllowCode, stop_on_signals
 from parity_models.cli.flags import ConfigPath, Without, argument
 from parity_models.cli.policies import DispatchName, PolicyName
-from parity_models.emulation import load_fault_plan
 from parity_models.errors import UserError
-from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.options import Option, flag_of
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.access import Access
@@ -34,6 +33,7 @@ from parity_models.serving.remote.remote_engine import UpstreamOptions
 from parity_models.serving.repository import Repository
 from parity_models.serving.server import Server
 from parity_models.serving.stand_in_only import StandInOnly
+from parity_models.simulation.emulation import load_fault_plan
 
 
 def serve(

@@ -7,9 +7,9 @@ from parity_models.cli.common import Json, write_json
 from parity_models.cli.flags import Without, argument
 from parity_models.cli.policies import DispatchName, PolicyNames
 from parity_models.errors import UserError
-from parity_models.protection.comparison import simulate as compare
-from parity_models.protection.scene import SimulationOptions
 from parity_models.scheduling.choice import PolicyChoice
+from parity_models.sizing.comparison import simulate as compare
+from parity_models.sizing.scene import SimulationOptions
 
 
 def simulate(

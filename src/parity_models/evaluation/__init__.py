@@ -1,1 +1,1 @@
-"""Accuracy of answers when some of the predictions are unavailable, and calibration of gates."""
+"""Accuracy of answers when some of the predictions are unavailable, and calibration of bundles."""

@@ -12,11 +12,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_models.bundle.bundle import Accuracy
 from parity_models.errors import DataError
 from parity_models.evaluation.outputs import Outputs
-from parity_models.models.bundle import Accuracy
-from parity_models.models.gate import Calibration, Gate, StandIn, classes_of
 from parity_models.tasks.metrics import Agreement, agreement, score
+from parity_models.trust.gate import Calibration, Gate, StandIn, classes_of
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]

@@ -1,14 +1,17 @@
 """Judging a bundle: its accuracy when predictions are unavailable, and the gates of stand-ins."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 from numpy.typing import ArrayLike
 from rich.console import RenderableType
 from rich.table import Table
 
+from parity_models.bundle.bundle import Accuracy, Bundle, open_bundle, with_measured
+from parity_models.bundle.onnx_model import class_names
 from parity_models.errors import UserError
 from parity_models.evaluation.accuracy import (
     GateResult,
@@ -17,16 +20,30 @@ from parity_models.evaluation.accuracy import (
     replacement,
     share_interval,
 )
-from parity_models.evaluation.calibration import calibrate_gates
 from parity_models.evaluation.outputs import Outputs
-from parity_models.models.bundle import Accuracy, Bundle, open_bundle, with_measured
-from parity_models.models.gate import AnsweredClass, Calibration, StandIn, read_classes
-from parity_models.models.onnx_model import class_names
-from parity_models.models.queries import as_batch, check_queries, read_batch, rows_in
-from parity_models.models.signature import Batch
 from parity_models.printed import Printed
 from parity_models.progress import OnProgress
-from parity_models.tasks.metrics import METRICS, Labels, choose_metric, labels_from, load_labels
+from parity_models.tasks.metrics import (
+    METRICS,
+    Labels,
+    agreement_for,
+    choose_metric,
+    labels_from,
+    load_labels,
+)
+from parity_models.tensors.queries import as_batch, check_queries, read_batch, rows_in
+from parity_models.tensors.signature import Batch
+from parity_models.trust.calibration import RISK, check_levels, reached_by_class, reached_levels
+from parity_models.trust.doubt import fit_doubt
+from parity_models.trust.gate import (
+    AnsweredClass,
+    Calibration,
+    StandIn,
+    classes_of,
+    confidences,
+    read_classes,
+    suited,
+)
 
 GivenInputs = Path | str | ArrayLike | Mapping[str, ArrayLike]
 """Queries: a file, an array (n, ...), or an array for each input by name."""
@@ -170,6 +187,54 @@ def calibrate(
                 "held-out queries; if there are hundreds already, train the stand-in again"
             )
     return with_measured(opened, calibration=found)
+
+
+def calibrate_gates(
+    outputs: Outputs,
+    *,
+    metric: str = "top-1",
+    named: Iterable[float] = (),
+    allowed: Sequence[AnsweredClass] = (),
+    risk: float = RISK,
+) -> dict[StandIn, Calibration]:
+    """Return the gate of every stand-in of a bundle, by n held-out queries.
+
+    The queries must be like those that will be served, and neither model nor stand-in may have been
+    fitted to them; labels are not needed. Agreement follows from `metric`. Levels are the usual
+    ones and any that the user `named`, if these queries can show them. With `allowed` classes,
+    gates are one-sided. Raises UserError for levels out of range, and for classes if `metric` does
+    not judge classes. Each gate also gets a curve of doubt.
+    """
+    wanted = check_levels(named)
+    agreement = agreement_for(metric, outputs.predictions)
+    if allowed and agreement.kind != "classes":
+        raise UserError(f"{metric} does not judge classes; leave --answer-only out")
+    gates: dict[StandIn, Calibration] = {}
+    for stand_in, found in outputs.answers(independent=True).items():
+        confidence = suited(agreement.kind, found.gave)
+        sure = confidences(confidence, found.gave)
+        agreed = agreement(found.outputs, outputs.predictions[found.rows])
+        if allowed:
+            said = classes_of(found.outputs)
+            reached = reached_by_class(
+                sure, agreed, said, allowed, named=wanted, seed=outputs.seed, risk=risk
+            )
+            may = np.isin(said, [each.number for each in allowed])
+            curve = fit_doubt(np.where(may, sure, np.nan), agreed, outputs.seed)
+        else:
+            reached = reached_levels(sure, agreed, named=wanted, seed=outputs.seed, risk=risk)
+            curve = fit_doubt(sure, agreed, outputs.seed)
+        gates[stand_in] = Calibration(
+            agreement.kind,
+            agreement.tolerance,
+            confidence,
+            len(sure),
+            risk,
+            tuple(reached),
+            tuple(allowed),
+            curve,
+        )
+    return gates
 
 
 def answered_classes(bundle: Bundle, answer_only: str | None) -> tuple[AnsweredClass, ...]:

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from parity_models.bundle.bundle import Bundle
+from parity_models.bundle.onnx_model import OnnxModel, PinnedModel
 from parity_models.codes import Code
 from parity_models.errors import DataError, UserError
-from parity_models.models.bundle import Bundle
-from parity_models.models.gate import StandIn, served
-from parity_models.models.onnx_model import OnnxModel, PinnedModel
-from parity_models.models.queries import as_batch, by_bucket, renamed, rows_in, take
-from parity_models.models.signature import Array, Batch
 from parity_models.progress import OnProgress, Progress
+from parity_models.tensors.queries import as_batch, by_bucket, renamed, rows_in, take
+from parity_models.tensors.signature import Array, Batch
+from parity_models.trust.gate import StandIn, served
 
 Mask = NDArray[np.bool_]
 

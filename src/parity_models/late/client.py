@@ -7,13 +7,13 @@ from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from parity_models.bundle.backup import GatedBackup, Judged
 from parity_models.errors import UserError
 from parity_models.late.values import Form, is_error
 from parity_models.roles import DEPLOYED
 from parity_models.scheduling.process_load import ProcessLoad
 from parity_models.scheduling.race import BURST, Budget, Rule
 from parity_models.scheduling.run_times import RunTimes
-from parity_models.trust.backup import GatedBackup, Judged
 
 now = time.monotonic
 

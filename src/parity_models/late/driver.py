@@ -22,14 +22,14 @@ from typing import Any, NamedTuple
 import onnxruntime
 from numpy.typing import ArrayLike
 
+from parity_models.bundle.backup import Judged, Refusal
+from parity_models.bundle.onnx_model import run_options
 from parity_models.errors import UserError
 from parity_models.late.client import Client, now
 from parity_models.late.values import form_of, is_error
-from parity_models.models.onnx_model import run_options
-from parity_models.models.signature import Batch
 from parity_models.roles import BACKUP, Source
 from parity_models.scheduling.race import Action, Answer, Race, WakeAt
-from parity_models.trust.backup import Judged, Refusal
+from parity_models.tensors.signature import Batch
 
 COMPARE_ONE_IN = 20
 """One in this many answers of the stand-in is compared with the model's."""

@@ -8,12 +8,12 @@ from typing import Any, Self
 
 from numpy.typing import ArrayLike
 
+from parity_models.bundle.backup import GatedBackup
+from parity_models.bundle.bundle import Bundle, open_bundle
 from parity_models.errors import UserError
 from parity_models.late.client import Client
 from parity_models.late.driver import Call, Driver, LateAnswer
-from parity_models.models.bundle import Bundle, open_bundle
-from parity_models.models.signature import Batch
-from parity_models.trust.backup import GatedBackup
+from parity_models.tensors.signature import Batch
 
 
 class Late:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import UserError
-from parity_models.models.signature import DATATYPES, Tensor
+from parity_models.tensors.signature import DATATYPES, Tensor
 
 Array = NDArray[Any]
 

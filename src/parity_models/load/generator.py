@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from parity_models.load.result import SOURCES, LoadResult
 from parity_models.load.spec import LoadSpec
 from parity_models.load.target import Ask, NoAnswerError, Queries, Target, target
-from parity_models.models.queries import rows_in
 from parity_models.tasks import METRICS
+from parity_models.tensors.queries import rows_in
 
 LEAD = 0.1
 """Seconds from the last preparation to the load's start."""

@@ -9,9 +9,9 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.arrivals import poisson_arrivals
 from parity_models.errors import LoadError, UserError
 from parity_models.options import SECONDS, Option, Options
+from parity_models.simulation.arrivals import poisson_arrivals
 
 DURATION = 30.0
 """Seconds that a load lasts by default."""

@@ -13,15 +13,6 @@ from numpy.typing import NDArray
 
 from parity_models.errors import LoadError, UserError
 from parity_models.load.spec import LoadSpec
-from parity_models.models.queries import (
-    LABELS,
-    fit_tensors,
-    read_arrays,
-    rows_in,
-    sizes_in,
-    take,
-)
-from parity_models.models.signature import DATATYPES, Batch, Tensor
 from parity_models.roles import Source
 from parity_models.serving.client import (
     TOKEN,
@@ -42,6 +33,15 @@ from parity_models.serving.protocol import (
     write_request,
 )
 from parity_models.tasks.metrics import choose_metric, load_labels
+from parity_models.tensors.queries import (
+    LABELS,
+    fit_tensors,
+    read_arrays,
+    rows_in,
+    sizes_in,
+    take,
+)
+from parity_models.tensors.signature import DATATYPES, Batch, Tensor
 
 Answers = tuple[NDArray[Any], tuple[Source, ...]]
 """Outputs (n, *shape) of the judged output, and the source of each row."""

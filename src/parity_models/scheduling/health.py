@@ -42,7 +42,7 @@ deadline if that is less: if the server was held up, the unit may have finished 
 
 ALL_GOLDEN = 8
 """Golden queries of each role for an instance that replaces a wrong one: as many as drivers have
-(models/golden.py)."""
+(trust/golden.py)."""
 
 MAX_ASKED, MAX_AGREED, MAX_WRONG = 4, 8, 100
 """The maximum numbers of waiting samples, of samples that two instances agreed on, and of wrong

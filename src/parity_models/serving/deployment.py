@@ -7,11 +7,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from parity_models.emulation import FaultPlan
+from parity_models.bundle.bundle import Bundle
+from parity_models.bundle.onnx_model import PinnedModel
 from parity_models.errors import UserError
-from parity_models.models.bundle import Bundle
-from parity_models.models.golden import golden
-from parity_models.models.onnx_model import PinnedModel
 from parity_models.roles import BACKUP, DEPLOYED, parity_role
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Adaptive, Erasures, NoRedundancy, Policy, StandIns
@@ -23,7 +21,7 @@ from parity_models.serving.models import VERSION, ServedModel, ServedVersion
 from parity_models.serving.options import EngineChoice, ServeOptions
 from parity_models.serving.page.feed import Feed
 from parity_models.serving.page.watch import Watch
-from parity_models.serving.stand_ins import ClosedGates
+from parity_models.simulation.emulation import FaultPlan
 from parity_models.trust.gates import (
     OutputGate,
     calibrations_of,
@@ -31,6 +29,8 @@ from parity_models.trust.gates import (
     doubtful,
     ungated,
 )
+from parity_models.trust.golden import golden
+from parity_models.trust.stand_ins import ClosedGates
 
 if TYPE_CHECKING:
     from parity_models.serving.tracing import Tracing
@@ -195,7 +195,7 @@ class Deployment(ServedVersion):
             imitated=bundle.manifest.imitated if len(signature.outputs) > 1 else None,
             dispatch=dispatch,
             gate=OutputGate(gates, envelope, calibrations_of(bundle, used)),
-            closed_gates=ClosedGates(bundle),
+            closed_gates=ClosedGates(bundle.path, bundle.digest),
             faults=self._faults,
         )
         imitated = bundle.manifest.imitated_output if used != {DEPLOYED} else None

@@ -17,10 +17,10 @@ from typing import Any, ClassVar, Protocol
 from numpy.typing import NDArray
 
 from parity_models import options
-from parity_models.emulation import FaultPlan
-from parity_models.models.bundle import Bundle
-from parity_models.models.onnx_model import PinnedModel
+from parity_models.bundle.bundle import Bundle
+from parity_models.bundle.onnx_model import PinnedModel
 from parity_models.serving.metrics import Metrics
+from parity_models.simulation.emulation import FaultPlan
 
 
 class EngineListener(Protocol):

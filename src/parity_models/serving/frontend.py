@@ -26,10 +26,6 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from parity_models.codes import Code
-from parity_models.emulation import FaultPlan
-from parity_models.models.gate import served
-from parity_models.models.golden import is_near
-from parity_models.models.signature import Signature, one_row, tensors_in
 from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role, source_of
 from parity_models.scheduling.actions import (
     Action,
@@ -60,8 +56,12 @@ from parity_models.serving.engine import Engine
 from parity_models.serving.limits import LARGE
 from parity_models.serving.metrics import ANSWERED, CANCELLED, COPY, PARITY, SENT, Metrics
 from parity_models.serving.request_log import CURRENT, RequestLog, headers_for
-from parity_models.serving.stand_ins import ClosedGates, Made, Outputs, StandIns
+from parity_models.simulation.emulation import FaultPlan
+from parity_models.tensors.signature import Signature, one_row, tensors_in
+from parity_models.trust.gate import served
 from parity_models.trust.gates import OutputGate
+from parity_models.trust.golden import is_near
+from parity_models.trust.stand_ins import ClosedGates, Made, Outputs, StandIns
 
 # Not the loop's time(): uvloop's is cached and counts whole milliseconds.
 now = time.monotonic

@@ -17,8 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from prometheus_client.registry import Collector
 
-from parity_models.models.bundle import Bundle
-from parity_models.models.signature import Signature, Sizes, Tensor
+from parity_models.bundle.bundle import Bundle
 from parity_models.roles import Source
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, Refused, TooLargeError
 from parity_models.serving.metrics import Metrics
@@ -30,6 +29,7 @@ from parity_models.serving.protocol import (
     TensorMessage,
     TensorMetadata,
 )
+from parity_models.tensors.signature import Signature, Sizes, Tensor
 from parity_models.trust.gates import ChosenGate
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
-from parity_models.emulation import FaultPlan
 from parity_models.errors import UserError
 from parity_models.options import SECONDS, SHARE, Option, Options, Value, declared_in
 from parity_models.registry import Registry
@@ -17,6 +16,7 @@ from parity_models.serving.local.local_engine import LocalEngine
 from parity_models.serving.local.thread_engine import ThreadEngine
 from parity_models.serving.ray.ray_engine import RayEngine
 from parity_models.serving.remote.remote_engine import RemoteEngine
+from parity_models.simulation.emulation import FaultPlan
 
 UNIT_TIMEOUT = 10.0
 """Seconds that a unit may always take, however short the deadline."""

@@ -21,7 +21,9 @@ import numpy as np
 from msgspec import Meta, Raw, Struct
 from numpy.typing import NDArray
 
-from parity_models.models.signature import (
+from parity_models.roles import Source
+from parity_models.serving.errors import InvalidRequestError, Refused, RefusedError, TooLargeError
+from parity_models.tensors.signature import (
     DATATYPES,
     MAX_TENSORS,
     Sizes,
@@ -30,8 +32,6 @@ from parity_models.models.signature import (
     cut,
     padded,
 )
-from parity_models.roles import Source
-from parity_models.serving.errors import InvalidRequestError, Refused, RefusedError, TooLargeError
 
 if TYPE_CHECKING:
     from parity_models.serving.models import Fitting, ServedModel

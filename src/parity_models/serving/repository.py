@@ -20,8 +20,8 @@ from msgspec import Meta, Struct
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from parity_models.bundle.bundle import open_bundle
 from parity_models.errors import ParityModelsError, UserError
-from parity_models.models.bundle import open_bundle
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, UnavailableError
 from parity_models.serving.metrics import Metrics

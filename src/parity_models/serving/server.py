@@ -13,9 +13,8 @@ import uvloop
 from msgspec import Struct
 from numpy.typing import ArrayLike, NDArray
 
+from parity_models.bundle.bundle import Bundle, open_bundle
 from parity_models.errors import UserError
-from parity_models.models.bundle import Bundle, open_bundle
-from parity_models.models.signature import cut, padded
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.access import HEALTH, METRICS, watch
 from parity_models.serving.deployment import Deployment
@@ -29,6 +28,7 @@ from parity_models.serving.protocol import TensorMessage
 from parity_models.serving.repository import Repository
 from parity_models.serving.rest import Rest
 from parity_models.serving.stand_in_only import StandInOnly
+from parity_models.tensors.signature import cut, padded
 
 if TYPE_CHECKING:
     from parity_models.serving.grpc.grpc_server import GrpcServer

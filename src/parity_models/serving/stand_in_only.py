@@ -8,15 +8,15 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from parity_models.models.bundle import Bundle
-from parity_models.models.onnx_model import run_options
+from parity_models.bundle.backup import GatedBackup, Refusal
+from parity_models.bundle.bundle import Bundle
+from parity_models.bundle.onnx_model import run_options
 from parity_models.roles import BACKUP, Source
 from parity_models.serving.errors import NoStandInError
 from parity_models.serving.frontend import Result
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import ServedModel, ServedVersion
 from parity_models.serving.options import ServeOptions
-from parity_models.trust.backup import GatedBackup, Refusal
 
 _WHY = {
     Refusal.UNLIKE: "an input is unlike those that the stand-in learned from",

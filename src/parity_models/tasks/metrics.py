@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from parity_models.errors import DataError, UserError
-from parity_models.models.gate import AgreementKind
-from parity_models.models.queries import LABELS, read_arrays
+from parity_models.tensors.queries import LABELS, read_arrays
 
 Array = NDArray[Any]
 
@@ -25,6 +24,10 @@ Labels = NDArray[np.int64] | NDArray[np.float32]
 PredictionKind = Literal["classes", "boxes", "values"]
 """The kind of predictions: a score for each class; a box's left, top, right and bottom edge, as
 shares of the image's width and height; or any numbers."""
+
+AgreementKind = Literal["classes", "boxes", "values", "directions"]
+"""The kind of agreement: the same class, boxes that overlap, values that are near, or vectors that
+point in nearly the same direction."""
 
 OutputKind = Literal["logits", "probabilities", "boxes", "numbers", "embeddings"]
 """The kind of a model's outputs, so that its stand-ins give valid ones: a score for each class,

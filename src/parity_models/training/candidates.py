@@ -10,17 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from parity_models.bundle.bundle import PROBABILITIES, Bundle, NewModel, Training
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import CodeError
-from parity_models.evaluation.calibration import LEVELS, estimate_coverage
-from parity_models.models.bundle import PROBABILITIES, Bundle, NewModel, Training
-from parity_models.models.export import export
-from parity_models.models.gate import HEAD, AnsweredClass, Calibration, StandIn, confidences, suited
-from parity_models.models.networks.network import EachSlot, served
-from parity_models.models.networks.queried import Queried
-from parity_models.models.signature import Tensor as NamedTensor
 from parity_models.progress import OnProgress
 from parity_models.tasks.metrics import agreement_for
+from parity_models.tensors.signature import Tensor as NamedTensor
 from parity_models.training.device import computing, place, predict
 from parity_models.training.distillation import (
     PLAIN_KIND,
@@ -31,17 +26,22 @@ from parity_models.training.distillation import (
     Served,
     valid,
 )
+from parity_models.training.export import export
 from parity_models.training.fit import Budget, Fitted, RunOptions, fit
 from parity_models.training.head import Head, choose_head
-from parity_models.training.networks import (
+from parity_models.training.network_plans import (
     Factory,
     ParityPlan,
     build_models,
     parity_network,
     single_network,
 )
+from parity_models.training.networks.network import EachSlot, served
+from parity_models.training.networks.queried import Queried
 from parity_models.training.problems import Distillation, one_slot
 from parity_models.training.teacher import Queries, Teacher
+from parity_models.trust.calibration import LEVELS, estimate_coverage
+from parity_models.trust.gate import HEAD, AnsweredClass, Calibration, StandIn, confidences, suited
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from parity_models.errors import TrainingError
-from parity_models.models.queries import sizes_in
-from parity_models.models.signature import Array, Named, Signature
+from parity_models.tensors.queries import sizes_in
+from parity_models.tensors.signature import Array, Named, Signature
 
 Network = TypeVar("Network", bound=nn.Module)
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from parity_models.errors import DataError
-from parity_models.models.envelope import Envelope, fit_envelope
 from parity_models.tasks.metrics import (
     USUAL,
     OutputKind,
@@ -24,6 +23,7 @@ from parity_models.tasks.metrics import (
 )
 from parity_models.training.device import Rows, predict
 from parity_models.training.teacher import Queries, Teacher
+from parity_models.trust.envelope import Envelope, fit_envelope
 
 TEMPERATURE = 2.0
 """Softens the predictions that are distilled."""

@@ -23,8 +23,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from parity_models.errors import TrainingError
-from parity_models.models.networks import Effort
 from parity_models.progress import OnProgress, Progress
+from parity_models.training.networks import Effort
 
 Weights = dict[str, Tensor]
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from parity_models.evaluation.calibration import surest_share
+from parity_models.trust.calibration import surest_share
 
 UNITS, DROPOUT = 64, 0.2
 """The hidden layer, and the share of features and units that are left out while it learns."""

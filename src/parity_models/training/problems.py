@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from parity_models.codes import Code
-from parity_models.models.envelope import channel_axis
-from parity_models.models.networks.network import Effort, SelfScaling, Slotwise, served
 from parity_models.tasks import score
 from parity_models.training.device import BATCH, Rows, mirror, predict, run_reduced
 from parity_models.training.distillation import SQUARED_ERROR, DistillationData, valid
+from parity_models.training.networks.network import Effort, SelfScaling, Slotwise, served
+from parity_models.trust.envelope import channel_axis
 
 Answers = tuple[NDArray[Any], NDArray[np.int64]]
 """Answers (m, *output_shape), and which of the queries held out they are for (m,)."""

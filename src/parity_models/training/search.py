@@ -13,19 +13,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from parity_models.bundle.inference_time import inference_times
+from parity_models.bundle.onnx_model import OnnxModel
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import TrainingError
-from parity_models.models.export import export
-from parity_models.models.inference_time import inference_times
-from parity_models.models.networks import NETWORKS, family
-from parity_models.models.networks.network import EachSlot, served
-from parity_models.models.networks.queried import Queried
-from parity_models.models.onnx_model import OnnxModel
-from parity_models.models.signature import Sizes
 from parity_models.progress import Callbacks, OnProgress, Progress
+from parity_models.tensors.signature import Sizes
 from parity_models.training.candidates import Candidate, Lesson, code_for
+from parity_models.training.export import export
 from parity_models.training.fit import Budget
-from parity_models.training.networks import parity_network, single_network
+from parity_models.training.network_plans import parity_network, single_network
+from parity_models.training.networks import NETWORKS, family
+from parity_models.training.networks.network import EachSlot, served
+from parity_models.training.networks.queried import Queried
 from parity_models.training.teacher import Teacher
 
 SLACK = 1.02

@@ -14,28 +14,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from parity_models.codes import Code
-from parity_models.errors import BundleError, ModelError, TrainingError, UserError
-from parity_models.evaluation.judging import GivenInputs, load_queries
-from parity_models.evaluation.outputs import deployed_predictor
-from parity_models.models.bundle import (
+from parity_models.bundle.bundle import (
     Bundle,
     NewModel,
     open_bundle,
     stand_in_signature,
     write_bundle,
 )
-from parity_models.models.export import WEIGHTS, export, floats, load_deployed
-from parity_models.models.networks.queried import Queried, describe
-from parity_models.models.queries import as_batch, read_arrays, sizes_in
-from parity_models.models.servable import OWN, read_servable, with_mean
-from parity_models.models.signature import Array, Signature, TensorSpec, padded, tensors_in
-from parity_models.models.signature import Tensor as NamedTensor
+from parity_models.bundle.servable import OWN, read_servable, with_mean
+from parity_models.codes import Code
+from parity_models.errors import BundleError, ModelError, TrainingError, UserError
+from parity_models.evaluation.judging import GivenInputs, load_queries
+from parity_models.evaluation.outputs import deployed_predictor
 from parity_models.options import SECONDS, Option, Options
 from parity_models.progress import OnProgress, Progress
 from parity_models.tasks import METRICS
 from parity_models.tasks.metrics import Labels, choose_metric
+from parity_models.tensors.queries import as_batch, read_arrays, sizes_in
+from parity_models.tensors.signature import Array, Signature, TensorSpec, padded, tensors_in
+from parity_models.tensors.signature import Tensor as NamedTensor
 from parity_models.training.device import Rows
+from parity_models.training.export import WEIGHTS, export, floats, load_deployed
+from parity_models.training.networks.queried import Queried, describe
 
 Model = Bundle | Path | str | nn.Module
 """A bundle, the path of one or of an ONNX file, or a module."""

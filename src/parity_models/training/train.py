@@ -13,31 +13,29 @@ from typing import Any
 
 from rich.console import RenderableType
 
+from parity_models.bundle.bundle import Bundle, check_replaceable, write_bundle
+from parity_models.bundle.inference_time import measure_models
 from parity_models.codes import CodeSpec
 from parity_models.documents import why_not_writable
 from parity_models.errors import BundleError
-from parity_models.evaluation.calibration import calibrate_gates
 from parity_models.evaluation.judging import (
     Evaluation,
     GivenInputs,
     answered_classes,
+    calibrate_gates,
     inference_table,
     judge,
 )
 from parity_models.evaluation.outputs import Outputs
-from parity_models.models.bundle import Bundle, check_replaceable, write_bundle
-from parity_models.models.envelope import Envelope
-from parity_models.models.gate import StandIn
-from parity_models.models.inference_time import measure_models
-from parity_models.models.queries import commonest
 from parity_models.options import gather
 from parity_models.printed import Printed
 from parity_models.progress import Callbacks, OnProgress
+from parity_models.tensors.queries import commonest
 from parity_models.training.candidates import Candidate, Exported, Lesson
 from parity_models.training.device import choose_device, place
 from parity_models.training.distillation import distill, envelope_of
 from parity_models.training.fit import Budget, Fitted
-from parity_models.training.networks import Factory, ParityPlan, find_network, parity_network
+from parity_models.training.network_plans import Factory, ParityPlan, find_network, parity_network
 from parity_models.training.search import propose_network
 from parity_models.training.teacher import (
     Model,
@@ -48,6 +46,8 @@ from parity_models.training.teacher import (
     open_teacher,
     teacher_of,
 )
+from parity_models.trust.envelope import Envelope
+from parity_models.trust.gate import StandIn
 
 BEST = CodeSpec("stack", "separate", 2)
 """The code that parity models are trained for by default."""

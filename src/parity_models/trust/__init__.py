@@ -1,1 +1,1 @@
-"""Trust in stand-ins: whether an output may answer (gates.py), and still agrees (agreement.py)."""
+"""Trust in stand-ins: what an output's doubt is, and the evidence for it."""

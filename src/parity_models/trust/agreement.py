@@ -18,9 +18,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.models.gate import Calibration
 from parity_models.roles import Source
 from parity_models.tasks.metrics import Agreement
+from parity_models.trust.gate import Calibration
 from parity_models.trust.gates import ChosenGate
 
 ODDS: Final = 3.0

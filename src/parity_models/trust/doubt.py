@@ -26,7 +26,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.models.gate import (
+from parity_models.trust.gate import (
     ENOUGH,
     Array,
     Calibration,

@@ -3,15 +3,18 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, Final, NamedTuple
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import UserError
-from parity_models.models.bundle import Bundle
-from parity_models.models.envelope import Envelope
-from parity_models.models.gate import (
+from parity_models.roles import BACKUP, Source, source_of
+from parity_models.tensors.signature import tensors_in
+from parity_models.trust.doubt import Audit, curve_of, queries_to_show
+from parity_models.trust.envelope import Envelope
+from parity_models.trust.gate import (
     Calibration,
     Gate,
     GateLevel,
@@ -19,14 +22,21 @@ from parity_models.models.gate import (
     confidences,
     served,
 )
-from parity_models.models.signature import tensors_in
-from parity_models.roles import BACKUP, Source, source_of
-from parity_models.trust.doubt import Audit, curve_of, queries_to_show
 
 AGREEMENT: Final = 0.99
 """The highest level that a gate gets unless an agreement is asked for."""
 
 Array = NDArray[Any]
+
+
+class Calibrated(Protocol):
+    """A bundle: the calibrations of its stand-ins, and its folder, which messages name."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def gates(self) -> Mapping[StandIn, Calibration]: ...
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class ChosenGate:
 
 
 def choose_gates(
-    bundle: Bundle, roles: Collection[str], agreement: float | None, *, budgeted: bool = False
+    bundle: Calibrated, roles: Collection[str], agreement: float | None, *, budgeted: bool = False
 ) -> dict[Source, ChosenGate]:
     """Choose the gate of each stand-in of `bundle` that instances with these `roles` run.
 
@@ -70,7 +80,7 @@ def choose_gates(
         )
     chosen = {}
     for stand_in in used:
-        calibration = bundle.manifest.calibration.get(stand_in)
+        calibration = bundle.gates.get(stand_in)
         if budgeted and agreement is None and not (calibration and calibration.allowed):
             continue
         level = _level(bundle, stand_in, calibration, agreement)
@@ -79,17 +89,17 @@ def choose_gates(
     return chosen
 
 
-def calibrations_of(bundle: Bundle, roles: Collection[str]) -> dict[Source, Calibration]:
+def calibrations_of(bundle: Calibrated, roles: Collection[str]) -> dict[Source, Calibration]:
     """Return the calibrations of the stand-ins that instances with these `roles` run."""
-    known = bundle.manifest.calibration
+    known = bundle.gates
     return {Source(each): known[each] for each in _used(roles) if each in known}
 
 
-def doubtful(bundle: Bundle, roles: Collection[str], differ: float) -> Iterator[str]:
+def doubtful(bundle: Calibrated, roles: Collection[str], differ: float) -> Iterator[str]:
     """Yield a note on each stand-in whose calibration says too little for a budget `differ`."""
     calibrate = f"parm calibrate {bundle.path} --inputs FILE"
     for stand_in in _used(roles) if 0 < differ < 1 else ():
-        calibration = bundle.manifest.calibration.get(stand_in)
+        calibration = bundle.gates.get(stand_in)
         if calibration is None:
             yield (
                 f"the {stand_in} is not calibrated, so each of its answers may differ from the "
@@ -112,12 +122,12 @@ def doubtful(bundle: Bundle, roles: Collection[str], differ: float) -> Iterator[
             )
 
 
-def ungated(bundle: Bundle, roles: Collection[str], agreement: float | None) -> Iterator[str]:
+def ungated(bundle: Calibrated, roles: Collection[str], agreement: float | None) -> Iterator[str]:
     """Yield a note on each stand-in that answers without a gate, unless that was asked for."""
     if agreement is not None:
         return
     for stand_in in _used(roles):
-        calibration = bundle.manifest.calibration.get(stand_in)
+        calibration = bundle.gates.get(stand_in)
         if calibration is None:
             yield (
                 f"the {stand_in} answers without a gate, as it is not calibrated; calibrate it "
@@ -140,7 +150,7 @@ def _used(roles: Collection[str]) -> list[StandIn]:
 
 
 def _level(
-    bundle: Bundle, stand_in: StandIn, calibration: Calibration | None, agreement: float | None
+    bundle: Calibrated, stand_in: StandIn, calibration: Calibration | None, agreement: float | None
 ) -> GateLevel | None:
     """Return the level of a gate (see `choose_gates`); None for no gate."""
     if calibration is None:

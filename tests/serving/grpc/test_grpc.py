@@ -19,7 +19,7 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 from parity_models import __version__
-from parity_models.models.bundle import open_bundle
+from parity_models.bundle.bundle import open_bundle
 from served import INPUTS, OUTPUTS, ServerProcess, predictions, queries
 from triton_requests import code_of, grpc_input
 

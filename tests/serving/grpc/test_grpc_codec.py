@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import parity_models.serving.grpc
-from parity_models.models.signature import Signature, Tensor, TensorSpec
 from parity_models.roles import Source
 from parity_models.serving.errors import InvalidRequestError, TooLargeError
 from parity_models.serving.grpc.codec import _FIELDS, decode, read_request, write_response
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
 from parity_models.serving.models import ServedModel
 from parity_models.serving.protocol import InferRequest
+from parity_models.tensors.signature import Signature, Tensor, TensorSpec
 from rest_bodies import datatype_of, done, model_of
 
 

@@ -17,13 +17,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from grpc_served import INFER, request, serving
 from http_served import eventually
+from parity_models.bundle.bundle import open_bundle
 from parity_models.errors import UserError
-from parity_models.models.bundle import open_bundle
-from parity_models.models.signature import Signature, TensorSpec
 from parity_models.serving.grpc.grpc_server import _bundle_of
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import ServedModel, ServedVersion
 from parity_models.serving.server import ServeOptions, Server
+from parity_models.tensors.signature import Signature, TensorSpec
 from served import ServerProcess, until
 from triton_requests import grpc_infer
 

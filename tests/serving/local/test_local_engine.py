@@ -32,10 +32,8 @@ from engine_conformance import (
 )
 from local_engines import FOREVER, local_engine, running
 from onnx_models import linear_model, moody_model, shrinking_model
-from parity_models.emulation import Constant, FaultPlan, Kill
+from parity_models.bundle.onnx_model import PinnedModel
 from parity_models.errors import FaultPlanError, ModelError, ServingError
-from parity_models.models.onnx_model import PinnedModel
-from parity_models.models.signature import Signature, TensorSpec
 from parity_models.serving.backoff import FIRST, LONG_RUN, LONGEST, Backoff
 from parity_models.serving.engine import Engine, Placement
 from parity_models.serving.local import local_engine as local_engine_module
@@ -50,6 +48,8 @@ from parity_models.serving.worker.wire import (
 )
 from parity_models.serving.worker.wire import Failed as WorkerFailed
 from parity_models.serving.worker.wire import Finished as WorkerFinished
+from parity_models.simulation.emulation import Constant, FaultPlan, Kill
+from parity_models.tensors.signature import Signature, TensorSpec
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ import parity_models
 from engine_conformance import BOTH, DEPLOYED, EngineConformance, Events, Fleet, row
 from local_engines import FOREVER, parts
 from onnx_models import moody_model
+from parity_models.bundle.onnx_model import PinnedModel
 from parity_models.errors import ModelError, UserError
-from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.engine import Engine
 from parity_models.serving.local.thread_engine import ThreadEngine
 from served import predictions, queries, until

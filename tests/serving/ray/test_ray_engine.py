@@ -15,12 +15,12 @@ from commands import assert_refused, parm
 from engine_conformance import BOTH, DEPLOYED, EngineConformance, Events, Finished, Fleet, row
 from local_engines import FOREVER, parts
 from onnx_models import linear_model, moody_model
-from parity_models.emulation import Constant, FaultPlan
+from parity_models.bundle.onnx_model import PinnedModel
 from parity_models.errors import ModelError, ServingError
-from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.engine import Engine
 from parity_models.serving.options import EngineChoice
 from parity_models.serving.ray.ray_engine import RayEngine
+from parity_models.simulation.emulation import Constant, FaultPlan
 from ports import free_ports
 from ray_cluster import SMALL, init_ray, other_cluster
 from repositories import ADMINISTRATOR, Repository, administered, write_version

@@ -9,8 +9,8 @@ from tritonclient.grpc.model_config_pb2 import TYPE_FP32, ModelConfig
 
 from commands import Here
 from onnx_models import Described, graph_model, linear_model
+from parity_models.bundle.bundle import NewModel, open_bundle, write_bundle
 from parity_models.errors import UserError
-from parity_models.models.bundle import NewModel, open_bundle, write_bundle
 from parity_models.serving.remote.export import export_repository
 from served import INPUTS, OUTPUTS, write_linear_bundle
 

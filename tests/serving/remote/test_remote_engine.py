@@ -9,8 +9,8 @@ from engine_conformance import EngineConformance, Fleet
 from fleet_servers import PATIENCE, Parm
 from local_engines import parts
 from onnx_models import moody_model
-from parity_models.models.bundle import NewModel, write_bundle
-from parity_models.models.onnx_model import PinnedModel
+from parity_models.bundle.bundle import NewModel, write_bundle
+from parity_models.bundle.onnx_model import PinnedModel
 from parity_models.serving.engine import Engine
 from parity_models.serving.remote.remote_engine import RemoteEngine, Upstream, UpstreamOptions
 

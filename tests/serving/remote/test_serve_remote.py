@@ -16,8 +16,8 @@ from fake_upstream import HUNG, FakeUpstream
 from fleet_servers import PATIENTLY, Parm, kill_and_mend
 from linear_bundles import FEATURES, linear_bundle
 from onnx_models import linear_model
+from parity_models.bundle.bundle import Bundle, NewModel, open_bundle, write_bundle
 from parity_models.codes import CodeSpec
-from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
 from parity_models.roles import Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.race import EXPLORE

@@ -18,7 +18,7 @@ import pytest
 import tritonclient.http
 
 from fleet_servers import PATIENCE, PATIENTLY, TESTS, MLServer, Parm, Triton, kill_and_mend
-from parity_models.models.bundle import open_bundle
+from parity_models.bundle.bundle import open_bundle
 from parity_models.serving.options import EngineChoice, ServeOptions
 from parity_models.serving.remote.export import export_repository
 from parity_models.serving.server import Server

@@ -18,9 +18,8 @@ import fake_upstream as fake
 from engine_conformance import DEPLOYED, Events
 from fake_upstream import FakeUpstream, server_context
 from local_engines import parts
+from parity_models.bundle.onnx_model import PinnedModel
 from parity_models.errors import ServingError, UserError
-from parity_models.models.onnx_model import PinnedModel
-from parity_models.models.signature import Signature, TensorSpec
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.protocol import OutputTensor
 from parity_models.serving.remote import clients
@@ -34,6 +33,7 @@ from parity_models.serving.remote.remote_engine import (
     parse_upstreams,
     roles_of,
 )
+from parity_models.tensors.signature import Signature, TensorSpec
 from ports import free_ports
 from upstream_engines import ROW, WEIGHTS, engine_for, one, using
 

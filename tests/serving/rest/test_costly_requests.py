@@ -11,11 +11,11 @@ import pytest
 from msgspec import Raw
 
 from http_served import INFER, binary, body, eventually, get, post, serving
-from parity_models.models.signature import Signature, TensorSpec
 from parity_models.roles import Source
 from parity_models.serving.errors import InvalidRequestError, TooLargeError
 from parity_models.serving.models import ServedModel
 from parity_models.serving.protocol import InferRequest, read_array, read_request, write_response
+from parity_models.tensors.signature import Signature, TensorSpec
 from rest_bodies import done
 
 X = TensorSpec("x", "FP32", (64,))

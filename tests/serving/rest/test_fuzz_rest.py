@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuzzing import fuzz, mutated
-from parity_models.models.envelope import fit_envelope
-from parity_models.models.export import floats
+from parity_models.training.export import floats
+from parity_models.trust.envelope import fit_envelope
 from served import INFER, INPUTS, ServerProcess, predictions, queries, write_linear_bundle
 
 pytestmark = pytest.mark.slow

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from parity_models.models.signature import DATATYPES, Signature, TensorSpec
 from parity_models.roles import Source
 from parity_models.serving.errors import RefusedError, RequestError, TooLargeError
 from parity_models.serving.models import ServedModel
 from parity_models.serving.protocol import InferRequest, read_request, write_response
+from parity_models.tensors.signature import DATATYPES, Signature, TensorSpec
 from rest_bodies import done, model_of, request
 
 

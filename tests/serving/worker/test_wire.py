@@ -11,8 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuzzing import fuzz
-from parity_models.emulation import Constant, FaultPlan
-from parity_models.models.signature import Signature, TensorSpec
 from parity_models.serving.local.local_engine import EngineStream
 from parity_models.serving.worker.wire import (
     CONTROL,
@@ -34,6 +32,8 @@ from parity_models.serving.worker.wire import (
     parts_of,
     read,
 )
+from parity_models.simulation.emulation import Constant, FaultPlan
+from parity_models.tensors.signature import Signature, TensorSpec
 
 ROLES = st.sampled_from(["deployed", "parity-0"]) | st.text()
 UNITS = st.integers(-(2**63), 2**63 - 1) | st.integers(0, 3)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from onnx_models import linear_model, moody_model
-from parity_models.emulation import Constant, FaultPlan, Slowdowns
+from parity_models.bundle.onnx_model import OnnxModel, PinnedModel
 from parity_models.errors import ModelError
-from parity_models.models.onnx_model import OnnxModel, PinnedModel
 from parity_models.serving.worker.wire import AssignedModel, Failed, Finished, Unit
 from parity_models.serving.worker.worker import Runner, load
+from parity_models.simulation.emulation import Constant, FaultPlan, Slowdowns
 
 ROW = np.ones(4, np.float32).tobytes()
 DELAY = 0.5

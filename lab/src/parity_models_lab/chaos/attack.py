@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from parity_models.bundle.bundle import Bundle
+from parity_models.bundle.onnx_model import OnnxModel
 from parity_models.codes import CodeSpec
-from parity_models.models.bundle import Bundle
-from parity_models.models.onnx_model import OnnxModel
 from parity_models.training import TrainingOptions, train
 from parity_models_lab.chaos.server import RESULTS
 from parity_models_lab.deployed import queries_of, train_deployed

@@ -13,10 +13,10 @@ import onnx
 import onnx.parser
 from numpy.typing import NDArray
 
+from parity_models.bundle.bundle import NewModel, write_bundle
 from parity_models.codes import CodeSpec
-from parity_models.models.bundle import NewModel, write_bundle
-from parity_models.models.envelope import fit_envelope
-from parity_models.models.signature import Axis, Signature, Tensor
+from parity_models.tensors.signature import Axis, Signature, Tensor
+from parity_models.trust.envelope import fit_envelope
 
 INPUTS, OUTPUTS = 32, 64
 LONG = 49 * INPUTS

@@ -15,7 +15,7 @@ from typing import Any
 
 from parity_models.scheduling.actions import Answer, Run
 from parity_models.scheduling.process_load import MEASURE_INTERVAL
-from parity_models.simulation import Instance, Running, Simulation
+from parity_models.simulation.simulation import Instance, Running, Simulation
 from parity_models_lab.contention.quota import PERIOD
 from parity_models_lab.latency.link import DriverOnLinks, Links
 

@@ -17,7 +17,7 @@ from random import Random
 from typing import Any
 
 from parity_models.roles import DEPLOYED
-from parity_models.simulation import Driver, Instance
+from parity_models.simulation.simulation import Driver, Instance
 from parity_models_lab.contention.transfers import QUEUE, RATE, Leg, Traffic
 
 SEGMENT, FRAME = 1448, 1514

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from parity_models.bundle.bundle import Bundle, NewModel, open_bundle, write_bundle
 from parity_models.errors import BundleError, LoadError
 from parity_models.load import LoadSpec, offer_load_from_own_process
-from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
-from parity_models.models.export import export, floats
 from parity_models.roles import DEPLOYED, Source
 from parity_models.serving.engine import Placement
 from parity_models.serving.server import ServeOptions
+from parity_models.training.export import export, floats
 from parity_models_lab.contention.network import FRONTEND_ADDRESS, enter, shuffling, star
 from parity_models_lab.contention.quota import quota
 from parity_models_lab.latency.trial import (

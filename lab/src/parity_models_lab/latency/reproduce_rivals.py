@@ -20,13 +20,13 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from parity_models.documents import read_json
-from parity_models.emulation import LogNormal
 from parity_models.load.spec import read_trace
 from parity_models.options import Option
 from parity_models.roles import Source
 from parity_models.scheduling.actions import Audit as Audited
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.simulation import FAILED, SOURCES, simulate
+from parity_models.simulation.emulation import LogNormal
+from parity_models.simulation.simulation import FAILED, SOURCES, simulate
 from parity_models.trust.doubt import Audit, fit_doubt
 from parity_models_lab.documents import load_toml
 from parity_models_lab.latency.link import DriverOnLinks

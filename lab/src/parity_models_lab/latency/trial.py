@@ -12,9 +12,14 @@ import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
-from parity_models.arrivals import poisson_arrivals
 from parity_models.codes import DECODERS, Code, CodeSpec
-from parity_models.emulation import (
+from parity_models.errors import UserError
+from parity_models.roles import BACKUP, DEPLOYED, parity_role
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.scheduling.policies import StandIns
+from parity_models.scheduling.work import SchedulerConfig
+from parity_models.simulation.arrivals import poisson_arrivals
+from parity_models.simulation.emulation import (
     Constant,
     Duration,
     FaultPlan,
@@ -23,13 +28,8 @@ from parity_models.emulation import (
     Neighbours,
     Spell,
 )
-from parity_models.errors import UserError
-from parity_models.protection.scene import DISPATCH
-from parity_models.roles import BACKUP, DEPLOYED, parity_role
-from parity_models.scheduling.choice import PolicyChoice
-from parity_models.scheduling.policies import StandIns
-from parity_models.scheduling.work import SchedulerConfig
-from parity_models.simulation import FAILED, SOURCES, Driver, Simulation, simulate
+from parity_models.simulation.simulation import FAILED, SOURCES, Driver, Simulation, simulate
+from parity_models.sizing.scene import DISPATCH
 from parity_models_lab.latency.cores import Cores, DriverOnCores
 from parity_models_lab.latency.link import DriverOnLinks, Links
 

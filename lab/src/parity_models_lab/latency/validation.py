@@ -7,10 +7,10 @@ import numpy as np
 import typer
 from msgspec.structs import replace
 
-from parity_models.emulation import Constant
 from parity_models.options import Option
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import EqualResources
+from parity_models.simulation.emulation import Constant
 from parity_models_lab.latency.figure import Figure, load_figure
 from parity_models_lab.latency.reproduce import Trials, run_figure
 from parity_models_lab.latency.trial import PERCENTILES, SHARES, Setting, Trial, TrialResult

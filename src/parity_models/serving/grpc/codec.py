@@ -15,7 +15,6 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
-from parity_models.models.signature import TensorSpec, cut
 from parity_models.roles import Source
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, TooLargeError
 from parity_models.serving.grpc import inference_pb2 as pb
@@ -37,6 +36,7 @@ from parity_models.serving.protocol import (
     row_parameters,
     size_in_bytes,
 )
+from parity_models.tensors.signature import TensorSpec, cut
 
 Raws = Sequence[bytes | memoryview]
 """A message's raw_input_contents."""

@@ -13,8 +13,8 @@ from typing import IO, Any
 
 import msgspec
 
+from parity_models.bundle.onnx_model import PinnedModel
 from parity_models.errors import ServingError
-from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.engine import Placement
 from parity_models.serving.worker import wire
 from parity_models.serving.worker.supervised import (

@@ -10,7 +10,7 @@ from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
 
-from parity_models.models.onnx_model import OnnxModel, PinnedModel
+from parity_models.bundle.onnx_model import OnnxModel, PinnedModel
 from parity_models.serving.worker import wire
 from parity_models.serving.worker.supervised import (
     OnReport,

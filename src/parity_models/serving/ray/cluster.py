@@ -16,13 +16,13 @@ import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from parity_models.emulation import FaultPlan
+from parity_models.bundle.onnx_model import OnnxModel, PinnedModel
 from parity_models.errors import ServingError, UserError
-from parity_models.models.onnx_model import OnnxModel, PinnedModel
-from parity_models.models.signature import Signature
 from parity_models.serving.worker import wire
 from parity_models.serving.worker.supervised import OnReport, SupervisedInstance
 from parity_models.serving.worker.worker import Runner, warm_model
+from parity_models.simulation.emulation import FaultPlan
+from parity_models.tensors.signature import Signature
 
 CONNECT_TIMEOUT = 5.0
 """Seconds to wait for a connection to a cluster's address."""

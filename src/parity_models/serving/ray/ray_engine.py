@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
+from parity_models.bundle.onnx_model import PinnedModel
 from parity_models.errors import ParityModelsError, UserError, install
-from parity_models.models.onnx_model import PinnedModel
 from parity_models.options import Option
 from parity_models.serving.engine import Engine
 from parity_models.serving.worker.supervised import OnReport, SupervisedEngine

@@ -17,8 +17,6 @@ from msgspec import Raw, Struct
 from numpy.typing import NDArray
 
 from parity_models.errors import UserError
-from parity_models.models.golden import is_near
-from parity_models.models.signature import Kind, batches, tensors_in
 from parity_models.serving.access import Reread, read_text
 from parity_models.serving.client import (
     Client,
@@ -50,6 +48,8 @@ from parity_models.serving.remote.remote_engine import (
     UpstreamOptions,
 )
 from parity_models.serving.request_log import REQUEST_ID
+from parity_models.tensors.signature import Kind, batches, tensors_in
+from parity_models.trust.golden import is_near
 
 _AWAY = (502, 503, 504)
 """Statuses of a server that is starting or stopping, or of a gateway without a server behind it."""

@@ -9,10 +9,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from parity_models.bundle.bundle import Bundle, ModelFile, open_bundle
 from parity_models.errors import UserError
-from parity_models.models.bundle import Bundle, ModelFile, open_bundle
-from parity_models.models.signature import Tensor
 from parity_models.roles import DEPLOYED
+from parity_models.tensors.signature import Tensor
 
 MAX_BATCH = 64
 """Rows that Triton takes at once."""

@@ -9,7 +9,6 @@ from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
-from parity_models.models.signature import Kind
 from parity_models.serving.client import Credentials
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.grpc import inference_pb2 as pb
@@ -31,6 +30,7 @@ from parity_models.serving.remote.remote_engine import (
     UpstreamModel,
 )
 from parity_models.serving.request_log import REQUEST_ID
+from parity_models.tensors.signature import Kind
 
 MAX_TEXT = 300
 """Characters of an error's text that are kept."""

@@ -25,14 +25,14 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_models.bundle.bundle import Bundle
+from parity_models.bundle.onnx_model import PinnedModel
 from parity_models.errors import ServingError, UserError
-from parity_models.models.bundle import Bundle
-from parity_models.models.onnx_model import PinnedModel
-from parity_models.models.signature import Signature
 from parity_models.options import Option
 from parity_models.roles import BACKUP, DEPLOYED, parity_role
 from parity_models.serving.backoff import Backoff
 from parity_models.serving.engine import FIXED, Engine, EngineListener, Parts
+from parity_models.tensors.signature import Signature
 
 if TYPE_CHECKING:
     from parity_models.serving.remote.clients import UpstreamClient

@@ -19,13 +19,13 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from numpy.typing import NDArray
 
-from parity_models.emulation import FaultPlan
+from parity_models.bundle.onnx_model import PinnedModel
 from parity_models.errors import ServingError
-from parity_models.models.onnx_model import PinnedModel
-from parity_models.models.signature import Layout, Signature
 from parity_models.serving.backoff import Backoff
 from parity_models.serving.engine import Engine, EngineListener, Parts
 from parity_models.serving.worker import wire
+from parity_models.simulation.emulation import FaultPlan
+from parity_models.tensors.signature import Layout, Signature
 
 TICK = 0.1
 """Seconds between two checks of all instances' timeouts."""

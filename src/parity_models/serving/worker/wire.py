@@ -23,8 +23,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.emulation import FaultPlan
-from parity_models.models.signature import Layout, Signature, Sizes
+from parity_models.simulation.emulation import FaultPlan
+from parity_models.tensors.signature import Layout, Signature, Sizes
 
 HEARTBEAT = 0.2
 """Seconds between two heartbeats of a worker."""

@@ -20,11 +20,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.emulation import FaultPlan, WorkerFaults
+from parity_models.bundle.onnx_model import OnnxModel, check_sha256, run_options
 from parity_models.errors import ModelError
-from parity_models.models.onnx_model import OnnxModel, check_sha256, run_options
-from parity_models.models.signature import tensors_in
 from parity_models.serving.worker import wire
+from parity_models.simulation.emulation import FaultPlan, WorkerFaults
+from parity_models.tensors.signature import tensors_in
 
 MAX_DETAIL = 1000
 """Maximum number of an error's characters that are reported."""

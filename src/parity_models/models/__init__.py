@@ -1,1 +1,0 @@
-"""Models on disk: tensor signatures, network architectures, and the bundle."""

@@ -1,0 +1,1 @@
+"""Emulated faults and arrivals, and the simulation of the scheduler that serves."""

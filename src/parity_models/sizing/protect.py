@@ -1,0 +1,412 @@
+"""From a deployed model and unlabelled queries to a bundle with the best stand-in: `protect`.
+
+The steps: search for stand-ins, measure the finalists, simulate them under the user's load, choose
+one, calibrate it, and write the bundle. All have a limited time.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import numpy as np
+from rich.console import RenderableType
+from rich.table import Table
+
+from parity_models.bundle.bundle import Bundle
+from parity_models.errors import UserError
+from parity_models.evaluation.judging import GivenInputs, answered_classes
+from parity_models.options import SHARE, Option, gather
+from parity_models.printed import Printed
+from parity_models.progress import Callbacks
+from parity_models.roles import DEPLOYED
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.scheduling.policies import Adaptive, EqualResources, Hedging
+from parity_models.serving.options import DIFFER
+from parity_models.sizing.finalists import (
+    FIRST_CHOICE,
+    Finalist,
+    Trained,
+    choose,
+    measure,
+)
+from parity_models.sizing.scene import (
+    ALIKE,
+    INSTANCES,
+    Outcome,
+    Scene,
+    SceneOptions,
+    Service,
+    SimulationOptions,
+    outcome_table,
+)
+from parity_models.tasks.metrics import OutputKind
+from parity_models.tensors.queries import commonest
+from parity_models.training.candidates import Lesson
+from parity_models.training.device import BATCH as PREDICTED
+from parity_models.training.device import Rows, choose_device, place, predict
+from parity_models.training.distillation import distill, envelope_of
+from parity_models.training.search import FINALISTS, Found, propose, search
+from parity_models.training.teacher import (
+    HELD_OUT,
+    Model,
+    Queries,
+    Teacher,
+    TeachingOptions,
+    find_queries,
+    open_teacher,
+)
+from parity_models.training.train import check_place, write_stand_ins
+from parity_models.trust.calibration import LEVELS, RISK, fewest_queries
+from parity_models.trust.gate import LEAST_LEVEL, Calibration, StandIn
+from parity_models.trust.gates import AGREEMENT
+
+FEWEST, FEWEST_GIVEN = 64, 100
+"""The fewest queries to learn from, and to be given: three tenths of the latter are held out."""
+
+TEACHING = 0.25
+"""The largest share of the time in which the model predicts for the queries to learn from."""
+
+JUDGING, CALIBRATING = 2_000, 10_000
+"""The most queries that candidates are judged by, and that gates are calibrated with."""
+
+FINISHING, MOST_FINISHING = 22.0, 0.4
+"""Seconds after the search besides the finalists' runs; the largest share of the time with them."""
+
+LEAST_SEARCHING = 0.1
+"""The smallest share of the time for the search, even if what comes before it took too long."""
+
+LEAST_QUERIES, QUERIES, MOST_QUERIES = 3_000, 10_000, 40_000
+"""Queries of a simulation: the fewest, those per minute of the whole search, and the most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions(TeachingOptions, SceneOptions):
+    """The options of a search for stand-ins, and the scene in which they are simulated."""
+
+    minutes: Annotated[
+        float, Option("Time for the whole search.", above=0, at_most=10_000, metavar="MINUTES")
+    ] = 10.0
+    differ: Annotated[float, DIFFER] = Adaptive.Options.differ
+    agreement: Annotated[
+        float | None,
+        Option(
+            "Minimum agreement of single answers of the stand-in, which calibration must show.",
+            at_least=LEAST_LEVEL,
+            below=1,
+            unit=SHARE,
+        ),
+    ] = None
+    answer_only: Annotated[
+        str | None,
+        Option(
+            "Classes for the stand-in, separated by commas; CLASS=LEVEL sets a higher level.",
+            metavar="CLASS[=LEVEL]",
+        ),
+    ] = None
+    pool: Annotated[
+        str | None,
+        Option(
+            "mean: imitate an added output, the mean of the tokens' rows, scaled to length 1.",
+            metavar="HOW",
+        ),
+    ] = None
+
+    @property
+    def gate(self) -> float | None:
+        """The level of agreement that calibration must show; None if there need not be one."""
+        return self.agreement or (AGREEMENT if self.answer_only else None)
+
+
+@dataclass(frozen=True)
+class Report(Printed):
+    """All that was measured in a search.
+
+    `level` is the agreement that candidates are compared at, and `model_ms` the deployed model's
+    time in ms. The chosen one of the `finalists` comes first.
+    The simulations had `queries` at a `rate` per second on `instances`; `without` and `hedging` are
+    the outcomes without redundancy and with hedging. `dropped` gives the reasons against other
+    candidates. `interrupted`: the search was cut off.
+    """
+
+    metric: str
+    output_kind: OutputKind
+    level: float
+    model_ms: float
+    finalists: list[Finalist]
+    without: Outcome
+    hedging: Outcome
+    queries: int
+    rate: float
+    instances: int
+    dropped: dict[str, str]
+    interrupted: bool
+
+    @property
+    def parts(self) -> Sequence[RenderableType]:
+        """Tables of the stand-ins found and of the simulations, and the advice."""
+        table = Table(title=f"stand-ins found; {self.metric} agreement, %", title_justify="left")
+        table.add_column("stand-in", min_width=20)
+        for heading in ("ms", "of model", "agrees", "surest"):
+            table.add_column(heading, justify="right")
+        table.add_row("the model", f"{self.model_ms:.3f}", "1.00", "100", "")
+        for each in sorted(self.finalists, key=lambda one: one.share):
+            low, high = each.interval or (0.0, 0.0)
+            span = f"({100 * low:.1f}-{100 * high:.1f})" if each.interval else ""
+            table.add_row(
+                each.name,
+                f"{each.ms:.3f}",
+                f"{each.share:.2f}",
+                f"{100 * each.agreement:.1f} {span}",
+                f"{100 * each.covered:.1f}",
+            )
+        table.caption = (
+            "in brackets: intervals that hold the true value in 95 of 100 cases\n"
+            f"surest: the largest share of outputs of which {self.level:.4g} agree"
+        )
+        rows = [(EqualResources.name, self.without, ()), (Hedging.name, self.hedging, ())]
+        rows += [(one.name, one.outcome, ()) for one in self.finalists if one.outcome is not None]
+        return [table, outcome_table(f"{self.queries:,} queries", rows), self.advice]
+
+    @property
+    def rival(self) -> str | None:
+        """The policy without a stand-in that does as well as the chosen one; None: none does."""
+        assert self.finalists[0].outcome is not None
+        most = ALIKE * self.finalists[0].outcome.p99_ms
+        name, best = EqualResources.name, self.without
+        if self.hedging.p99_ms < best.p99_ms:
+            name, best = Hedging.name, self.hedging
+        return name if best.p99_ms <= most else None
+
+    @property
+    def advice(self) -> str:
+        """The gain of the chosen stand-in over the better of no redundancy and hedging."""
+        best, without, said = self.finalists[0], self.without, "Recommended:"
+        found = best.outcome
+        assert found is not None
+        if self.rival is not None:
+            said = (
+                f"No stand-in helps here: {self.rival} does as well within the {ALIKE - 1:.0%} of "
+                "p99 that may be chance. The best is"
+            )
+        return (
+            f"{said} {best.name}. It takes {best.share:.2f} of the model's time. Simulated: it "
+            f"answers {found.stood_in:.1%} of queries, and {found.differ:.3%} of all answers "
+            f"differ from the model's; p99 {found.p99_ms:.2f} ms, not "
+            f"{without.p99_ms:.2f}; p99.9 {found.p999_ms:.2f} ms, not {without.p999_ms:.2f}; "
+            f"{found.busy_ms:.2f} ms of an instance for each query, not {without.busy_ms:.2f}."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protected(Printed, Bundle):
+    """The bundle that a search wrote, the `report`, and the `flags` to serve it as simulated."""
+
+    report: Report
+    flags: str
+
+    @property
+    def parts(self) -> Sequence[RenderableType]:
+        """The report, and the command that serves the bundle."""
+        said = [f"{self.path} holds it; serve it with: parm serve {self.path}{self.flags}"]
+        if self.report.interrupted:
+            said.append("interrupted: this is the best so far")
+        return [*self.report.parts, *said]
+
+
+def protect(
+    model: Model,
+    inputs: GivenInputs,
+    /,
+    *,
+    out: Path | str,
+    callbacks: Callbacks | None = None,
+    options: SearchOptions | None = None,
+    **given: Any,
+) -> Protected:
+    """Find the best stand-in for a model in a given time, and bundle the two.
+
+    Backups of several sizes learn from the model's own predictions; labels are not needed. Backups
+    that others beat are dropped. The rest are trained for longer, timed, and simulated under your
+    load.
+
+    Args:
+        model: A bundle, the path of one or of an ONNX file, or a torch module.
+        inputs: Queries, without labels: a file, an array (n, *query_shape), or an array for each
+            input by name.
+        out: The folder of the bundle to write.
+        callbacks: Called as the search goes on.
+        options: All options as a SearchOptions, instead of fields by name.
+        **given: Fields of SearchOptions, such as minutes and differ.
+
+    Returns:
+        The report, and the bundle with the best stand-in: the one with the lowest simulated p99,
+        while a share `differ` of all answers may differ. Ctrl-C ends the search and writes the best
+        so far.
+
+    Raises:
+        DataError: For queries that do not fit.
+        ModelError: For a model that cannot be deployed.
+        TrainingError: If no candidate could be trained.
+        BundleError: A bundle cannot be written to `out`.
+        UserError: For options out of range, for too few queries for an agreement, and if no
+            stand-in reaches it; the message names the nearest. Nothing is written then.
+    """
+    chosen = gather(SearchOptions, options, given)
+    end = time.monotonic() + 60 * chosen.minutes
+    said, out = callbacks or Callbacks(), Path(out).resolve()
+    chosen.faults(chosen.instances or INSTANCES)  # refuses a wrong plan before the search
+    with open_teacher(model, inputs, chosen.output, chosen.pool) as teacher:
+        queries = find_queries(teacher, inputs, chosen, least=FEWEST_GIVEN)
+        if queries.calibration is not None and chosen.gate is not None:
+            _check_enough(len(queries.calibration), chosen.gate)
+        check_place(out)
+        lesson = prepare(teacher, queries, chosen, said)
+        test = lesson.queries.test
+        assert test is not None
+        proposals = propose(teacher, lesson.queried, commonest(test, teacher.signature))
+        total = 60 * chosen.minutes
+        # Hardly any finalist is slower than the model.
+        running = (FINALISTS + 1) * lesson.row_seconds * 2 * len(test)
+        finishing = min(FINISHING + running, MOST_FINISHING * total)
+        seconds = max(end - finishing - time.monotonic(), LEAST_SEARCHING * total)
+        return _finish(lesson, search(lesson, proposals, seconds, said), out, chosen)
+
+
+def _check_enough(queries: int, level: float) -> None:
+    """Raise UserError if this many calibration queries cannot show the level."""
+    needed = fewest_queries(level, FIRST_CHOICE * RISK)
+    if queries >= needed:
+        return
+    lower = [each for each in LEVELS if fewest_queries(each, FIRST_CHOICE * RISK) <= queries]
+    raise UserError(
+        f"an agreement of {level:g} takes at least {needed:,} queries to calibrate with, and there "
+        f"are {queries:,}: give {HELD_OUT * needed:,} rows of --inputs, a tenth of which calibrates"
+        + (f", or --agreement {max(lower):g}" if lower else "")
+    )
+
+
+def prepare(
+    teacher: Teacher, queries: Queries, options: SearchOptions, callbacks: Callbacks
+) -> Lesson:
+    """Have the model predict, and return the lesson for training and measuring candidates.
+
+    If that would take too long, the model predicts for fewer queries, and a note says so.
+    """
+    device = choose_device(options.device)
+    model = place(teacher.network(callbacks.on_progress), device)
+    began = time.monotonic()
+    some = Rows.of(queries.train[:PREDICTED], teacher.signature, device)
+    predict(model, some)
+    row_seconds = max(1e-9, (time.monotonic() - began) / len(some))
+    queries = _affordable(queries, row_seconds, options, callbacks)
+    data = distill(model, teacher, queries, device)
+    callbacks.say(
+        f"the model's predictions are {data.output_kind}, judged by {data.metric}; it took "
+        f"{time.monotonic() - began:.0f} s to predict for {len(queries.train):,} queries to learn "
+        "from"
+    )
+    only = answered_classes(teacher.bundle, options.answer_only)
+    if only and not data.transform.of_classes:
+        raise UserError(f"predictions are {data.output_kind}, not classes; leave out --answer-only")
+    queried, level = teacher.describe(queries.train), options.gate or AGREEMENT
+    learned = teacher, model, queries, data, queried
+    return Lesson(*learned, options.seed, level, row_seconds, only)
+
+
+def _affordable(
+    queries: Queries, row_seconds: float, options: SearchOptions, callbacks: Callbacks
+) -> Queries:
+    """Return the part of the queries that the model can predict in time."""
+    most = TEACHING * 60 * options.minutes / ((1 + queries.hflip) * row_seconds)
+    most = max(FEWEST, int(most))
+    if len(queries.train) > most:
+        callbacks.say(
+            f"the model takes too long to predict for all {len(queries.train):,} queries: {most:,} "
+            "are used; give more --minutes for more"
+        )
+    judging = ("validation", "validation_labels", "test")
+    limits = {"train": most, "calibration": CALIBRATING} | dict.fromkeys(judging, JUDGING)
+    some = {}
+    for name, limit in limits.items():
+        rows = getattr(queries, name)
+        if rows is not None and len(rows) > limit:  # drawn, in their order
+            drawn = np.random.default_rng(0).permutation(len(rows))[:limit]
+            some[name] = rows[np.sort(drawn)]
+    return replace(queries, **some)
+
+
+def _finish(lesson: Lesson, found: Found, out: Path, options: SearchOptions) -> Protected:
+    """Measure, simulate, choose, calibrate and write."""
+    late = PolicyChoice(Adaptive.name, {"differ": options.differ})
+    count = int(min(MOST_QUERIES, max(LEAST_QUERIES, QUERIES * options.minutes)))
+    shown = options.gate
+    if lesson.allowed and shown is None:
+        shown = lesson.level
+    with TemporaryDirectory() as folder:
+        base, trained = measure(found.finalists, lesson, Path(folder))
+        simulated = SimulationOptions(
+            rate=options.rate,
+            instances=options.instances,
+            contention=options.contention,
+            seed=options.seed,
+        )
+        scene = Scene.of(Service({DEPLOYED: base / 1e3}), simulated, queries=count)
+
+        def simulate(finalist: Finalist) -> None:
+            service = finalist.service(gated=shown is not None)
+            finalist.outcome = replace(scene, service=service).outcome(late)
+
+        able = [each for each in trained if shown is None or each.finalist.covered]
+        for each in able:
+            simulate(each.finalist)
+        chosen = choose(able, shown)
+        if chosen is None:
+            nearest = max((each.finalist for each in trained), key=lambda one: one.agreement)
+            raise UserError(
+                f"no stand-in was shown to agree with the model in {shown:g} of cases: the "
+                f"nearest is {nearest.name}, which scores {nearest.agreement:.3f} on all test "
+                "queries; give a lower --agreement, more --inputs, or more --minutes"
+            )
+        best, gate = chosen
+        bundle = write_protected(lesson, best, gate, out)
+    simulate(best.finalist)
+    assert lesson.level is not None
+    report = Report(
+        lesson.data.metric,
+        lesson.data.output_kind,
+        lesson.level,
+        base,
+        [best.finalist, *(each.finalist for each in trained if each is not best)],
+        scene.outcome(PolicyChoice(EqualResources.name)),
+        scene.outcome(PolicyChoice(Hedging.name, dispatch="latency-aware")),
+        scene.queries,
+        scene.rate,
+        scene.instances,
+        found.dropped,
+        found.interrupted,
+    )
+    if report.rival is not None:
+        flags = f" --policy {report.rival}"
+    else:
+        flags = f" --differ {options.differ:g}"
+        flags += "" if options.agreement is None else f" --agreement {options.agreement:g}"
+    return Protected(**vars(bundle), report=report, flags=flags)
+
+
+def write_protected(lesson: Lesson, chosen: Trained, gate: Calibration, out: Path) -> Bundle:
+    """Write the deployed model and the `chosen` stand-in to `out`: a whole bundle or nothing."""
+    queries, made = lesson.queries, chosen.exported
+    assert queries.test is not None
+    gates: dict[StandIn, Calibration] = {"backup": gate}
+    return write_stand_ins(
+        out,
+        lesson.teacher.bundle,
+        replace(made, calibration=gates),
+        envelope_of(chosen.candidate.data, lesson.teacher),
+        queries,
+        lesson.data.metric,
+        calibrated=True,
+    )[0]

@@ -1,0 +1,424 @@
+"""The scene of a simulation: a workload on a cluster that serves some models, and its outcomes.
+
+`simulation` drives the server's own scheduler, so policies are compared by the code that runs them.
+All policies of a comparison meet the same arrivals and the same contention.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from parity_models.bundle.bundle import BATCH, Bundle, open_bundle
+from parity_models.bundle.inference_time import measure_models
+from parity_models.codes import Code, CodeSpec
+from parity_models.errors import UserError
+from parity_models.options import SECONDS, SHARE, Option, Options
+from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role, source_of
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.scheduling.policies import StandIns
+from parity_models.scheduling.work import SchedulerConfig
+from parity_models.serving.deployment import extra_instances, stand_ins_of
+from parity_models.serving.options import DIFFER_OR_DEFAULT
+from parity_models.simulation.arrivals import poisson_arrivals
+from parity_models.simulation.emulation import (
+    Exponential,
+    FaultPlan,
+    LogNormal,
+    Shuffles,
+    Uniform,
+    load_fault_plan,
+)
+from parity_models.simulation.simulation import FAILED, SOURCES, Driver, Simulation, simulate
+from parity_models.trust.doubt import Audit, curve_of
+from parity_models.trust.gate import Calibration, DoubtCurve
+from parity_models.trust.gates import calibrations_of, choose_gates
+
+INSTANCES = 12
+"""The default number of simulated instances."""
+
+DISPATCH = 0.0004
+"""Seconds that a unit takes besides its run: the engine's round trip."""
+
+SPREAD = 0.05
+"""The standard deviation of the logarithm of undisturbed run times."""
+
+WARM_UP = 10
+"""For every WARM_UP queries that count, one comes before them."""
+
+ALIKE = 1.05
+"""The largest ratio of two p99, or of two busy times, that chance explains."""
+
+
+QUANTILES = 200
+"""The doubts by which a simulation knows a stand-in."""
+
+USUAL_DOUBTS = tuple(np.geomspace(1e-4, 0.5, QUANTILES).tolist())
+"""The doubts of a stand-in without a bundle: 94 % of all its outputs agree with the model's, and
+99 % of the surest three quarters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneOptions(Options):
+    """The queries that arrive, the instances that serve them, and the contention there."""
+
+    rate: Annotated[
+        float | None,
+        Option(
+            "Queries per second; by default half of the instances' capacity with batches of one.",
+            above=0,
+            at_most=1e6,
+        ),
+    ] = None
+    instances: Annotated[int | None, Option("Instances in all.", at_least=1, at_most=100_000)] = (
+        None
+    )
+    contention: Annotated[
+        str | None,
+        Option(
+            "A fault plan that slows instances; by default background transfers, as in the paper.",
+            metavar="FILE",
+        ),
+    ] = None
+
+    def faults(self, instances: int) -> FaultPlan | None:
+        """Return the given contention, for this many instances. Raises FaultPlanError."""
+        if self.contention is None:
+            return None
+        plan = load_fault_plan(self.contention)
+        plan.check(instances)
+        return plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulationOptions(SceneOptions):
+    """The scene of a simulation, and a service without a bundle. Times in seconds."""
+
+    queries: Annotated[
+        int | None,
+        Option("Queries of each simulation.", at_least=1000, at_most=10_000_000),
+    ] = None
+    seed: Annotated[int, Option("Fixes all that is random.", at_least=0, at_most=2**32 - 1)] = 0
+    service_time: Annotated[
+        float | None,
+        Option(
+            "Median time of the model for a query, in place of a bundle's.", unit=SECONDS, above=0
+        ),
+    ] = None
+    backup_time: Annotated[
+        float | None,
+        Option(
+            "Median time of a backup, without a bundle; by default there is none.",
+            unit=SECONDS,
+            above=0,
+        ),
+    ] = None
+    coverage: Annotated[
+        float,
+        Option(
+            "The share of queries that stand-ins may answer, without a bundle.",
+            at_least=0,
+            at_most=1,
+            unit=SHARE,
+        ),
+    ] = 1.0
+    differ: Annotated[float | None, DIFFER_OR_DEFAULT] = None
+    agreement: Annotated[
+        float | None,
+        Option(
+            "Minimum agreement of single answers of the bundle's stand-ins: a gate. 0: no gates.",
+            at_least=0,
+            below=1,
+            unit=SHARE,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Service:
+    """The models of a bundle as they would be served.
+
+    `seconds` is the median time of a unit of one query, by role; `overhead` is added to every unit.
+    Units have up to `max_batch` queries, and each after the first adds a share `added` to their
+    time, by role. `coverage` is the share of queries that each gated stand-in may answer, by
+    source; `floor` that with a policy that has a budget of answers that may differ. `doubts` are
+    equally likely doubts of each stand-in's outputs, ascending, and `curves` the calibrated ones.
+    """
+
+    seconds: Mapping[str, float]
+    stand_ins: StandIns = field(default_factory=StandIns)
+    coverage: Mapping[Source, float] = field(default_factory=dict)
+    floor: Mapping[Source, float] = field(default_factory=dict)
+    doubts: Mapping[Source, Sequence[float]] = field(default_factory=dict)
+    curves: Mapping[Source, DoubtCurve] = field(default_factory=dict)
+    overhead: float = DISPATCH
+    max_batch: int = 1
+    added: Mapping[str, float] = field(default_factory=dict)
+
+    def emulate(self, faults: FaultPlan, differ: float | None) -> FaultPlan:
+        """Return the plan with these stand-ins, as they answer within this budget of answers that
+        may differ; None for a policy without one."""
+        doubts = {}
+        for source, each in self.doubts.items():
+            curve = self.curves.get(source)
+            factor = 1.0 if differ is None or curve is None else Audit(curve, differ).factor
+            doubts[source] = tuple(min(1.0, factor * doubt) for doubt in each)
+        covered = self.coverage if differ is None else self.floor
+        return msgspec.structs.replace(
+            faults, coverage=1.0, coverages=dict(covered), doubts=(), doubts_of=doubts
+        )
+
+    @property
+    def unit(self) -> float:
+        """Seconds of a unit of one query on an undisturbed instance."""
+        return self.seconds[DEPLOYED] + self.overhead
+
+    @property
+    def query(self) -> float:
+        """Seconds of a query in a full unit on an undisturbed instance."""
+        added = self.added.get(DEPLOYED, 0.0) * (self.max_batch - 1)
+        return (self.seconds[DEPLOYED] * (1 + added) + self.overhead) / self.max_batch
+
+
+def service_of(
+    bundle: Bundle | Path | str | None, options: SimulationOptions, code: CodeSpec | None = None
+) -> Service:
+    """Return the service of a bundle or, without one, of the numbers in the options.
+
+    The bundle's gates have the level `options.agreement` (see `choose_gates`), and the time of
+    `options.service_time`, if given, scales all of its times. Without a bundle there are parity
+    models of `code`, if given, that take as long as the model, further queries of a batch cost
+    nothing, and stand-ins have USUAL_DOUBTS. Raises UserError for a level that the bundle is not
+    calibrated for, and if the model's time is unknown.
+    """
+    service_time = options.service_time
+    if bundle is not None:
+        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        service = _measured(opened, options)
+        scale = 1.0 if service_time is None else service_time / service.seconds[DEPLOYED]
+        times = {role: scale * each for role, each in service.seconds.items()}
+        return replace(service, seconds=times)
+    if service_time is None:
+        raise UserError(
+            "nothing says how long the model takes; give a bundle, or --service-time with the "
+            "median time of a query"
+        )
+    made = None if code is None else Code(code, (1,), (1,))
+    seconds = {DEPLOYED: service_time}
+    if made is not None:
+        seconds |= {parity_role(j): service_time for j in range(made.r)}
+    if options.backup_time is not None:
+        seconds[BACKUP] = options.backup_time
+    stand_ins = StandIns(made, options.backup_time is not None)
+    sources = {source_of(role) for role in seconds if role != DEPLOYED}
+    covered = dict.fromkeys(sources, options.coverage)
+    return Service(seconds, stand_ins, covered, covered, dict.fromkeys(sources, USUAL_DOUBTS))
+
+
+def _measured(bundle: Bundle, options: SimulationOptions) -> Service:
+    """Return a bundle's service, with the times in the bundle or, without any, measured now."""
+    manifest = bundle.manifest
+    times = manifest.inference_times
+    if times is None or (manifest.parity and times.parity is None):
+        backup = None if manifest.backup is None else bundle.stored(manifest.backup)
+        parity = list(map(bundle.stored, manifest.parity))
+        times = measure_models(bundle.stored(manifest.deployed), parity, backup)
+    ms = {DEPLOYED: times.deployed, BACKUP: times.backup}
+    ms |= {parity_role(j): times.parity for j in range(len(manifest.parity))}
+    seconds = {role: each / 1e3 for role, each in ms.items() if each is not None}
+    full = times.deployed_batch or BATCH * times.deployed
+    # Batches of stand-ins are not measured.
+    added = dict.fromkeys(seconds, max(0.0, (full / times.deployed - 1) / (BATCH - 1)))
+    stand_ins, roles = stand_ins_of(bundle), list(manifest.models)
+    level = options.agreement if stand_ins else None
+    coverage, floor = (
+        {
+            source: each.level.coverage
+            for source, each in choose_gates(bundle, roles, level, budgeted=budgeted).items()
+        }
+        for budgeted in (False, True)
+    )
+    known = calibrations_of(bundle, roles)
+    sources = {source_of(role) for role in seconds if role != DEPLOYED}
+    return Service(
+        seconds,
+        stand_ins,
+        coverage,
+        floor,
+        {each: doubt_quantiles(known[each]) if each in known else (1.0,) for each in sources},
+        {source: curve_of(each) for source, each in known.items()},
+        max_batch=times.batch,
+        added=added,
+    )
+
+
+def doubt_quantiles(calibration: Calibration) -> tuple[float, ...]:
+    """Return equally likely doubts of a stand-in's outputs, ascending: QUANTILES of them."""
+    curve, shares = curve_of(calibration), np.linspace(0, 1, QUANTILES)
+    if calibration.curve is not None:  # its confidences are quantiles
+        known = np.linspace(0, 1, len(curve.doubts))
+        return tuple(np.interp(shares, known, curve.doubts[::-1]).tolist())
+    levels = calibration.levels[::-1]
+    thresholds = [
+        max((each.threshold for each in one.classes), default=one.threshold) for one in levels
+    ]
+    doubts = np.append(curve.of(np.array(thresholds)), 1.0)
+    covered = np.maximum.accumulate(np.array([each.coverage for each in levels]))
+    return tuple(np.maximum.accumulate(doubts[np.searchsorted(covered, shares)]).tolist())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The outcome of a policy. Latencies are those of answered queries, in ms.
+
+    `answered` is the share of queries that were answered, `stood_in` the share that a stand-in
+    answered, `differ` the share whose answers are expected to differ from the model's, `copied` the
+    copies per query. `units` counts units by role.
+    `busy_ms` is the time of instances per query, `idle` the share of their time in which they were
+    idle.
+    """
+
+    p50_ms: float
+    p99_ms: float
+    p999_ms: float
+    answered: float
+    stood_in: float
+    copied: float
+    units: Mapping[str, int]
+    busy_ms: float
+    idle: float
+    differ: float = 0.0
+
+
+def outcome_table(
+    title: str,
+    outcomes: Iterable[tuple[str, Outcome, Sequence[str]]],
+    further: Sequence[str] = (),
+) -> Table:
+    """Return the table of outcomes by name, with `further` columns of text at the end."""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        title=title or None,
+        title_justify="left",
+        caption="simulated; times in ms; copies and busy time of instances are per query",
+        caption_justify="left",
+    )
+    table.add_column("policy", overflow="fold")
+    headings = ("p50", "p99", "p99.9", "copies", "stood\nin", "differ", "busy", "failed")
+    for heading in (*headings, *further):
+        table.add_column(heading, justify="right", no_wrap=heading != "misses")
+    for name, found, more in outcomes:
+        table.add_row(
+            name,
+            *(f"{ms:.1f}" for ms in (found.p50_ms, found.p99_ms, found.p999_ms)),
+            f"{found.copied:.1%}",
+            f"{found.stood_in:.1%}",
+            f"{found.differ:.2%}",
+            f"{found.busy_ms:.2f}",
+            f"{1 - found.answered:.1%}",
+            *more,
+        )
+    return table
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A service, and the workload and cluster that every policy of a comparison meets.
+
+    The `simulation` has all instances, and the contention as its faults. Policy and service fill in
+    the rest. `driver` replaces the simulation's own.
+    """
+
+    service: Service
+    simulation: Simulation
+    driver: Callable[..., Driver] | None = None
+
+    @classmethod
+    def of(cls, service: Service, options: SimulationOptions, *, queries: int) -> "Scene":
+        """Return the scene of a load; `queries` is their default number.
+
+        Raises UserError for files that cannot be read or do not fit.
+        """
+        instances, count = options.instances or INSTANCES, options.queries or queries
+        warm_up = count // WARM_UP
+        rate = options.rate or 0.5 * instances / service.unit
+        arrivals = poisson_arrivals(rate, count + warm_up, options.seed)
+        faults = options.faults(instances) or standard_contention(instances, service.unit)
+        seed = options.seed
+        return cls(
+            service,
+            Simulation(arrivals, instances, 0, {}, faults=faults, seed=seed, warm_up=warm_up),
+        )
+
+    @property
+    def instances(self) -> int:
+        """Instances in all."""
+        return self.simulation.instances
+
+    @property
+    def queries(self) -> int:
+        """The queries that count."""
+        return len(self.simulation.arrivals) - self.simulation.warm_up
+
+    @property
+    def rate(self) -> float:
+        """Queries per second."""
+        return len(self.simulation.arrivals) / float(self.simulation.arrivals[-1])
+
+    def outcome(self, choice: PolicyChoice) -> Outcome:
+        """Simulate a policy. Raises UserError if no query is answered."""
+        service, scene = self.service, self.simulation
+        policy, dispatch = choice.build(service.stand_ins)
+        extra = extra_instances(choice, policy, scene.instances, None, service.stand_ins.code)
+        faults = msgspec.structs.replace(scene.faults, seed=scene.seed)
+        simulation = replace(
+            scene,
+            instances=scene.instances - extra,
+            extra_instances=extra,
+            service={role: LogNormal(each, SPREAD) for role, each in service.seconds.items()},
+            faults=service.emulate(faults, policy.differ),
+            overhead=service.overhead,
+            config=SchedulerConfig(max_batch=service.max_batch),
+            further_rows=service.added,
+        )
+        result = simulate(simulation, policy, dispatch, driver=self.driver)
+        sources, latencies = result.sources[scene.warm_up :], result.latencies[scene.warm_up :]
+        answered = sources != FAILED
+        if not answered.any():
+            raise UserError(
+                "no query was answered in the simulation: lower --rate, or give other --contention"
+            )
+        p50, p99, p999 = np.quantile(latencies[answered] * 1e3, (0.5, 0.99, 0.999)).tolist()
+        busy = sum(result.busy.values())
+        span = float(scene.arrivals[-1] - scene.arrivals[scene.warm_up])
+        return Outcome(
+            p50,
+            p99,
+            p999,
+            float(answered.mean()),
+            float((answered & (sources != SOURCES.index(Source.MODEL))).mean()),
+            max(0.0, result.rows.get(DEPLOYED, 0) / len(sources) - 1),
+            result.units,
+            1e3 * busy / len(sources),
+            max(0.0, 1 - busy / (scene.instances * span)) if span > 0 else 0.0,
+            float(result.doubts[scene.warm_up :].mean()),
+        )
+
+
+def standard_contention(instances: int, seconds: float) -> FaultPlan:
+    """Return background transfers as in the paper's experiments, in units of a run of `seconds`.
+
+    At any time there is one per three instances. Each loads the links of two instances for some 40
+    runs, and delays their units by 0.8 runs on average (exponential).
+    """
+    if instances < 2:
+        return FaultPlan()
+    transfer = Uniform(28 * seconds, 56 * seconds)
+    delay = Exponential(0.8 * seconds)
+    return FaultPlan(shuffles=Shuffles(max(1, round(instances / 3)), instances, transfer, delay))

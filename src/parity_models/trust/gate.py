@@ -1,0 +1,309 @@
+"""The gate: a stand-in answers only if it can be expected to agree with the deployed model.
+
+A stand-in's confidence in an output is compared with a threshold that was calibrated on held-out
+queries (`trust.calibration`), for each of some levels of agreement.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from parity_models.errors import UserError
+from parity_models.printed import Printed
+from parity_models.tasks.metrics import AgreementKind
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+Array = NDArray[Any]
+
+StandIn = Literal["reconstruction", "backup"]
+"""A stand-in for the deployed model, named as the source of its answers."""
+
+Confidence = Literal["scores", "probabilities", "none", "head"]
+"""The confidence in an output: the log-odds of its largest softmax value or largest probability;
+none, if nothing in an output predicts agreement; or the output of the stand-in's head."""
+
+HEAD = "parm_agreement"
+"""The output (n, 1) of a stand-in's head: the log-odds that F agrees. Clients never get it."""
+
+CERTAIN = 1e-30
+"""Smaller probabilities count as this one, so that log-odds are finite."""
+
+EVERYTHING, NOTHING = -1e9, 1e9
+"""Thresholds below and above every confidence, as JSON has no infinity."""
+
+ANY_CLASS = "all"
+"""Lifts a restriction to some classes."""
+
+ENOUGH = 5.0
+"""Evidence is enough to show a budget if so many outputs were expected to differ (trust/doubt.py).
+"""
+
+LEAST_LEVEL = 0.01
+"""The lowest level of agreement."""
+
+Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+Doubt = Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
+Expected = Annotated[float, msgspec.Meta(gt=0.0)]
+Differed = Annotated[int, msgspec.Meta(ge=0, le=100_000)]
+
+
+class AnsweredClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A class that a stand-in may answer, at a `level` of agreement of its own or above.
+
+    `number` is its place among a model's scores. `level` 0: the one that is chosen for all classes.
+    """
+
+    number: Annotated[int, msgspec.Meta(ge=0)]
+    name: str
+    level: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0
+
+
+class _Reached(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    level: Annotated[float, msgspec.Meta(ge=LEAST_LEVEL, lt=1.0)]
+    threshold: float
+    coverage: Share
+    agreement: Share
+
+
+class ClassLevel(_Reached, frozen=True, kw_only=True):
+    """The gate of outputs whose largest score is that of the class `number`."""
+
+    number: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class GateLevel(_Reached, frozen=True):
+    """Outputs with a confidence of at least `threshold` agree with F in a share `level` of cases.
+
+    `coverage` is the share of calibration queries that have such an output, `agreement` the share
+    of these that agreed. With `classes`, the gate is one-sided: only outputs of these classes may
+    answer, above their class's own threshold, and `threshold` is above every confidence.
+    """
+
+    classes: tuple[ClassLevel, ...] = ()
+
+
+class DoubtCurve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The probability that an output differs from the model's, given its confidence.
+
+    `doubts` at some `confidences`, which ascend; log-linear between them, constant outside. They
+    never rise with confidence. `queries` calibrated the curve.
+
+    `evidence` says how well it does on queries that it was not fitted to. Each entry is about the
+    outputs with the least doubt, up to more and more of them: the number that was expected to
+    differ (the sum of their doubts), and the number that did.
+    """
+
+    confidences: Annotated[tuple[float, ...], msgspec.Meta(min_length=1)]
+    doubts: Annotated[tuple[Doubt, ...], msgspec.Meta(min_length=1)]
+    queries: Annotated[int, msgspec.Meta(ge=0)] = 0
+    evidence: tuple[tuple[Expected, Differed], ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.confidences) != len(self.doubts):
+            raise ValueError("a curve needs a doubt for each confidence")
+        if any(b <= a for a, b in pairwise(self.confidences)):
+            raise ValueError("a curve's confidences must ascend")
+        if any(b > a for a, b in pairwise(self.doubts)):
+            raise ValueError("doubts must not rise with confidence")
+        if any(b < a for a, b in pairwise(self.evidence)):
+            raise ValueError("a curve's evidence must ascend")
+
+    @property
+    def smallest_shown(self) -> float:
+        """The smallest share of all answers that differ which the queries can show to hold."""
+        return min(1.0, ENOUGH / self.queries) if self.queries else 1.0
+
+    def of(self, confidence: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the doubts of outputs with this confidence (n,): (n,), 1 where it is NaN."""
+        found = np.exp(np.interp(confidence, self.confidences, np.log(self.doubts)))
+        return np.where(np.isnan(confidence), 1.0, found)
+
+
+class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The gate of one stand-in, with the levels that it can reach, ascending.
+
+    `kind` and `tolerance` define agreement (`tasks.metrics.Agreement`); `confidence` is compared
+    with thresholds. Tests on `queries` queries leave a probability of at most `risk` that the true
+    agreement at any level is below that level. If there are classes in `answer_only`, no other
+    class is answered at any level. `curve` gives the doubt of single outputs; bundles that were
+    calibrated before version 0.3 have none (see `trust.doubt.curve_of`).
+    """
+
+    kind: AgreementKind
+    tolerance: Annotated[float, msgspec.Meta(ge=0.0)]
+    confidence: Confidence
+    queries: Annotated[int, msgspec.Meta(ge=0)]
+    risk: Share
+    levels: tuple[GateLevel, ...] = ()
+    answer_only: tuple[AnsweredClass, ...] = ()
+    curve: DoubtCurve | None = None
+
+    @property
+    def allowed(self) -> dict[int, str]:
+        """The classes in `answer_only`: their names by number."""
+        return {each.number: each.name for each in self.answer_only}
+
+    def at_most(self, level: float) -> GateLevel | None:
+        """Return the highest calibrated level that is not above `level`."""
+        return next((each for each in reversed(self.levels) if each.level <= level), None)
+
+    def at_least(self, level: float) -> GateLevel | None:
+        """Return the lowest calibrated level that is not below `level`, which promises as much."""
+        return next((each for each in self.levels if each.level >= level), None)
+
+
+class Gates(Printed, dict[StandIn, Calibration]):
+    """The gates of a bundle's stand-ins: for each level the agreement and the coverage."""
+
+    @property
+    def parts(self) -> "Sequence[RenderableType]":
+        """A table, and sentences on stand-ins without a gate."""
+        from rich.table import Table  # here: a server prints no gates
+
+        table = Table(title="gates: where stand-ins may answer", title_justify="left")
+        table.add_column("stand-in", min_width=14)
+        for column in ("level", "agreement", "coverage", "queries"):
+            table.add_column(column, justify="right")
+        for stand_in, calibration in self.items():
+            for place, level in enumerate(calibration.levels):
+                table.add_row(
+                    "" if place else stand_in,
+                    f"{level.level:g}",
+                    f"{level.agreement:.4f}",
+                    f"{level.coverage:.1%}",
+                    "" if place else f"{calibration.queries:,}",
+                )
+                for each in level.classes:
+                    shares = f"{each.agreement:.4f}", f"{each.coverage:.1%}"
+                    table.add_row(
+                        f"  {calibration.allowed[each.number]}", f"{each.level:g}", *shares
+                    )
+        without = [name for name, calibration in self.items() if not calibration.levels]
+        notes = [
+            f"{name}: no gate, as {self[name].queries} queries show no level of agreement, and a "
+            + (
+                "server refuses to start with it"
+                if self[name].allowed
+                else "server lets it answer every query"
+            )
+            + "; calibrate with more queries, or train it for longer"
+            for name in without
+        ]
+        notes += [
+            f"{name}: {curve.queries:,} queries show budgets from {curve.smallest_shown:.2%} of "
+            "all answers on (--differ)"
+            for name, calibration in self.items()
+            if (curve := calibration.curve) is not None
+        ]
+        if not self:
+            notes.append("no stand-in is calibrated, so each may answer every query")
+        return [*([table] if len(without) < len(self) else []), *notes]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Lets those outputs of one stand-in answer whose confidence is high enough."""
+
+    confidence: Confidence
+    level: GateLevel
+
+    def refused(self, outputs: Array) -> NDArray[np.bool_]:
+        """Return for each of `outputs` (n, *output_shape) whether it may not answer, as it is below
+        the level or not finite: (n,)."""
+        sure = confidences(self.confidence, outputs)
+        if not self.level.classes:
+            return np.logical_not(sure >= self.level.threshold)
+        answered, said = np.zeros(len(outputs), np.bool_), classes_of(outputs)
+        for each in self.level.classes:
+            answered |= (said == each.number) & (sure >= each.threshold)
+        return np.logical_not(answered)
+
+
+def confidences(kind: Confidence, outputs: Array) -> NDArray[np.float64]:
+    """Return the confidence in each of `outputs` (n, *output_shape): (n,), NaN if an output is
+    not finite or the head is missing."""
+    heads = outputs[HEAD] if has_head(outputs) else np.full(len(outputs), np.nan)
+    outputs = served(outputs).reshape(len(outputs), -1)
+    with np.errstate(all="ignore"):
+        if kind == "head":
+            said = heads.reshape(len(outputs)).astype(np.float64)
+            return np.where(np.isfinite(outputs).all(axis=1), said, np.nan)
+        if kind == "none":
+            return np.where(np.isfinite(outputs).all(axis=1), 0.0, np.nan)
+        scores = outputs.astype(np.float64)
+        if kind == "probabilities":
+            scores = np.log(np.maximum(scores, CERTAIN))
+        ordered = np.sort(scores, axis=1)  # NaN comes last
+        largest = ordered[:, -1]
+        others = np.exp(ordered[:, :-1] - largest[:, np.newaxis]).sum(axis=1)
+        sure: NDArray[np.float64] = -np.log(np.maximum(others, CERTAIN))
+        return np.where(np.isfinite(scores).all(axis=1), sure, np.nan)
+
+
+def has_head(outputs: Array) -> bool:
+    """Return whether these are rows (see Layout) of a stand-in with a head."""
+    return outputs.dtype.names is not None and HEAD in outputs.dtype.names
+
+
+def served(outputs: Array) -> Array:
+    """Return a stand-in's `outputs`, one or many, without its head's: a view."""
+    if not has_head(outputs):
+        return outputs
+    return outputs[next(name for name in outputs.dtype.names or () if name != HEAD)]
+
+
+def classes_of(outputs: Array) -> NDArray[np.int64]:
+    """Return the class that each of `outputs` (n, *output_shape) says: (n,)."""
+    outputs = served(outputs)
+    said: NDArray[np.int64] = outputs.reshape(len(outputs), prod(outputs.shape[1:])).argmax(axis=1)
+    return said
+
+
+def read_classes(said: str, names: Sequence[str], count: int) -> tuple[AnsweredClass, ...]:
+    """Return the classes that `said` lists: CLASS or CLASS=LEVEL, with commas; none for "all".
+
+    `names` name the model's `count` classes, if it has names; numbers always work, too.
+    Raises UserError for a class that does not exist, or comes twice, and a level out of range.
+    """
+    numbers = {str(number): number for number in range(count)}
+    numbers |= {name: number for number, name in enumerate(names)}
+    found: dict[int, AnsweredClass] = {}
+    if said == ANY_CLASS:
+        return ()
+    for part in said.split(","):
+        name, given, level = part.strip().partition("=")
+        if name not in numbers:
+            there = ", ".join(names) if names else f"numbered 0 to {count - 1}"
+            raise UserError(f"the model has no class {name!r} to answer; its classes are {there}")
+        try:
+            least = float(level) if given else 0.0
+        except ValueError:
+            least = 1.0
+        if given and not LEAST_LEVEL <= least < 1:
+            raise UserError(
+                f"the level of a class is {LEAST_LEVEL:g} or more and below 1, not {level!r}: "
+                f"write {name}=0.999"
+            )
+        number = numbers[name]
+        if number in found:
+            raise UserError(f"the class {name} is listed twice; list it once")
+        found[number] = AnsweredClass(number, names[number] if names else name, least)
+    return tuple(found.values())
+
+
+def suited(kind: AgreementKind, outputs: Array) -> Confidence:
+    """Return the measure of confidence for a stand-in that gives `outputs` (n, *output_shape)."""
+    if has_head(outputs):
+        return "head"
+    if kind != "classes":
+        return "none"
+    probable = (outputs >= 0).all() and np.allclose(outputs.sum(axis=-1), 1, atol=1e-3)
+    return "probabilities" if probable else "scores"

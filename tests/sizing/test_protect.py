@@ -1,0 +1,179 @@
+"""One command leads from a model and unlabelled queries to a bundle with the best stand-in."""
+
+import json
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from commands import Here
+from onnx_models import linear_model, output_of
+from parity_models.bundle.bundle import open_bundle
+from parity_models.bundle.onnx_model import OnnxModel
+from parity_models.roles import BACKUP, DEPLOYED
+from parity_models.serving.deployment import Deployment
+from parity_models.serving.options import ServeOptions
+from parity_models.sizing.finalists import Finalist, Trained, measure, preferred
+from parity_models.sizing.protect import (
+    Report,
+    SearchOptions,
+    prepare,
+    protect,
+    write_protected,
+)
+from parity_models.sizing.scene import Outcome
+from parity_models.training import Callbacks, Queries, open_teacher
+from parity_models.training.candidates import Candidate, Lesson
+from parity_models.training.fit import Budget, Fitted
+from parity_models.trust.calibration import RISK
+from parity_models.trust.envelope import Envelope
+from text_models import TextModel, write_text_folder
+
+SHAPE = (6,)
+INPUTS = np.random.default_rng(0).normal(size=(3000, *SHAPE)).astype(np.float32)
+QUICK = ("--minutes", "0.15", "--agreement", "0.1")
+LEVEL = 0.2
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model and its queries."""
+    made = tmp_path_factory.mktemp("protect")
+    weights = np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)
+    linear_model(made / "model.onnx", SHAPE, (4,), 3 * weights)
+    np.save(made / "inputs.npy", INPUTS)
+    return made
+
+
+def given(folder: Path, *more: str) -> list[str]:
+    files = ("--model", str(folder / "model.onnx"), "--inputs", str(folder / "inputs.npy"))
+    return ["protect", *files, "--out", str(folder / "bundle"), *QUICK, *more]
+
+
+@pytest.mark.slow
+def test_one_command_finds_a_stand_in_says_what_it_is_worth_and_writes_it(
+    folder: Path, parm_here: Here
+) -> None:
+    calm = ("--contention", "{}", "--json", str(folder / "found.json"))
+    result = parm_here(*given(folder, *calm))
+    assert result.returncode == 0, result.stderr
+    for said in ("stand-ins found", "simulated", "hedging", "Simulated: it answers", "95 of 100"):
+        assert said in result.stdout
+    assert "predictions are logits" in result.stderr
+    bundle = open_bundle(folder / "bundle")
+    manifest = bundle.manifest
+    assert manifest.backup or manifest.parity
+    assert None not in (manifest.calibration, manifest.accuracy, manifest.envelope)
+    found = json.loads((folder / "found.json").read_text())
+    assert found["finalists"][0]["outcome"]["p99_ms"] > 0
+    assert found["without"]["p99_ms"] < 2 * found["without"]["p50_ms"], "nothing slows instances"
+    assert found["without"]["stood_in"] == found["hedging"]["stood_in"] == 0
+    assert all(each["interval"][0] <= each["agreement"] for each in found["finalists"])
+    if manifest.backup:
+        backup = OnnxModel(folder / "bundle" / manifest.backup.file)
+        own = output_of(OnnxModel(bundle.path / "deployed.onnx"), INPUTS).argmax(axis=1)
+        same = (output_of(backup, INPUTS).argmax(axis=1) == own).mean()
+        measured = [each["agreement"] for each in found["finalists"] if "backup" in each["name"]]
+        assert min(abs(same - each) for each in measured) < 0.1
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_search_and_the_best_so_far_is_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit, calls = Candidate.fit, count(1)
+
+    def interrupted(candidate: Candidate, *arguments: Any, **options: Any) -> Fitted:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return fit(candidate, *arguments, **options)
+
+    monkeypatch.setattr(Candidate, "fit", interrupted)
+    found = protect(folder / "model.onnx", INPUTS, out=tmp_path / "bundle", minutes=0.2)
+    assert found.report.interrupted
+    assert "interrupted: this is the best so far" in str(found)
+    assert found.report.finalists
+    manifest = open_bundle(tmp_path / "bundle").manifest
+    assert manifest.parity or manifest.backup
+
+
+@pytest.mark.slow
+def test_a_model_of_named_inputs_is_protected_too(tmp_path: Path) -> None:
+    write_text_folder(tmp_path, TextModel())
+    found = protect(
+        tmp_path / "deployed",
+        tmp_path / "inputs.npz",
+        out=tmp_path / "protected",
+        output="logits",
+        minutes=0.35,
+        agreement=0.3,
+        differ=0.9,
+    )
+    assert found.flags in (" --differ 0.9 --agreement 0.3", f" --policy {found.report.rival}")
+    assert found.manifest.backup
+    assert isinstance(found.envelope(), Envelope)
+
+
+# Finalists are written
+
+
+@pytest.fixture(scope="module")
+def prepared(folder: Path) -> Iterator[Lesson]:
+    queries = Queries.of(INPUTS[:1400], calibration=INPUTS[1400:1700], test=INPUTS[1700:])
+    with open_teacher(folder / "model.onnx", INPUTS) as teacher:
+        yield prepare(teacher, queries, SearchOptions(agreement=LEVEL), Callbacks())
+
+
+@pytest.mark.slow
+def test_the_chosen_stand_in_is_written_with_its_gate_and_times_and_served(
+    prepared: Lesson, tmp_path: Path
+) -> None:
+    candidate = Candidate("linear", prepared, share=0.2)
+    candidate.fit(Budget(seconds=3.0))
+    _, (chosen,) = measure([candidate], prepared, tmp_path / "made")
+    assert chosen.finalist.covered > 0
+    gate = chosen.calibrate(LEVEL, RISK)
+    assert gate is not None
+    assert chosen.finalist.covered > 0
+    bundle = write_protected(prepared, chosen, gate, tmp_path / "bundle")
+    assert bundle.manifest.calibration == {"backup": gate}
+    served = Deployment(bundle, ServeOptions(agreement=LEVEL))
+    assert served.choice.name == "adaptive"
+    assert served.roles[0] == {DEPLOYED, BACKUP}
+    assert served.model.gates.keys() == {"backup"}
+    assert gate.curve is not None, "without a level, its doubts say when it may answer"
+    assert chosen.calibrate(None, 1e-300) is not None
+    # Without enough risk nothing can be shown.
+    assert chosen.calibrate(LEVEL, 1e-300) is None
+
+
+# Simulations, choice and advice
+
+
+def finalist(name: str, p99: float = 2.0, *, share: float = 0.2, covered: float = 0.9) -> Finalist:
+    return Finalist(name, 25 * share, share, 0.9, None, covered, (0.01,), outcome(p99))
+
+
+def outcome(p99: float, busy: float = 1.0) -> Outcome:
+    return Outcome(1.0, p99, 2 * p99, 1.0, 0.1, 0.0, {}, busy, 0.5)
+
+
+def test_of_stand_ins_that_differ_by_chance_the_one_that_saves_most_is_taken() -> None:
+    none: Any = None
+    slow = Trained(finalist("slow", share=0.5), none, none, none)
+    for p99, better in ((2.05, "fast"), (2.5, "slow")):
+        fast = Trained(finalist("fast", p99, share=0.1), none, none, none)
+        assert preferred([slow, fast]).finalist.name == better
+
+
+def test_where_a_plan_without_a_stand_in_does_as_well_that_is_said_first() -> None:
+    best = finalist("backup")
+    for p99, helps in ((3.0, True), (2.05, False), (1.5, False)):
+        found = Report(
+            "top-1", "logits", 0.99, 9.0, [best], outcome(9.0), outcome(p99), 9, 9.0, 9, {}, False
+        )
+        said = "Recommended: " if helps else "No stand-in helps here: hedging does as well"
+        assert found.advice.startswith(said)
