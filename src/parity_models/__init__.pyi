@@ -12,6 +12,8 @@ from parity_models.late.late import Late as Late
 from parity_models.load import LoadSpec as LoadSpec
 from parity_models.load import offer_load as offer_load
 from parity_models.load import offer_load_from_own_process as offer_load_from_own_process
+from parity_models.load.rehearse import Rehearsal as Rehearsal
+from parity_models.load.rehearse import rehearse as rehearse
 from parity_models.progress import Callbacks as Callbacks
 from parity_models.progress import progress_bars as progress_bars
 from parity_models.scheduling.choice import PolicyChoice as PolicyChoice
@@ -37,8 +39,6 @@ from parity_models.sizing.plan import plan as plan
 from parity_models.sizing.protect import Protected as Protected
 from parity_models.sizing.protect import SearchOptions as SearchOptions
 from parity_models.sizing.protect import protect as protect
-from parity_models.sizing.rehearse import Rehearsal as Rehearsal
-from parity_models.sizing.rehearse import rehearse as rehearse
 from parity_models.sizing.scene import SimulationOptions as SimulationOptions
 from parity_models.training import Trained as Trained
 from parity_models.training import TrainingOptions as TrainingOptions

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from parity_models.codes import CodeSpec
 from parity_models.evaluation.judging import evaluate
+from parity_models.load.rehearse import rehearse
 from parity_models.options import Option
-from parity_models.sizing.rehearse import rehearse
 from parity_models.training import TrainingOptions, parity, progress_bars
 from parity_models_lab.deployed import train_deployed
 from parity_models_lab.results import check_out

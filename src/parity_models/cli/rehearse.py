@@ -6,8 +6,8 @@ from typing import Annotated
 from rich.console import Console
 
 from parity_models.cli.common import BundleFolder
+from parity_models.load.rehearse import rehearse as rehearse_bundle
 from parity_models.options import Option
-from parity_models.sizing.rehearse import rehearse as rehearse_bundle
 
 
 def rehearse(

@@ -5,8 +5,15 @@ from typing import Any
 
 from parity_models.errors import UserError
 from parity_models.options import declared_in
+from parity_models.roles import DEPLOYED
 from parity_models.scheduling.dispatch import RULES, Dispatch
-from parity_models.scheduling.policies import POLICIES, Policy, StandIns
+from parity_models.scheduling.policies import POLICIES, Adaptive, Erasures, Policy, StandIns
+
+DIFFER = next(each.option for each in declared_in(Adaptive.Options) if each.name == "differ")
+"""The option of the share of all answers that may differ from the model's."""
+
+DIFFER_OR_DEFAULT = replace(DIFFER, help=f"{DIFFER.help} By default {Adaptive.Options.differ:g}.")
+"""The option where the policy's default applies."""
 
 
 @dataclass(frozen=True)
@@ -95,3 +102,25 @@ class PolicyChoice:
             )
         policy = self.policy.build(POLICIES.options(self.name, self.options), stand_ins)
         return policy, Dispatch(self.rule)
+
+
+def extra_instances(
+    choice: PolicyChoice, policy: Policy, instances: int, given: int | None, code: Erasures | None
+) -> int:
+    """Return how many of all `instances` run stand-ins only: those `given`, else r of k + r, and 0
+    with a policy that has no such instances.
+
+    Raises:
+        UserError: None would be left for the deployed model.
+
+    """
+    if all(DEPLOYED in roles for roles in policy.roles(1, 1)):
+        return 0
+    k, r = (2, 1) if code is None else (code.k, code.r)
+    extra = given or max(1, round(instances * r / (k + r)))
+    if extra >= instances:
+        raise UserError(
+            f"the policy {choice.name} has stand-ins on instances of their own: {extra} of "
+            f"{instances} leave none for the model; give more --instances"
+        )
+    return extra

@@ -11,8 +11,8 @@ from parity_models.bundle.bundle import Bundle
 from parity_models.bundle.onnx_model import PinnedModel
 from parity_models.errors import UserError
 from parity_models.roles import BACKUP, DEPLOYED, parity_role
-from parity_models.scheduling.choice import PolicyChoice
-from parity_models.scheduling.policies import Adaptive, Erasures, NoRedundancy, Policy, StandIns
+from parity_models.scheduling.choice import PolicyChoice, extra_instances
+from parity_models.scheduling.policies import Adaptive, NoRedundancy, Policy, StandIns
 from parity_models.scheduling.work import SchedulerConfig
 from parity_models.serving.engine import Parts
 from parity_models.serving.frontend import Frontend, Golden
@@ -78,28 +78,6 @@ def stand_ins_of(bundle: Bundle, engine: EngineChoice | None = None) -> StandIns
         return StandIns(code, backup)
     runs = frozenset[str]().union(*fixed)
     return StandIns(code if parity_role(0) in runs else None, backup and BACKUP in runs)
-
-
-def extra_instances(
-    choice: PolicyChoice, policy: Policy, instances: int, given: int | None, code: Erasures | None
-) -> int:
-    """Return how many of all `instances` run stand-ins only: those `given`, else r of k + r, and 0
-    with a policy that has no such instances.
-
-    Raises:
-        UserError: None would be left for the deployed model.
-
-    """
-    if all(DEPLOYED in roles for roles in policy.roles(1, 1)):
-        return 0
-    k, r = (2, 1) if code is None else (code.k, code.r)
-    extra = given or max(1, round(instances * r / (k + r)))
-    if extra >= instances:
-        raise UserError(
-            f"the policy {choice.name} has stand-ins on instances of their own: {extra} of "
-            f"{instances} leave none for the model; give more --instances"
-        )
-    return extra
 
 
 class Deployment(ServedVersion):

@@ -1,14 +1,13 @@
 """The engines by name, and every option of a server, checked."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from parity_models.errors import UserError
-from parity_models.options import SECONDS, SHARE, Option, Options, Value, declared_in
+from parity_models.options import SECONDS, SHARE, Option, Options, Value
 from parity_models.registry import Registry
-from parity_models.scheduling.choice import PolicyChoice
-from parity_models.scheduling.policies import Adaptive
+from parity_models.scheduling.choice import DIFFER, DIFFER_OR_DEFAULT, PolicyChoice
 from parity_models.serving.access import MAX_PORT, Access, tenant_header
 from parity_models.serving.engine import Engine, Placement
 from parity_models.serving.limits import Limits
@@ -23,13 +22,6 @@ UNIT_TIMEOUT = 10.0
 
 ENGINES = Registry[Engine]("engine", Engine, LocalEngine, ThreadEngine, RemoteEngine, RayEngine)
 """All engines."""
-
-
-DIFFER = next(each.option for each in declared_in(Adaptive.Options) if each.name == "differ")
-"""The option of the share of all answers that may differ from the model's."""
-
-DIFFER_OR_DEFAULT = replace(DIFFER, help=f"{DIFFER.help} By default {Adaptive.Options.differ:g}.")
-"""The option where the policy's default applies."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,9 +22,8 @@ from parity_models.options import SHARE, Option, gather
 from parity_models.printed import Printed
 from parity_models.progress import Callbacks
 from parity_models.roles import DEPLOYED
-from parity_models.scheduling.choice import PolicyChoice
+from parity_models.scheduling.choice import DIFFER, PolicyChoice
 from parity_models.scheduling.policies import Adaptive, EqualResources, Hedging
-from parity_models.serving.options import DIFFER
 from parity_models.sizing.finalists import (
     FIRST_CHOICE,
     Finalist,

@@ -20,11 +20,9 @@ from parity_models.codes import Code, CodeSpec
 from parity_models.errors import UserError
 from parity_models.options import SECONDS, SHARE, Option, Options
 from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role, source_of
-from parity_models.scheduling.choice import PolicyChoice
+from parity_models.scheduling.choice import DIFFER_OR_DEFAULT, PolicyChoice, extra_instances
 from parity_models.scheduling.policies import StandIns
 from parity_models.scheduling.work import SchedulerConfig
-from parity_models.serving.deployment import extra_instances, stand_ins_of
-from parity_models.serving.options import DIFFER_OR_DEFAULT
 from parity_models.simulation.arrivals import poisson_arrivals
 from parity_models.simulation.emulation import (
     Exponential,
@@ -234,7 +232,8 @@ def _measured(bundle: Bundle, options: SimulationOptions) -> Service:
     full = times.deployed_batch or BATCH * times.deployed
     # Batches of stand-ins are not measured.
     added = dict.fromkeys(seconds, max(0.0, (full / times.deployed - 1) / (BATCH - 1)))
-    stand_ins, roles = stand_ins_of(bundle), list(manifest.models)
+    stand_ins = StandIns(bundle.code(), manifest.backup is not None)
+    roles = list(manifest.models)
     level = options.agreement if stand_ins else None
     coverage, floor = (
         {

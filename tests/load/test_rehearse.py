@@ -8,7 +8,7 @@ import pytest
 from commands import Here, assert_refused
 from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models.bundle.bundle import Bundle
-from parity_models.sizing.rehearse import rehearse
+from parity_models.load.rehearse import rehearse
 
 pytestmark = pytest.mark.slow
 
