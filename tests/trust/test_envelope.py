@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -141,7 +140,7 @@ def test_few_honest_queries_are_rejected(envelopes: dict[str, Envelope], kind: s
     assert envelope.unlike(queries).mean() <= 0.02
     assert 0 <= envelope.false_alarms <= 0.02
     assert envelope.held_out == KINDS[kind].held_out
-    again = decode_envelope(encode_envelope(envelope), envelope.inputs)
+    again = decode_envelope(encode_envelope(envelope))
     assert encode_envelope(again) == encode_envelope(envelope)
     np.testing.assert_array_equal(again.unlike(queries), envelope.unlike(queries))
 
@@ -271,24 +270,6 @@ def test_an_envelope_survives_a_bundle(envelopes: dict[str, Envelope], tmp_path:
         open_bundle(bundle.path)
 
 
-def test_the_files_of_earlier_versions_are_read(envelopes: dict[str, Envelope]) -> None:
-    envelope = envelopes["digits"]
-    new = msgspec.msgpack.decode(encode_envelope(envelope))
-    (part,) = new.pop("parts")
-    old = {name: part[name] for name in ("center", "spread", "components", "limits")}
-    old |= {name: value for name, value in new.items() if name not in ("inputs", "longest")}
-    old["shape"] = [1, 8, 8]
-    found = decode_envelope(msgspec.msgpack.encode(old), envelope.inputs)
-    assert encode_envelope(found) == encode_envelope(envelope)
-    with pytest.raises(BundleError, match=r"is for inputs of shape \[1, 8, 8\]"):
-        decode_envelope(msgspec.msgpack.encode(old), [floats((4,))])
-    text = encode_envelope(envelopes["text"])
-    further = msgspec.msgpack.decode(text)
-    further["parts"][0] |= {"table": {"shape": [1], "values": bytes(4)}, "surprise": {"most": 9.0}}
-    found = decode_envelope(msgspec.msgpack.encode(further), envelopes["text"].inputs)
-    assert encode_envelope(found) == text
-
-
 def test_an_envelope_of_others_is_refused(envelopes: dict[str, Envelope], tmp_path: Path) -> None:
     for other, message in (
         (of_rows(DIGITS[:50], OUTPUTS[:, :2]), r"shape \[2\].*\[3\]"),
@@ -317,25 +298,24 @@ def test_unsound_envelopes_are_refused(envelopes: dict[str, Envelope]) -> None:
         (replace(text, longest={}), "the inputs that it names"),
     ):
         with pytest.raises(BundleError, match=message):
-            decode_envelope(encode_envelope(damaged), damaged.inputs)
+            decode_envelope(encode_envelope(damaged))
     assert isinstance(text.parts[0], Ids)
     for content in (b"words", encode_envelope(digits)[:-9]):
         with pytest.raises(BundleError, match="is damaged or not an envelope"):
-            decode_envelope(content, digits.inputs)
+            decode_envelope(content)
 
 
 @fuzz(150)
 @given(st.data())
 def test_mutated_files_are_refused_or_judge_without_failing(data: st.DataObject) -> None:
-    for inputs, content, queries in SMALL:
+    for content, queries in SMALL:
         try:
-            envelope = decode_envelope(data.draw(mutated(st.just(content))), inputs)
+            envelope = decode_envelope(data.draw(mutated(st.just(content))))
         except BundleError:
             continue
         assert envelope.unlike(queries).shape == (3,)
 
 
 SMALL = [
-    (KINDS[kind].inputs, encode_envelope(fitted(kind, 40, 10)), KINDS[kind].draw(3, 0))
-    for kind in ("text", "features")
+    (encode_envelope(fitted(kind, 40, 10)), KINDS[kind].draw(3, 0)) for kind in ("text", "features")
 ]

@@ -105,7 +105,7 @@ class Accuracy(
     by the fraction of predictions that is unavailable, as text ("0.1"); `agreement` the share of
     reconstructions that agree with the deployed model. `degraded_by_unavailable` is A_d with 1 to r
     of a group's predictions unavailable at once. Without a code there are only A_a and the
-    number of queries. Earlier versions also measured `degraded_by_slot`.
+    number of queries.
     """
 
     metric: str
@@ -115,7 +115,6 @@ class Accuracy(
     agreement: Score | None
     queries: Count
     degraded_by_unavailable: tuple[Score, ...] = ()
-    degraded_by_slot: tuple[Score, ...] = ()
     backup_accuracy: Score | None = None
 
 
@@ -219,23 +218,23 @@ class Manifest(
         return next((each for each in outputs if each.name == self.imitated), None)
 
 
-def _lists(content: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
-    """Yield each of a manifest's lists of backups: the object that holds it, its name, and the name
-    up to format 2, which had no lists."""
-    for part, name, former in (
-        (content, "backups", "backup"),
-        (content, "backup_trainings", "backup_training"),
-        (content.get("accuracy"), "backup_accuracies", "backup_accuracy"),
-        (content.get("inference_times"), "backups", "backup"),
+def _lists(content: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the fields of a manifest's JSON that hold one backup or none in a list: the object that
+    has the field, and its name."""
+    for part, name in (
+        (content, "backups"),
+        (content, "backup_trainings"),
+        (content.get("accuracy"), "backup_accuracies"),
+        (content.get("inference_times"), "backups"),
     ):
         if isinstance(part, dict):
-            yield part, name, former
+            yield part, name
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """Return the manifest as indented JSON, with its digest."""
     content: dict[str, Any] = msgspec.to_builtins(manifest)
-    for part, name, _ in _lists(content):
+    for part, name in _lists(content):
         part[name] = [] if part[name] is None else [part[name]]
     return msgspec.json.format(
         msgspec.json.encode({**content, "digest": _digest(content)}), indent=2
@@ -254,15 +253,18 @@ def decode_manifest(text: bytes) -> tuple[Manifest, str]:
         ) from error
     if header.format != FORMAT:
         raise BundleError(f"has format {header.format!r}, not {FORMAT!r}: this is another file")
-    if header.format_version > FORMAT_VERSION:
+    if header.format_version != FORMAT_VERSION:
+        newer = header.format_version > FORMAT_VERSION
         raise BundleError(
-            f"has format version {header.format_version}, this software reads up to "
-            f"{FORMAT_VERSION}; install a newer parity-models"
+            f"has format version {header.format_version}, this software reads {FORMAT_VERSION}; "
+            + ("install a newer parity-models" if newer else "make the bundle again")
         )
     digest, expected = content.pop("digest", None), _digest(content)
     code = content.get("code")
+    for part, name in _lists(content):
+        if isinstance(given := part.get(name), list) and len(given) < 2:
+            part[name] = given[0] if given else None
     try:
-        _upgrade(content, header.format_version)
         manifest = msgspec.convert(content, Manifest)
         # msgspec ignores unknown fields of a dataclass.
         for name in code.keys() - {each.name for each in fields(CodeSpec)} if code else ():
@@ -272,36 +274,6 @@ def decode_manifest(text: bytes) -> tuple[Manifest, str]:
     if digest != expected:
         raise BundleError("was changed after it was written: its digest does not match")
     return manifest, expected
-
-
-def _upgrade(content: dict[str, Any], version: int) -> None:
-    """Bring the content of a manifest to that of Manifest, with one backup or none.
-
-    Format 3 has a list of backups; only the first, the fastest, is used. In format 1, a model has
-    an `input` and an `output` in place of a signature.
-    """
-    if content.pop("coders", None):
-        raise BundleError(
-            "has a learned encoder or decoder, which this version does not run; train its parity "
-            "models again with another code: parm parity --model BUNDLE"
-        )
-    if version in (1, 2):
-        content["format_version"] = FORMAT_VERSION
-    for part, name, former in _lists(content):
-        if version in (1, 2):
-            part[name] = part.pop(former, None)
-        elif isinstance(given := part.get(name), list):
-            part[name] = given[0] if given else None
-    if isinstance(calibration := content.get("calibration"), dict):
-        for further in ("backup-2", "backup-3", "backup-4"):
-            calibration.pop(further, None)
-    if version != 1:
-        return
-    models = [content.get("deployed"), content["backups"]]
-    models += parity if isinstance(parity := content.get("parity"), list) else []
-    for model in models:
-        if isinstance(model, dict) and {"input", "output"} <= model.keys():
-            model["signature"] = {f"{role}s": [model.pop(role)] for role in ("input", "output")}
 
 
 class _Header(msgspec.Struct):
@@ -384,15 +356,15 @@ class Bundle:
     def envelope(self) -> Envelope | None:
         """Return the envelope of the inputs that stand-ins learned from.
 
-        None for a bundle without stand-ins, and for one written before there were envelopes. Raises
-        BundleError if the file has changed since the bundle was opened.
+        None if no stand-in was trained here. Raises BundleError if the file has changed since the
+        bundle was opened.
         """
         stored = self.manifest.envelope
         if stored is None:
             return None
         content = self.content(stored)
         with _about(self.path / stored.file):
-            envelope = decode_envelope(content, self.manifest.deployed.signature.inputs)
+            envelope = decode_envelope(content)
             check_envelope(self.manifest, envelope)
         return envelope
 

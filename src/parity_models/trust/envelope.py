@@ -122,8 +122,7 @@ class Numbers(
 class Ids(msgspec.Struct, frozen=True, eq=False, dict=True, tag="ids"):
     """One input of ids, as stand-ins were trained on it.
 
-    They go from `low` to `high`: one number each, or one for each column. Files of earlier versions
-    have more fields, which are ignored.
+    They go from `low` to `high`: one number each, or one for each column.
     """
 
     low: _Range
@@ -433,7 +432,6 @@ def load_array(kind: type[Any], stored: Any) -> Array:
 
 # Made here, and not by the threads that open bundles: see bundle.py.
 _ENVELOPE = msgspec.msgpack.Decoder(Envelope, dec_hook=load_array)
-_FIELDS = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 
 
 def encode_envelope(envelope: Envelope) -> bytes:
@@ -441,11 +439,10 @@ def encode_envelope(envelope: Envelope) -> bytes:
     return msgspec.msgpack.encode(envelope, enc_hook=store_array)
 
 
-def decode_envelope(content: bytes, inputs: Sequence[Tensor]) -> Envelope:
-    """Return the envelope in a file's `content`. Raises BundleError if it is damaged, or not of a
-    deployed model with these inputs."""
+def decode_envelope(content: bytes) -> Envelope:
+    """Return the envelope in a file's `content`. Raises BundleError if it is damaged."""
     try:
-        envelope = _ENVELOPE.decode(_upgraded(content, inputs))
+        envelope = _ENVELOPE.decode(content)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BundleError(f"is damaged or not an envelope: {error}") from error
     axes = {axis for tensor in envelope.inputs for axis in tensor.axes}
@@ -458,20 +455,6 @@ def decode_envelope(content: bytes, inputs: Sequence[Tensor]) -> Envelope:
     if not all(_fits(each, envelope.output_shape) for each in (envelope.low, envelope.high)):
         raise BundleError("is damaged: its range of outputs does not fit their shape")
     return envelope
-
-
-def _upgraded(content: bytes, inputs: Sequence[Tensor]) -> bytes:
-    """Return the content of a file in today's form: the first versions knew one float32 input."""
-    file = _FIELDS.decode(content)
-    if "inputs" in file or "shape" not in file:
-        return content
-    shape = msgspec.msgpack.decode(file.pop("shape"), type=list[int])
-    if [shape] != [list(each.shape) for each in inputs]:
-        needed = " and ".join(f"[{', '.join(map(str, each.shape))}]" for each in inputs)
-        raise BundleError(f"is for inputs of shape {shape}; the deployed model's have {needed}")
-    numbers = {name: file.pop(name) for name in Numbers.__struct_fields__ if name in file}
-    today = {"inputs": inputs, "parts": [{"type": "numbers", **numbers}], "longest": {}}
-    return msgspec.msgpack.encode(file | today)
 
 
 def _fits_numbers(tensor: Tensor, part: Numbers) -> bool:
