@@ -88,7 +88,7 @@ def test_a_comparison_says_what_part_of_a_gain_is_the_dispatch_rules() -> None:
     by_name = {each.name: each.outcome for each in found.policies}
     assert by_name["hedging"].copied > 0 == by_name["none"].copied
     assert "comes from the dispatch rule, latency-aware" in str(found)
-    assert found.scene.instances == 8
+    assert found.scenario.instances == 8
 
 
 def test_a_policy_with_instances_of_its_own_has_them_within_the_total(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from parity_models.sizing.plan import plan as plan
 from parity_models.sizing.protect import Protected as Protected
 from parity_models.sizing.protect import SearchOptions as SearchOptions
 from parity_models.sizing.protect import protect as protect
-from parity_models.sizing.scene import SimulationOptions as SimulationOptions
+from parity_models.sizing.scenario import SimulationOptions as SimulationOptions
 from parity_models.training import Trained as Trained
 from parity_models.training import TrainingOptions as TrainingOptions
 from parity_models.training import backup as backup

@@ -20,7 +20,7 @@ from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role
 from parity_models.scheduling.policies import StandIns
 from parity_models.simulation.emulation import FaultPlan
 from parity_models.sizing.plan import Goal, Planner, plan
-from parity_models.sizing.scene import (
+from parity_models.sizing.scenario import (
     QUANTILES,
     USUAL_DOUBTS,
     Service,

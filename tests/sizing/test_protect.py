@@ -24,9 +24,9 @@ from parity_models.sizing.protect import (
     protect,
     write_protected,
 )
-from parity_models.sizing.scene import Outcome
+from parity_models.sizing.scenario import Outcome
 from parity_models.training import Callbacks, Queries, open_teacher
-from parity_models.training.candidates import Candidate, Lesson
+from parity_models.training.candidates import Candidate, TrainingContext
 from parity_models.training.fit import Budget, Fitted
 from parity_models.trust.calibration import RISK
 from parity_models.trust.envelope import Envelope
@@ -121,7 +121,7 @@ def test_a_model_of_named_inputs_is_protected_too(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def prepared(folder: Path) -> Iterator[Lesson]:
+def prepared(folder: Path) -> Iterator[TrainingContext]:
     queries = Queries.of(INPUTS[:1400], calibration=INPUTS[1400:1700], test=INPUTS[1700:])
     with open_teacher(folder / "model.onnx", INPUTS) as teacher:
         yield prepare(teacher, queries, SearchOptions(agreement=LEVEL), Callbacks())
@@ -129,7 +129,7 @@ def prepared(folder: Path) -> Iterator[Lesson]:
 
 @pytest.mark.slow
 def test_the_chosen_stand_in_is_written_with_its_gate_and_times_and_served(
-    prepared: Lesson, tmp_path: Path
+    prepared: TrainingContext, tmp_path: Path
 ) -> None:
     candidate = Candidate("linear", prepared, share=0.2)
     candidate.fit(Budget(seconds=3.0))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from onnx_models import linear_model
 from parity_models.training import Callbacks, Queries, open_teacher, search
-from parity_models.training.candidates import Candidate, Lesson
+from parity_models.training.candidates import Candidate, TrainingContext
 from parity_models.training.distillation import distill
 from parity_models.training.networks import Queried
 from parity_models.training.search import (
@@ -134,7 +134,7 @@ def test_a_model_that_nothing_is_faster_than_still_gets_a_proposal(
 
 
 @pytest.fixture(scope="module")
-def lesson(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lesson]:
+def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainingContext]:
     path = tmp_path_factory.mktemp("model") / "model.onnx"
     weights = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
     linear_model(path, (6,), (4,), 3 * weights)
@@ -143,12 +143,12 @@ def lesson(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lesson]:
         model = teacher.network()
         data = distill(model, teacher, queries, torch.device("cpu"))
         queried = teacher.describe(queries.train)
-        yield Lesson(teacher, model, queries, data, queried, level=0.9)
+        yield TrainingContext(teacher, model, queries, data, queried, level=0.9)
 
 
-def searched(lesson: Lesson, seconds: float, *names: str) -> Found:
+def searched(context: TrainingContext, seconds: float, *names: str) -> Found:
     """Search among these backups."""
-    return search.search(lesson, dict.fromkeys(names, 0.9), seconds, Callbacks())
+    return search.search(context, dict.fromkeys(names, 0.9), seconds, Callbacks())
 
 
 def interrupt(patch: pytest.MonkeyPatch, owner: object, name: str, at: int) -> None:
@@ -166,29 +166,29 @@ def interrupt(patch: pytest.MonkeyPatch, owner: object, name: str, at: int) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize(("seconds", "judging", "untried"), [(20.0, 0.0, 0), (1.0, 9.0, 2)])
 def test_no_more_candidates_are_tried_than_there_is_time_to_judge(
-    lesson: Lesson,
+    context: TrainingContext,
     monkeypatch: pytest.MonkeyPatch,
     seconds: float,
     judging: float,
     untried: int,
 ) -> None:
     names = ["linear", "mlp@0.25", "mlp@0.5", "mlp"]
-    row_seconds = judging / len(lesson.queries.validation)
+    row_seconds = judging / len(context.queries.validation)
     interrupt(monkeypatch, Candidate, "fit", 2)  # cut off rather than waited for
-    dropped = searched(replace(lesson, row_seconds=row_seconds), seconds, *names).dropped
+    dropped = searched(replace(context, row_seconds=row_seconds), seconds, *names).dropped
     found = [name for name, why in dropped.items() if why.startswith("not tried")]
     assert found == [f"backup {name}" for name in names[2 : 2 + untried]]
 
 
 @pytest.mark.slow
-def test_a_candidate_is_judged_by_the_classes_that_it_may_answer(lesson: Lesson) -> None:
+def test_a_candidate_is_judged_by_the_classes_that_it_may_answer(context: TrainingContext) -> None:
     candidate, other = (
         Candidate("linear", each)
-        for each in (lesson, replace(lesson, allowed=(AnsweredClass(0, "0"),)))
+        for each in (context, replace(context, allowed=(AnsweredClass(0, "0"),)))
     )
     candidate.fit(None)
     other.fit(None)
-    share = float((lesson.data.held_out_predictions.argmax(1) == 0).float().mean())
+    share = float((context.data.held_out_predictions.argmax(1) == 0).float().mean())
     candidate.judge()
     assert candidate.covered > 2 * share > 0
     other.judge()
@@ -196,8 +196,8 @@ def test_a_candidate_is_judged_by_the_classes_that_it_may_answer(lesson: Lesson)
 
 
 @pytest.mark.slow
-def test_when_the_time_is_over_each_was_trained_once(lesson: Lesson) -> None:
-    found = searched(lesson, 0.01, "linear", "mlp@0.25")
+def test_when_the_time_is_over_each_was_trained_once(context: TrainingContext) -> None:
+    found = searched(context, 0.01, "linear", "mlp@0.25")
     assert not found.interrupted
     assert len(found.finalists) + len(found.dropped) == 2
     assert all(each.trained for each in found.finalists)
@@ -206,13 +206,13 @@ def test_when_the_time_is_over_each_was_trained_once(lesson: Lesson) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("trained", [1, 0])
 def test_ctrl_c_between_two_trainings_leaves_what_was_trained(
-    lesson: Lesson, monkeypatch: pytest.MonkeyPatch, trained: int
+    context: TrainingContext, monkeypatch: pytest.MonkeyPatch, trained: int
 ) -> None:
     interrupt(monkeypatch, Candidate, "fit", trained + 1)
     if not trained:
         with pytest.raises(KeyboardInterrupt):
-            searched(lesson, 3.0, "linear", "mlp@0.25")
+            searched(context, 3.0, "linear", "mlp@0.25")
         return
-    found = searched(lesson, 3.0, "linear", "mlp@0.25")
+    found = searched(context, 3.0, "linear", "mlp@0.25")
     assert found.interrupted
     assert len(found.finalists) + len(found.dropped) == trained

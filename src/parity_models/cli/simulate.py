@@ -9,7 +9,7 @@ from parity_models.cli.policies import DispatchName, PolicyNames
 from parity_models.errors import UserError
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.sizing.comparison import simulate as compare
-from parity_models.sizing.scene import SimulationOptions
+from parity_models.sizing.scenario import SimulationOptions
 
 
 def simulate(
@@ -32,10 +32,10 @@ def simulate(
     found = compare(bundle, policies=choices or None, options=options)
     found.show()
     report = {
-        "rate": found.scene.rate,
-        "instances": found.scene.instances,
-        "queries": found.scene.queries,
-        "contention": found.scene.simulation.faults,
+        "rate": found.scenario.rate,
+        "instances": found.scenario.instances,
+        "queries": found.scenario.queries,
+        "contention": found.scenario.simulation.faults,
         "policies": {each.name: each.outcome for each in found.policies},
         "options": [each.policy.written_out() for each in found.policies],
     }

@@ -32,11 +32,11 @@ from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Adaptive, Hedging, NoRedundancy, StandIns
 from parity_models.simulation.simulation import Driver, Running, Simulation
-from parity_models.sizing.scene import (
+from parity_models.sizing.scenario import (
     ALIKE,
     WARM_UP,
     Outcome,
-    Scene,
+    Scenario,
     SimulationOptions,
     outcome_table,
     service_of,
@@ -348,8 +348,8 @@ def advise(
     slots, seed = log.slots * len(log.servers), chosen.seed
     simulation = Simulation(log.arrivals, slots, 0, {}, seed=seed, warm_up=warm_up)
     shares = {role: each / run for role, each in seconds.items()}
-    scene = Scene(service, simulation, partial(_Replay, log, shares))
+    scenario = Scenario(service, simulation, partial(_Replay, log, shares))
     for name, policy in choices.items():
         choice = PolicyChoice(policy, dispatch="latency-aware")
-        rows[name] = scene.outcome(choice.within(chosen.differ) if choice.has_budget else choice)
+        rows[name] = scenario.outcome(choice.within(chosen.differ) if choice.has_budget else choice)
     return LogAdvice(log, rows, timeout, float((logged > timeout).mean()), backup, coverage)

@@ -15,9 +15,9 @@ from parity_models.printed import Printed
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.dispatch import SINGLE_QUEUE
 from parity_models.scheduling.policies import Adaptive, Hedging, NoRedundancy, Parity
-from parity_models.sizing.scene import (
+from parity_models.sizing.scenario import (
     Outcome,
-    Scene,
+    Scenario,
     SimulationOptions,
     outcome_table,
     service_of,
@@ -45,22 +45,22 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison(Printed):
-    """The simulated policies, the one without redundancy first, and their scene.
+    """The simulated policies, the one without redundancy first, and their scenario.
 
     If policies use a dispatch rule other than the single queue, the policy without redundancy runs
     with that rule, too. Its gain is due to the rule alone.
     """
 
-    scene: Scene
+    scenario: Scenario
     policies: tuple[Compared, ...]
 
     @property
     def parts(self) -> Sequence[RenderableType]:
         """A table, and the dispatch rule's part of each gain."""
-        scene, without = self.scene, self.policies[0].outcome
+        scenario, without = self.scenario, self.policies[0].outcome
         title = (
-            f"{scene.instances:,} instances, {scene.queries:,} queries at {scene.rate:,.4g} per "
-            "second"
+            f"{scenario.instances:,} instances, {scenario.queries:,} queries at "
+            f"{scenario.rate:,.4g} per second"
         )
         alone = {x.policy.rule: x for x in self.policies if x.policy.name == NoRedundancy.name}
         said = []
@@ -106,7 +106,7 @@ def simulate(
     """
     chosen = gather(SimulationOptions, options, given)
     service = service_of(bundle, chosen, CODE if chosen.backup_time is None else None)
-    scene = Scene.of(service, chosen, queries=QUERIES)
+    scenario = Scenario.of(service, chosen, queries=QUERIES)
     parity = [Parity.name] * (service.stand_ins.code is not None)
     usual = [Hedging.name, *parity, *[Adaptive.name] * bool(service.stand_ins)]
     asked = [
@@ -122,4 +122,4 @@ def simulate(
         for rule in dict.fromkeys([SINGLE_QUEUE, *(each.rule for each in asked)])
     ]
     choices = {repr(each): each for each in [*baselines, *asked]}.values()
-    return Comparison(scene, tuple(Compared(each, scene.outcome(each)) for each in choices))
+    return Comparison(scenario, tuple(Compared(each, scenario.outcome(each)) for each in choices))

@@ -18,10 +18,10 @@ from parity_models.evaluation.judging import calibrate_gates
 from parity_models.evaluation.outputs import Outputs, deployed_predictor
 from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.policies import StandIns
-from parity_models.sizing.scene import ALIKE, QUANTILES, Outcome, Service
+from parity_models.sizing.scenario import ALIKE, QUANTILES, Outcome, Service
 from parity_models.tasks.metrics import METRICS, agreement_for, labels_from, score
 from parity_models.tensors.queries import commonest
-from parity_models.training.candidates import Candidate, Exported, Lesson, saving
+from parity_models.training.candidates import Candidate, Exported, TrainingContext, saving
 from parity_models.trust.calibration import RISK, estimate_coverage
 from parity_models.trust.doubt import fit_doubt
 from parity_models.trust.gate import Calibration, confidences, suited
@@ -82,13 +82,13 @@ class Trained:
 
         None if the calibration queries do not show that it reaches the level.
         """
-        lesson = self.candidate.lesson
-        assert lesson.queries.calibration is not None
+        context = self.candidate.context
+        assert context.queries.calibration is not None
         (gate,) = calibrate_gates(
-            Outputs(self.bundle, lesson.queries.calibration),
-            metric=lesson.data.metric,
+            Outputs(self.bundle, context.queries.calibration),
+            metric=context.data.metric,
             named=[] if level is None else [level],
-            allowed=lesson.allowed,
+            allowed=context.allowed,
             risk=risk,
         ).values()
         if level is None:
@@ -100,15 +100,15 @@ class Trained:
 
 
 def measure(
-    candidates: Sequence[Candidate], lesson: Lesson, folder: Path
+    candidates: Sequence[Candidate], context: TrainingContext, folder: Path
 ) -> tuple[float, list[Trained]]:
     """Measure trained candidates against the deployed model on the test queries.
 
     Temporary bundles go to `folder`. Returns the milliseconds of the deployed model, and each
     candidate's measurements.
     """
-    deployed, queries, metric = lesson.teacher.bundle, lesson.queries, lesson.data.metric
-    assert lesson.level is not None
+    deployed, queries, metric = context.teacher.bundle, context.queries, context.data.metric
+    assert context.level is not None
     exported = [each.exported() for each in candidates]
     own = deployed.stored(deployed.manifest.deployed)
     backups = [made.backup for made in exported if made.backup is not None]
@@ -131,11 +131,11 @@ def measure(
         agreed = score(metric, answers.outputs, right)
         of_classes = METRICS[metric].kind == "classes"
         interval = share_interval(agreed, len(right)) if of_classes else None
-        covered = estimate_coverage(answers.gave, wanted, metric, lesson.level, lesson.allowed)
+        covered = estimate_coverage(answers.gave, wanted, metric, context.level, context.allowed)
         agreement = agreement_for(metric, wanted)
         confidence = suited(agreement.kind, answers.gave)
         if confidence == "none":
-            covered = float(covered >= lesson.level)
+            covered = float(covered >= context.level)
         sure = confidences(confidence, answers.gave)
         doubts = fit_doubt(sure, agreement(answers.outputs, wanted)).of(sure)
         spread = np.quantile(doubts, np.linspace(0, 1, QUANTILES)).tolist()

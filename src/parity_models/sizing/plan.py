@@ -15,10 +15,10 @@ from parity_models.options import SECONDS, SHARE, Option, gather
 from parity_models.printed import Printed
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Adaptive, EqualResources, Hedging
-from parity_models.sizing.scene import (
+from parity_models.sizing.scenario import (
     ALIKE,
     Outcome,
-    Scene,
+    Scenario,
     Service,
     SimulationOptions,
     outcome_table,
@@ -244,7 +244,7 @@ class Planner:
         """Simulate a plan."""
         goal, service = self._goal, self._service
         options = replace(goal, rate=self.rate, instances=instances)
-        outcome = Scene.of(service, options, queries=QUERIES).outcome(choice)
+        outcome = Scenario.of(service, options, queries=QUERIES).outcome(choice)
         factors = {
             f"p99 {outcome.p99_ms:.1f} ms": outcome.p99_ms / (1e3 * (goal.p99 or inf)),
             f"p99.9 {outcome.p999_ms:.1f} ms": outcome.p999_ms / (1e3 * (goal.p999 or inf)),

@@ -31,19 +31,19 @@ from parity_models.sizing.finalists import (
     choose,
     measure,
 )
-from parity_models.sizing.scene import (
+from parity_models.sizing.scenario import (
     ALIKE,
     INSTANCES,
     Outcome,
-    Scene,
-    SceneOptions,
+    Scenario,
+    ScenarioOptions,
     Service,
     SimulationOptions,
     outcome_table,
 )
 from parity_models.tasks.metrics import OutputKind
 from parity_models.tensors.queries import commonest
-from parity_models.training.candidates import Lesson
+from parity_models.training.candidates import TrainingContext
 from parity_models.training.device import BATCH as PREDICTED
 from parity_models.training.device import Rows, choose_device, place, predict
 from parity_models.training.distillation import distill, envelope_of
@@ -82,8 +82,8 @@ LEAST_QUERIES, QUERIES, MOST_QUERIES = 3_000, 10_000, 40_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchOptions(TeachingOptions, SceneOptions):
-    """The options of a search for stand-ins, and the scene in which they are simulated."""
+class SearchOptions(TeachingOptions, ScenarioOptions):
+    """The options of a search for stand-ins, and the scenario in which they are simulated."""
 
     minutes: Annotated[
         float, Option("Time for the whole search.", above=0, at_most=10_000, metavar="MINUTES")
@@ -262,16 +262,16 @@ def protect(
         if queries.calibration is not None and chosen.gate is not None:
             _check_enough(len(queries.calibration), chosen.gate)
         check_place(out)
-        lesson = prepare(teacher, queries, chosen, said)
-        test = lesson.queries.test
+        context = prepare(teacher, queries, chosen, said)
+        test = context.queries.test
         assert test is not None
-        proposals = propose(teacher, lesson.queried, commonest(test, teacher.signature))
+        proposals = propose(teacher, context.queried, commonest(test, teacher.signature))
         total = 60 * chosen.minutes
         # Hardly any finalist is slower than the model.
-        running = (FINALISTS + 1) * lesson.row_seconds * 2 * len(test)
+        running = (FINALISTS + 1) * context.row_seconds * 2 * len(test)
         finishing = min(FINISHING + running, MOST_FINISHING * total)
         seconds = max(end - finishing - time.monotonic(), LEAST_SEARCHING * total)
-        return _finish(lesson, search(lesson, proposals, seconds, said), out, chosen)
+        return _finish(context, search(context, proposals, seconds, said), out, chosen)
 
 
 def _check_enough(queries: int, level: float) -> None:
@@ -289,8 +289,8 @@ def _check_enough(queries: int, level: float) -> None:
 
 def prepare(
     teacher: Teacher, queries: Queries, options: SearchOptions, callbacks: Callbacks
-) -> Lesson:
-    """Have the model predict, and return the lesson for training and measuring candidates.
+) -> TrainingContext:
+    """Have the model predict, and return the context for training and measuring candidates.
 
     If that would take too long, the model predicts for fewer queries, and a note says so.
     """
@@ -312,7 +312,7 @@ def prepare(
         raise UserError(f"predictions are {data.output_kind}, not classes; leave out --answer-only")
     queried, level = teacher.describe(queries.train), options.gate or AGREEMENT
     learned = teacher, model, queries, data, queried
-    return Lesson(*learned, options.seed, level, row_seconds, only)
+    return TrainingContext(*learned, options.seed, level, row_seconds, only)
 
 
 def _affordable(
@@ -337,26 +337,26 @@ def _affordable(
     return replace(queries, **some)
 
 
-def _finish(lesson: Lesson, found: Found, out: Path, options: SearchOptions) -> Protected:
+def _finish(context: TrainingContext, found: Found, out: Path, options: SearchOptions) -> Protected:
     """Measure, simulate, choose, calibrate and write."""
     late = PolicyChoice(Adaptive.name, {"differ": options.differ})
     count = int(min(MOST_QUERIES, max(LEAST_QUERIES, QUERIES * options.minutes)))
     shown = options.gate
-    if lesson.allowed and shown is None:
-        shown = lesson.level
+    if context.allowed and shown is None:
+        shown = context.level
     with TemporaryDirectory() as folder:
-        base, trained = measure(found.finalists, lesson, Path(folder))
+        base, trained = measure(found.finalists, context, Path(folder))
         simulated = SimulationOptions(
             rate=options.rate,
             instances=options.instances,
             contention=options.contention,
             seed=options.seed,
         )
-        scene = Scene.of(Service({DEPLOYED: base / 1e3}), simulated, queries=count)
+        scenario = Scenario.of(Service({DEPLOYED: base / 1e3}), simulated, queries=count)
 
         def simulate(finalist: Finalist) -> None:
             service = finalist.service(gated=shown is not None)
-            finalist.outcome = replace(scene, service=service).outcome(late)
+            finalist.outcome = replace(scenario, service=service).outcome(late)
 
         able = [each for each in trained if shown is None or each.finalist.covered]
         for each in able:
@@ -370,20 +370,20 @@ def _finish(lesson: Lesson, found: Found, out: Path, options: SearchOptions) -> 
                 "queries; give a lower --agreement, more --inputs, or more --minutes"
             )
         best, gate = chosen
-        bundle = write_protected(lesson, best, gate, out)
+        bundle = write_protected(context, best, gate, out)
     simulate(best.finalist)
-    assert lesson.level is not None
+    assert context.level is not None
     report = Report(
-        lesson.data.metric,
-        lesson.data.output_kind,
-        lesson.level,
+        context.data.metric,
+        context.data.output_kind,
+        context.level,
         base,
         [best.finalist, *(each.finalist for each in trained if each is not best)],
-        scene.outcome(PolicyChoice(EqualResources.name)),
-        scene.outcome(PolicyChoice(Hedging.name, dispatch="latency-aware")),
-        scene.queries,
-        scene.rate,
-        scene.instances,
+        scenario.outcome(PolicyChoice(EqualResources.name)),
+        scenario.outcome(PolicyChoice(Hedging.name, dispatch="latency-aware")),
+        scenario.queries,
+        scenario.rate,
+        scenario.instances,
         found.dropped,
         found.interrupted,
     )
@@ -395,17 +395,19 @@ def _finish(lesson: Lesson, found: Found, out: Path, options: SearchOptions) -> 
     return Protected(**vars(bundle), report=report, flags=flags)
 
 
-def write_protected(lesson: Lesson, chosen: Trained, gate: Calibration, out: Path) -> Bundle:
+def write_protected(
+    context: TrainingContext, chosen: Trained, gate: Calibration, out: Path
+) -> Bundle:
     """Write the deployed model and the `chosen` stand-in to `out`: a whole bundle or nothing."""
-    queries, made = lesson.queries, chosen.exported
+    queries, made = context.queries, chosen.exported
     assert queries.test is not None
     gates: dict[StandIn, Calibration] = {"backup": gate}
     return write_stand_ins(
         out,
-        lesson.teacher.bundle,
+        context.teacher.bundle,
         replace(made, calibration=gates),
-        envelope_of(chosen.candidate.data, lesson.teacher),
+        envelope_of(chosen.candidate.data, context.teacher),
         queries,
-        lesson.data.metric,
+        context.data.metric,
         calibrated=True,
     )[0]

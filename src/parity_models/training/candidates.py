@@ -84,7 +84,7 @@ def code_for(spec: CodeSpec, teacher: Teacher) -> Code:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingContext:
     """All that the candidates for one deployed model have in common.
 
     `model` is F as a module, and takes `row_seconds` for each of the `queries`, which `queried`
@@ -121,7 +121,7 @@ class Candidate:
     def __init__(
         self,
         network: str | Factory,
-        lesson: Lesson,
+        context: TrainingContext,
         code: CodeSpec | None = None,
         *,
         share: float = 1.0,
@@ -129,22 +129,22 @@ class Candidate:
     ) -> None:
         self.share = share
         self.score = self.covered = self.seconds = 0.0
-        self.judging = share * lesson.judging
+        self.judging = share * context.judging
         self.epochs = 0
         self.trained = False
-        self.lesson = lesson
-        teacher, data = lesson.teacher, lesson.data
+        self.context = context
+        teacher, data = context.teacher, context.data
         self._foreign = teacher.foreign
         self._code = None if code is None else code_for(code, teacher)
         coder = None if self._code is None or self._code.by_slot else self._code
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(lesson.seed)
+            torch.manual_seed(context.seed)
             if coder is None:
-                chosen = single_network(network, lesson.queried, teacher.output.shape)
+                chosen = single_network(network, context.queried, teacher.output.shape)
                 module = chosen.make()
             else:
                 chosen = plan(network, coder)
-                module, started = build_models(chosen, coder.r, lesson.model)
+                module, started = build_models(chosen, coder.r, context.model)
                 self._foreign = self._foreign and chosen.recipe.from_deployed and not started
             module = place(module, data.inputs.device)
         self.network, self.recipe = chosen.name, chosen.recipe
@@ -171,7 +171,7 @@ class Candidate:
     def options(self) -> RunOptions:
         """All that determines the networks, except data, chance and time."""
         return {
-            "deployed": self.lesson.teacher.bundle.manifest.deployed.sha256,
+            "deployed": self.context.teacher.bundle.manifest.deployed.sha256,
             "network": self.network,
             **({} if self._code is None else {"code": str(self._code.spec)}),
             "metric": self.data.metric,
@@ -201,7 +201,7 @@ class Candidate:
                 self._problem,
                 self.recipe,
                 budget or Budget(self.recipe.usual_epochs(self._problem.steps)),
-                seed=self.lesson.seed if seed is None else seed,
+                seed=self.context.seed if seed is None else seed,
                 checkpoint=checkpoint,
                 options=self.options | (options or {}),
                 resume=resume,
@@ -218,13 +218,13 @@ class Candidate:
     def judge(self) -> None:
         """Estimate, from held-out queries, the share that it may answer at the wanted level of
         agreement; see `estimate_coverage`."""
-        began, lesson = time.monotonic(), self.lesson
-        assert lesson.level is not None
+        began, context = time.monotonic(), self.context
+        assert context.level is not None
         given, rows = map(np.concatenate, zip(*self._problem.answers(), strict=True))
         predictions = self.data.held_out_predictions.cpu().numpy()[rows]
         self.judging = time.monotonic() - began
         self.covered = estimate_coverage(
-            given, predictions, self.data.metric, lesson.level, lesson.allowed
+            given, predictions, self.data.metric, context.level, context.allowed
         )
 
     def exported(self) -> Exported:
@@ -233,12 +233,12 @@ class Candidate:
         Parity models that run one network in each slot come with that network as a backup. Any
         other backup gets a head if that lets it answer more at the wanted level.
         """
-        models, lesson = self._problem.models, self.lesson
+        models, context = self._problem.models, self.context
         training = Training(
-            task=lesson.teacher.bundle.manifest.task,
-            inputs=len(lesson.queries.train),
-            inputs_sha256=lesson.queries.sha256,
-            seed=lesson.seed,
+            task=context.teacher.bundle.manifest.task,
+            inputs=len(context.queries.train),
+            inputs_sha256=context.queries.sha256,
+            seed=context.seed,
             epochs=self.epochs,
             seconds=round(self.seconds, 2),
             device=str(self.data.inputs.device),
@@ -257,8 +257,8 @@ class Candidate:
     def _choose_head(self) -> Head | None:
         """Return the head for a backup, if one is worth having, by the queries held out."""
         data, transform, metric = self.data, self.data.transform, self.data.metric
-        lesson = self.lesson
-        levels = LEVELS if lesson.level is None else [lesson.level]
+        context = self.context
+        levels = LEVELS if context.level is None else [context.level]
         predictions = data.held_out_predictions.cpu().numpy()
         raw = predict(self._problem.module, data.held_out)
         given = valid(transform.kind, raw).cpu().numpy()
@@ -267,7 +267,7 @@ class Candidate:
         sure = None if kind == "none" else confidences(kind, given)
         agreed, of_classes = agreement(given, predictions), transform.of_classes
         with computing(threaded=False):
-            return choose_head(raw, agreed, sure, levels, of_classes=of_classes, seed=lesson.seed)
+            return choose_head(raw, agreed, sure, levels, of_classes=of_classes, seed=context.seed)
 
     def _model(
         self,
@@ -279,7 +279,7 @@ class Candidate:
     ) -> NewModel:
         """Export a module for single queries, or the parity queries of a code, as it is served:
         with valid answers, in the data type of F's output."""
-        teacher, network = self.lesson.teacher, self.network
+        teacher, network = self.context.teacher, self.network
         signature, output = teacher.stand_in(code), teacher.output
         module = served(module)
         kind = self.data.output_kind

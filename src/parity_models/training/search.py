@@ -19,7 +19,7 @@ from parity_models.codes import Code, CodeSpec
 from parity_models.errors import TrainingError
 from parity_models.progress import Callbacks, OnProgress, Progress
 from parity_models.tensors.signature import Sizes
-from parity_models.training.candidates import Candidate, Lesson, code_for
+from parity_models.training.candidates import Candidate, TrainingContext, code_for
 from parity_models.training.export import export
 from parity_models.training.fit import Budget
 from parity_models.training.network_plans import parity_network, single_network
@@ -174,21 +174,21 @@ class Found:
 
 
 def search(
-    lesson: Lesson, proposals: Mapping[str, float], seconds: float, callbacks: Callbacks
+    context: TrainingContext, proposals: Mapping[str, float], seconds: float, callbacks: Callbacks
 ) -> Found:
     """Train backups of the proposed networks for this many seconds, and each at least once.
 
     Raises TrainingError if no candidate could be trained, and KeyboardInterrupt if Ctrl-C came
     before the first was.
     """
-    return _Search(lesson, seconds, callbacks).run(proposals)
+    return _Search(context, seconds, callbacks).run(proposals)
 
 
 class _Search:
     """One search, and the candidates that it dropped."""
 
-    def __init__(self, lesson: Lesson, seconds: float, callbacks: Callbacks) -> None:
-        self._lesson = lesson
+    def __init__(self, context: TrainingContext, seconds: float, callbacks: Callbacks) -> None:
+        self._lesson = context
         self._callbacks = callbacks
         self._dropped: dict[str, str] = {}
         self._began, self._seconds = time.monotonic(), seconds
@@ -226,7 +226,7 @@ class _Search:
 
     def _rung(self, candidates: Sequence[Candidate], rung: int, end: float) -> None:
         """Train each until `end` at the latest; drop any that cannot be trained."""
-        lesson = self._lesson
+        context = self._lesson
         for place, candidate in enumerate(candidates):
             slot = max(0.0, (end - time.monotonic()) / (len(candidates) - place))
             if rung > 0 and slot <= JUDGED * candidate.judging:  # it stays as it is
@@ -237,7 +237,7 @@ class _Search:
             try:
                 fitted = candidate.fit(
                     Budget(seconds=max(SHORTEST, slot - candidate.judging)),
-                    seed=lesson.seed + rung,
+                    seed=context.seed + rung,
                     on_progress=self._reporting(where, slot, best),
                 )
                 if first or fitted.best_epoch:

@@ -31,7 +31,7 @@ from parity_models.options import gather
 from parity_models.printed import Printed
 from parity_models.progress import Callbacks, OnProgress
 from parity_models.tensors.queries import commonest
-from parity_models.training.candidates import Candidate, Exported, Lesson
+from parity_models.training.candidates import Candidate, Exported, TrainingContext
 from parity_models.training.device import choose_device, place
 from parity_models.training.distillation import distill, envelope_of
 from parity_models.training.fit import Budget, Fitted
@@ -202,8 +202,8 @@ def train(
     find_network(network)  # a wrong name is refused before the model predicts
     model = place(teacher.network(callbacks.on_progress), device)
     data = distill(model, teacher, queries, device)
-    lesson = Lesson(teacher, model, queries, data, queried, options.seed)
-    candidate = Candidate(network, lesson, code, plan=plan)
+    context = TrainingContext(teacher, model, queries, data, queried, options.seed)
+    candidate = Candidate(network, context, code, plan=plan)
     checkpoint = out.with_name(f"{out.name}.checkpoint")
     budget = Budget(options.epochs, options.seconds)
     fitted = candidate.fit(

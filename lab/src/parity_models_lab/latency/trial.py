@@ -29,7 +29,7 @@ from parity_models.simulation.emulation import (
     Spell,
 )
 from parity_models.simulation.simulation import FAILED, SOURCES, Driver, Simulation, simulate
-from parity_models.sizing.scene import DISPATCH
+from parity_models.sizing.scenario import DISPATCH
 from parity_models_lab.latency.cores import Cores, DriverOnCores
 from parity_models_lab.latency.link import DriverOnLinks, Links
 

@@ -1,4 +1,4 @@
-"""The scene of a simulation: a workload on a cluster that serves some models, and its outcomes.
+"""The scenario of a simulation: a workload on a cluster that serves some models, and its outcomes.
 
 `simulation` drives the server's own scheduler, so policies are compared by the code that runs them.
 All policies of a comparison meet the same arrivals and the same contention.
@@ -62,7 +62,7 @@ USUAL_DOUBTS = tuple(np.geomspace(1e-4, 0.5, QUANTILES).tolist())
 
 
 @dataclass(frozen=True, kw_only=True)
-class SceneOptions(Options):
+class ScenarioOptions(Options):
     """The queries that arrive, the instances that serve them, and the contention there."""
 
     rate: Annotated[
@@ -94,8 +94,8 @@ class SceneOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimulationOptions(SceneOptions):
-    """The scene of a simulation, and a service without a bundle. Times in seconds."""
+class SimulationOptions(ScenarioOptions):
+    """The scenario of a simulation, and a service without a bundle. Times in seconds."""
 
     queries: Annotated[
         int | None,
@@ -327,7 +327,7 @@ def outcome_table(
 
 
 @dataclass(frozen=True)
-class Scene:
+class Scenario:
     """A service, and the workload and cluster that every policy of a comparison meets.
 
     The `simulation` has all instances, and the contention as its faults. Policy and service fill in
@@ -339,8 +339,8 @@ class Scene:
     driver: Callable[..., Driver] | None = None
 
     @classmethod
-    def of(cls, service: Service, options: SimulationOptions, *, queries: int) -> "Scene":
-        """Return the scene of a load; `queries` is their default number.
+    def of(cls, service: Service, options: SimulationOptions, *, queries: int) -> "Scenario":
+        """Return the scenario of a load; `queries` is their default number.
 
         Raises UserError for files that cannot be read or do not fit.
         """
@@ -372,13 +372,13 @@ class Scene:
 
     def outcome(self, choice: PolicyChoice) -> Outcome:
         """Simulate a policy. Raises UserError if no query is answered."""
-        service, scene = self.service, self.simulation
+        service, base = self.service, self.simulation
         policy, dispatch = choice.build(service.stand_ins)
-        extra = extra_instances(choice, policy, scene.instances, None, service.stand_ins.code)
-        faults = msgspec.structs.replace(scene.faults, seed=scene.seed)
+        extra = extra_instances(choice, policy, base.instances, None, service.stand_ins.code)
+        faults = msgspec.structs.replace(base.faults, seed=base.seed)
         simulation = replace(
-            scene,
-            instances=scene.instances - extra,
+            base,
+            instances=base.instances - extra,
             extra_instances=extra,
             service={role: LogNormal(each, SPREAD) for role, each in service.seconds.items()},
             faults=service.emulate(faults, policy.differ),
@@ -387,7 +387,10 @@ class Scene:
             further_rows=service.added,
         )
         result = simulate(simulation, policy, dispatch, driver=self.driver)
-        sources, latencies = result.sources[scene.warm_up :], result.latencies[scene.warm_up :]
+        sources, latencies = (
+            result.sources[base.warm_up :],
+            result.latencies[base.warm_up :],
+        )
         answered = sources != FAILED
         if not answered.any():
             raise UserError(
@@ -395,7 +398,7 @@ class Scene:
             )
         p50, p99, p999 = np.quantile(latencies[answered] * 1e3, (0.5, 0.99, 0.999)).tolist()
         busy = sum(result.busy.values())
-        span = float(scene.arrivals[-1] - scene.arrivals[scene.warm_up])
+        span = float(base.arrivals[-1] - base.arrivals[base.warm_up])
         return Outcome(
             p50,
             p99,
@@ -405,8 +408,8 @@ class Scene:
             max(0.0, result.rows.get(DEPLOYED, 0) / len(sources) - 1),
             result.units,
             1e3 * busy / len(sources),
-            max(0.0, 1 - busy / (scene.instances * span)) if span > 0 else 0.0,
-            float(result.doubts[scene.warm_up :].mean()),
+            max(0.0, 1 - busy / (base.instances * span)) if span > 0 else 0.0,
+            float(result.doubts[base.warm_up :].mean()),
         )
 
 
