@@ -127,7 +127,7 @@ def _functions(command: str) -> list[str]:
         "bundle": ["make_bundle"],
         "plan": ["plan", "advise"],
         "export": ["export_repository"],
-        "load": ["offer_load_from_own_process"],
+        "load": ["offer_load"],
     }
     return others.get(command, [command])
 

@@ -11,7 +11,6 @@ from parity_models.late.driver import LateAnswer as LateAnswer
 from parity_models.late.late import Late as Late
 from parity_models.load import LoadSpec as LoadSpec
 from parity_models.load import offer_load as offer_load
-from parity_models.load import offer_load_from_own_process as offer_load_from_own_process
 from parity_models.load.rehearse import Rehearsal as Rehearsal
 from parity_models.load.rehearse import rehearse as rehearse
 from parity_models.progress import Callbacks as Callbacks

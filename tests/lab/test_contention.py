@@ -17,13 +17,14 @@ import numpy as np
 import psutil
 import pytest
 
-from parity_models.load import LoadSpec, offer_load_from_own_process
+from parity_models.load import LoadSpec
 from parity_models.serving.server import ServeOptions
 from parity_models_lab.contention.network import check_privileges
 from parity_models_lab.contention.quota import ROOT, quota
 from parity_models_lab.contention.transfers import RATE, SIZES, ContentionError, legs
 from parity_models_lab.latency.real_trial import contended
 from parity_models_lab.latency.trial import Setting
+from parity_models_lab.processes import offer_load_from_own_process
 from parity_models_lab.served import served
 from served import predictions, queries, until, write_linear_bundle
 

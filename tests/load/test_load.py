@@ -1,7 +1,6 @@
 """The load generator sends what is due when it is due, and knows the fate of every query."""
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -14,8 +13,8 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from parity_models.errors import LoadError, UserError
-from parity_models.load import LoadSpec, offer_load, offer_load_from_own_process
+from parity_models.errors import UserError
+from parity_models.load import LoadSpec, offer_load
 from parity_models.load.result import report_of
 from parity_models.load.target import Queries, Target
 from parity_models.roles import Source
@@ -277,13 +276,3 @@ async def test_a_load_that_cannot_be_offered_is_refused_with_the_reason(
         for change, reason in REFUSED:
             with pytest.raises(UserError, match=reason):
                 await offer_load(load(**{"url": url, "data": data} | change))
-
-
-@pytest.mark.slow
-async def test_the_last_line_of_a_generator_that_fails_is_the_error(data: str) -> None:
-    script = "print('ready'); print('started'); print('no space'); exit(1)"
-    spec = load("http://127.0.0.1:1", data, rate=10, queries=5)
-    with pytest.raises(LoadError, match="no space"):
-        await offer_load_from_own_process(spec, prefix=(sys.executable, "-c", script))
-    with pytest.raises(LoadError, match="no server answers"):
-        await offer_load_from_own_process(spec)

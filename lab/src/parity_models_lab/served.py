@@ -19,10 +19,10 @@ import uvloop
 
 from parity_models.bundle.bundle import open_bundle
 from parity_models.errors import LoadError, ServingError, UserError
-from parity_models.load.process import READY, Child, child, commands, run_child, tell
 from parity_models.serving.client import model_path
 from parity_models.serving.garbage import freeze_modules
 from parity_models.serving.server import ServeOptions, Server
+from parity_models_lab.processes import READY, Child, child, commands, run_child, tell
 
 BEGIN_FAULTS = b"begin faults\n"
 """Starts the clock of the server's fault plan."""

@@ -1,9 +1,11 @@
 """parm load: open-loop load on a server, and its latencies."""
 
 import asyncio
+import sys
 from dataclasses import replace
 from typing import Annotated
 
+import numpy as np
 import typer
 from msgspec import structs
 from rich.console import Console
@@ -11,8 +13,10 @@ from rich.table import Table
 
 from parity_models.cli.common import Json, check_file, stop_on_signals, write_json
 from parity_models.cli.flags import Without, argument
-from parity_models.load import LoadSpec, offer_load_from_own_process
+from parity_models.load import LoadSpec, offer_load
+from parity_models.load.generator import run_precisely
 from parity_models.load.result import LoadReport, LoadResult, report_of
+from parity_models.progress import EVERY, Progress
 from parity_models.serving.client import Credentials
 
 INTERRUPTED = 130
@@ -43,7 +47,7 @@ def load(
     spec = replace(options, url=url)
     check_file(json)
     try:
-        result, stopped = asyncio.run(_offer_until_signal(spec))
+        result, stopped = run_precisely(_offer_until_signal(spec))
     except asyncio.CancelledError:
         raise typer.Exit(INTERRUPTED) from None
     report = report_of(spec, result)
@@ -55,9 +59,35 @@ def load(
 
 async def _offer_until_signal(spec: LoadSpec) -> tuple[LoadResult, bool]:
     """Offer the load until a signal stops it. Return the result, and whether it was stopped."""
+    showing: asyncio.Task[None] | None = None
+
+    def show() -> None:
+        nonlocal showing
+        showing = asyncio.create_task(_show_progress(spec))
+
     with stop_on_signals() as stop:
-        result = await offer_load_from_own_process(spec, stop=stop)
+        try:
+            result = await offer_load(spec, show, stop=stop)
+        finally:
+            if showing is not None:
+                showing.cancel()
         return result, stop.is_set()
+
+
+async def _show_progress(spec: LoadSpec) -> None:
+    """Write how far the load is, on a terminal every second. Bars take the time of requests."""
+    loop, live = asyncio.get_running_loop(), sys.stderr.isatty()
+    due = spec.due[spec.warm_up_requests :] - spec.due[spec.warm_up_requests]
+    began = loop.time()
+    try:
+        while True:
+            await asyncio.sleep(1.0 if live else EVERY)
+            sent = np.searchsorted(due, loop.time() - began)
+            said = f"{Progress('queries', int(sent) * spec.batch, len(due) * spec.batch)}"
+            typer.echo(f"\r{said}" if live else said, err=True, nl=not live)
+    finally:
+        if live:
+            typer.echo("\r\x1b[K", err=True, nl=False)
 
 
 def _print_report(report: LoadReport) -> None:

@@ -7,7 +7,6 @@ queries at the same times.
 """
 
 from parity_models.load.generator import offer_load
-from parity_models.load.process import offer_load_from_own_process
 from parity_models.load.spec import LoadSpec
 
-__all__ = ["LoadSpec", "offer_load", "offer_load_from_own_process"]
+__all__ = ["LoadSpec", "offer_load"]

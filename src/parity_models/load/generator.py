@@ -1,9 +1,11 @@
 """Sends a load's requests when they are due, and keeps the outcome of each."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import Any
+import os
+import selectors
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from parity_models.load.result import SOURCES, LoadResult
 from parity_models.load.spec import LoadSpec
 from parity_models.load.target import Ask, NoAnswerError, Queries, Target, target
+from parity_models.serving.garbage import freeze_modules
 from parity_models.tasks import METRICS
 from parity_models.tensors.queries import rows_in
 
@@ -20,13 +23,35 @@ PATIENCE = 1.0
 """Seconds to wait for answers once the load is being stopped."""
 NOT_SENT = -1
 
+T = TypeVar("T")
 
-async def offer_load(spec: LoadSpec, started: Callable[[], None] | None = None) -> LoadResult:
+
+def run_precisely(main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that offers a load in a process that does nothing else: requests go out on
+    time, with a real-time priority if the system allows it."""
+    with suppress(AttributeError, OSError):
+        policy = os.SCHED_RR | os.SCHED_RESET_ON_FORK
+        os.sched_setscheduler(0, policy, os.sched_param(os.sched_get_priority_min(os.SCHED_RR)))
+    freeze_modules()
+    # epoll rounds waits up to whole milliseconds; select keeps their microseconds.
+    with asyncio.Runner(
+        loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())
+    ) as runner:
+        return runner.run(main)
+
+
+async def offer_load(
+    spec: LoadSpec,
+    started: Callable[[], None] | None = None,
+    *,
+    stop: asyncio.Event | None = None,
+) -> LoadResult:
     """Offer the whole load from this process.
 
     Args:
         spec: The load.
         started: Called when the first counted query is due.
+        stop: Ends the load once it is set; the result has the queries sent until then.
 
     Returns:
         The outcome of every counted query.
@@ -34,17 +59,21 @@ async def offer_load(spec: LoadSpec, started: Callable[[], None] | None = None) 
     Raises:
         LoadError: The server or its model cannot be found, or the queries do not fit it.
     """
-    async with prepare_load(spec) as load:
-        load.start(asyncio.get_running_loop().time() + LEAD, started)
-        await load.finish()
-    return load.result()
-
-
-@asynccontextmanager
-async def prepare_load(spec: LoadSpec) -> AsyncIterator["Load"]:
-    """Connect to the model, and read the queries. Raises as `offer_load`."""
     async with target(spec.url, spec.model, spec.binary) as asked:
-        yield Load(spec, Queries.read(spec, asked), asked)
+        load = Load(spec, Queries.read(spec, asked), asked)
+
+        async def stop_when_asked() -> None:
+            if stop is not None:
+                await stop.wait()
+                load.stop()
+
+        load.start(asyncio.get_running_loop().time() + LEAD, started)
+        stopping = asyncio.create_task(stop_when_asked())
+        try:
+            await load.finish()
+        finally:
+            stopping.cancel()
+    return load.result()
 
 
 class Load:

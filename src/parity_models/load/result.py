@@ -3,8 +3,7 @@
 Latencies are those of answered queries, from the scheduled send.
 """
 
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -51,16 +50,6 @@ class LoadResult:
         """Return the number of queries that ended in each kind of error."""
         kinds, counts = np.unique(self.outcome[~self.answered], return_counts=True)
         return {str(self.outcomes[kind]): int(n) for kind, n in zip(kinds, counts, strict=True)}
-
-    def save(self, path: Path) -> None:
-        """Write the arrays to an .npz file."""
-        np.savez(path, **{f.name: getattr(self, f.name) for f in fields(self)})
-
-    @classmethod
-    def load(cls, path: Path) -> "LoadResult":
-        """Read what `save` wrote."""
-        with np.load(path, allow_pickle=False) as arrays:
-            return cls(**{field.name: arrays[field.name] for field in fields(cls)})
 
 
 # The report

@@ -9,11 +9,12 @@ from typing import Annotated
 
 import numpy as np
 
-from parity_models.load import LoadSpec, offer_load_from_own_process
+from parity_models.load import LoadSpec
 from parity_models.load.target import Ask, NoAnswerError, target
 from parity_models.options import SECONDS, Option
 from parity_models_lab.chaos.known_model import MODEL, write_known_model
 from parity_models_lab.chaos.server import INSTANCES, RESULTS, Engine, TestedServer
+from parity_models_lab.processes import offer_load_from_own_process
 from parity_models_lab.results import OutFolder, Row, check_out, report
 
 FACTORS = (1.2, 2.0, 3.0, 5.0)

@@ -15,12 +15,12 @@ from typing import Any
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from parity_models.load.process import Child
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.client import Client, ClientError
 from parity_models.serving.options import EngineChoice, ServeOptions
 from parity_models.simulation.emulation import FaultPlan, Lie, LogNormal
 from parity_models_lab.chaos.known_model import MODEL, KnownModel
+from parity_models_lab.processes import Child
 from parity_models_lab.served import BEGIN_FAULTS, GRPC, processes, served
 
 INSTANCES = 4

@@ -14,7 +14,7 @@ from torch import nn
 
 from parity_models.bundle.bundle import Bundle, NewModel, open_bundle, write_bundle
 from parity_models.errors import BundleError, LoadError
-from parity_models.load import LoadSpec, offer_load_from_own_process
+from parity_models.load import LoadSpec
 from parity_models.roles import DEPLOYED, Source
 from parity_models.serving.engine import Placement
 from parity_models.serving.server import ServeOptions
@@ -29,6 +29,7 @@ from parity_models_lab.latency.trial import (
     TrialResult,
     result_of,
 )
+from parity_models_lab.processes import offer_load_from_own_process
 from parity_models_lab.served import BEGIN_FAULTS, BUSY, LAG, seconds, served
 
 ROWS = 200

@@ -1,4 +1,5 @@
-"""A load from its own process, where its caller's work does not disturb its clock.
+"""Child processes of experiments, and a load from a process of its own, whose clock its caller's
+work does not disturb.
 
 A child process writes a line when it is ready, or the reason why it is not. It ends when its
 standard input does, so that it cannot outlive its parent.
@@ -6,27 +7,21 @@ standard input does, so that it cannot outlive its parent.
 
 import asyncio
 import os
-import selectors
 import sys
-import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from signal import SIGKILL
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from parity_models.errors import LoadError, ParityModelsError, ServingError
-from parity_models.load.generator import LEAD, prepare_load
+from parity_models.load.generator import offer_load, run_precisely
 from parity_models.load.result import LoadResult
 from parity_models.load.spec import LoadSpec
-from parity_models.progress import Progress, progress_bars
-from parity_models.serving.garbage import freeze_modules
 
 READY = "ready"
 """The first word of a child that is ready, before a space and its message; any other first line is
@@ -137,11 +132,7 @@ async def commands() -> asyncio.StreamReader:
 
 
 async def offer_load_from_own_process(
-    spec: LoadSpec,
-    started: Callable[[], None] | None = None,
-    prefix: Sequence[str] = (),
-    *,
-    stop: asyncio.Event | None = None,
+    spec: LoadSpec, started: Callable[[], None] | None = None, prefix: Sequence[str] = ()
 ) -> LoadResult:
     """Offer a load from a new process, which has ended when this returns or raises.
 
@@ -149,7 +140,6 @@ async def offer_load_from_own_process(
         spec: The load.
         started: Called when the first counted query is due.
         prefix: The beginning of the process's command.
-        stop: Ends the load once it is set; the result has the queries sent until then.
 
     Returns:
         The outcome of every counted query.
@@ -157,81 +147,45 @@ async def offer_load_from_own_process(
     Raises:
         LoadError: The server or its model cannot be found, or the queries do not fit it.
     """
-    due = spec.due
     with TemporaryDirectory(prefix="parm-load-") as folder:
         spec_path, result = Path(folder, "spec.json"), Path(folder, "result.npz")
         spec_path.write_bytes(msgspec.json.encode(spec))
-        program = f"from {__name__} import main; main()"
-        command = (*prefix, sys.executable, "-c", program, str(spec_path), str(result))
+        command = (*prefix, sys.executable, "-m", __name__, str(spec_path), str(result))
         async with child(command, LoadError) as generator:
-            start = time.monotonic() + LEAD
-            others: list[asyncio.Task[Any]]
-            others = [asyncio.create_task(_show_progress(start + due, spec.batch))]
-            if stop is not None:
-                others.append(asyncio.create_task(stop.wait()))
-                others[-1].add_done_callback(lambda _: generator.end_input())
-            try:
-                await _listen(generator, started)
-            finally:
-                for task in others:
-                    task.cancel()
-        return LoadResult.load(result)
+            why = ""
+            async for line in generator.lines():
+                if line == STARTED and started is not None:
+                    started()
+                elif line != STARTED:
+                    why = line
+            code = await generator.wait()
+            if code != 0:
+                raise LoadError(why or f"the load stopped with exit code {code}")
+        with np.load(result, allow_pickle=False) as arrays:
+            return LoadResult(**arrays)
 
 
-async def _listen(generator: Child, started: Callable[[], None] | None) -> None:
-    """Wait until the generator is done."""
-    why = ""
-    async for line in generator.lines():
-        if line == STARTED and started is not None:
-            started()
-        elif line != STARTED:
-            why = line
-    code = await generator.wait()
-    if code != 0:
-        raise LoadError(why or f"the load stopped with exit code {code}")
-
-
-async def _show_progress(due: NDArray[np.float64], batch: int) -> None:
-    with progress_bars() as bars:
-        while True:
-            await asyncio.sleep(0.5)
-            sent = int(np.searchsorted(due, time.monotonic())) * batch
-            bars.on_progress(Progress("queries", sent, len(due) * batch))
-
-
-# In a generator process
-
-
-async def _generate(spec: LoadSpec, result: Path) -> None:
+async def _generate(spec: LoadSpec) -> LoadResult:
     """Send the requests of the load until standard input ends. Writes READY, and STARTED."""
-    async with prepare_load(spec) as load:
-        lines = await commands()
-        freeze_modules()
+    tell(READY)
+    lines, ended = await commands(), asyncio.Event()
 
-        async def stop_at_end() -> None:
-            await lines.read()
-            load.stop()
+    async def wait_for_end() -> None:
+        await lines.read()
+        ended.set()
 
-        tell(READY)
-        load.start(asyncio.get_running_loop().time() + LEAD, lambda: tell(STARTED))
-        stopping = asyncio.create_task(stop_at_end())
-        await load.finish()
-        stopping.cancel()
-    load.result().save(result)
+    waiting = asyncio.create_task(wait_for_end())
+    try:
+        return await offer_load(spec, lambda: tell(STARTED), stop=ended)
+    finally:
+        waiting.cancel()
 
 
 def main() -> None:
     """Run a generator process: SPEC.json RESULT.npz."""
-    spec_path, result = map(Path, sys.argv[1:])
-    # Requests go out on time with a real-time priority, if the system allows it. Workers that a
-    # load in process starts do not inherit it.
-    with suppress(AttributeError, OSError):
-        policy = os.SCHED_RR | os.SCHED_RESET_ON_FORK
-        os.sched_setscheduler(0, policy, os.sched_param(os.sched_get_priority_min(os.SCHED_RR)))
-    spec = msgspec.json.decode(spec_path.read_bytes(), type=LoadSpec)
-    # epoll rounds waits up to whole milliseconds; select keeps their microseconds.
-    with asyncio.Runner(
-        loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())
-    ) as runner:
-        generating = _generate(spec, result)
-        run_child(lambda: runner.run(generating))
+    spec = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=LoadSpec)
+    run_child(lambda: np.savez(sys.argv[2], **vars(run_precisely(_generate(spec)))))
+
+
+if __name__ == "__main__":
+    main()
