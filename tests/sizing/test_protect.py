@@ -13,6 +13,7 @@ from commands import Here
 from onnx_models import linear_model, output_of
 from parity_models.bundle.bundle import open_bundle
 from parity_models.bundle.onnx_model import OnnxModel
+from parity_models.progress import Callbacks
 from parity_models.roles import BACKUP, DEPLOYED
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.options import ServeOptions
@@ -25,7 +26,7 @@ from parity_models.sizing.protect import (
     write_protected,
 )
 from parity_models.sizing.scenario import Outcome
-from parity_models.training import Callbacks, Queries, open_teacher
+from parity_models.training import Queries, open_teacher
 from parity_models.training.candidates import Candidate, TrainingContext
 from parity_models.training.fit import Budget, Fitted
 from parity_models.trust.calibration import RISK

@@ -10,15 +10,8 @@ from parity_models.bundle.bundle import Accuracy, Bundle
 from parity_models.codes import CodeSpec
 from parity_models.evaluation.accuracy import measure_accuracy
 from parity_models.evaluation.outputs import Outputs
-from parity_models.training import (
-    Callbacks,
-    Progress,
-    Queries,
-    Trained,
-    TrainingOptions,
-    open_teacher,
-    train,
-)
+from parity_models.progress import Callbacks, Progress
+from parity_models.training import Queries, Trained, TrainingOptions, open_teacher, train
 from parity_models.training.network_plans import Factory, ParityPlan, parity_network
 from parity_models.training.teacher import Model
 from parity_models_lab.tasks import Split

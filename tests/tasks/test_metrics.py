@@ -9,8 +9,14 @@ from numpy.typing import NDArray
 from sklearn.metrics import r2_score
 
 from parity_models.errors import DataError, UserError
-from parity_models.tasks import METRICS, agreement, score
-from parity_models.tasks.metrics import choose_metric, labels_from, load_labels
+from parity_models.tasks.metrics import (
+    METRICS,
+    agreement,
+    choose_metric,
+    labels_from,
+    load_labels,
+    score,
+)
 
 QUERIES = np.random.default_rng(0).normal(size=(7, 3, 4, 5)).astype(np.float32)
 

@@ -12,8 +12,8 @@ from onnx_models import linear_model
 from own_models import DIGITS, STACK, Parm
 from parity_models.bundle import inference_time
 from parity_models.codes import CodeSpec
-from parity_models.progress import OnProgress
-from parity_models.training import Callbacks, Trained, TrainingOptions
+from parity_models.progress import Callbacks, OnProgress
+from parity_models.training import Trained, TrainingOptions
 from parity_models.training.network_plans import ParityPlan, parity_network
 from parity_models_lab.deployed import train_deployed
 from parity_models_lab.tasks import find_task

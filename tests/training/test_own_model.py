@@ -16,7 +16,8 @@ from own_models import DIGITS, ROWS, STACK, Parm
 from parity_models.bundle.bundle import open_bundle
 from parity_models.bundle.onnx_model import OnnxModel
 from parity_models.errors import DataError, TrainingError
-from parity_models.training import Callbacks, Progress, TrainingOptions
+from parity_models.progress import Callbacks, Progress
+from parity_models.training import TrainingOptions
 from trainings import evaluate, train_backup, train_parity
 
 pytestmark = pytest.mark.slow

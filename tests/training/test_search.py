@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_models import linear_model
-from parity_models.training import Callbacks, Queries, open_teacher, search
+from parity_models.progress import Callbacks
+from parity_models.training import Queries, open_teacher, search
 from parity_models.training.candidates import Candidate, TrainingContext
 from parity_models.training.distillation import distill
 from parity_models.training.networks import Queried

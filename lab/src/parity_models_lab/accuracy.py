@@ -31,8 +31,9 @@ from parity_models.evaluation.outputs import (
     predictor,
 )
 from parity_models.options import Option
+from parity_models.progress import progress_bars
 from parity_models.tasks.metrics import score
-from parity_models.training import Trained, TrainingOptions, progress_bars, train
+from parity_models.training import Trained, TrainingOptions, train
 from parity_models.training.network_plans import find_network, parity_network
 from parity_models_lab.deployed import queries_of, train_deployed
 from parity_models_lab.documents import load_toml, names_in

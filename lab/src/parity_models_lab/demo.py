@@ -11,7 +11,8 @@ from parity_models.codes import CodeSpec
 from parity_models.evaluation.judging import evaluate
 from parity_models.load.rehearse import rehearse
 from parity_models.options import Option
-from parity_models.training import TrainingOptions, parity, progress_bars
+from parity_models.progress import progress_bars
+from parity_models.training import TrainingOptions, parity
 from parity_models_lab.deployed import train_deployed
 from parity_models_lab.results import check_out
 from parity_models_lab.tasks import find_task

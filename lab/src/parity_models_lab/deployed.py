@@ -18,8 +18,7 @@ from parity_models.cli.flags import Without
 from parity_models.evaluation.judging import evaluate
 from parity_models.options import Option
 from parity_models.progress import Callbacks, progress_bars
-from parity_models.tasks import METRICS, score
-from parity_models.tasks.metrics import PredictionKind
+from parity_models.tasks.metrics import METRICS, PredictionKind, score
 from parity_models.training.device import (
     Rows,
     choose_device,

@@ -23,7 +23,7 @@ from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -37,8 +37,6 @@ from parity_models.tensors.signature import Array, Layout, Named, Signature, Ten
 from parity_models.trust.envelope import ENVELOPE, Envelope, decode_envelope, encode_envelope
 from parity_models.trust.gate import HEAD, Calibration, Gates, StandIn
 from parity_models.trust.golden import GOLDEN_FILE, STORED, check_golden, encode_golden, golden
-
-File = TypeVar("File", bound="ModelFile")
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 2**20
@@ -67,22 +65,16 @@ class StoredFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     size: Count
 
 
-class ModelFile(StoredFile, frozen=True, forbid_unknown_fields=True):
-    """An ONNX file, its signature, and the name of its architecture, for people."""
+class ModelFile(StoredFile, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """An ONNX file, its signature, and the name of its architecture, for people.
+
+    A parity model that is `slotwise` runs on each slot of its input separately. A backup that is a
+    `slot` is one slot of the first parity model.
+    """
 
     signature: Signature
     network: str
-
-
-class ParityFile(ModelFile, frozen=True, forbid_unknown_fields=True):
-    """The ONNX file of a parity model; `slotwise`: it runs on each slot of its input separately."""
-
     slotwise: bool = False
-
-
-class BackupFile(ModelFile, frozen=True, forbid_unknown_fields=True):
-    """The ONNX file of a backup; `slot`: it is one slot of the first parity model."""
-
     slot: bool = False
 
 
@@ -180,8 +172,8 @@ class Manifest(
     deployed: ModelFile
     imitated: str | None = None
     code: CodeSpec | None = None
-    parity: tuple[ParityFile, ...] = ()
-    backup: BackupFile | None = None
+    parity: tuple[ModelFile, ...] = ()
+    backup: ModelFile | None = None
     envelope: EnvelopeFile | None = None
     files: tuple[StoredFile, ...] = ()
     deployed_training: Training | None = None
@@ -335,8 +327,8 @@ class Bundle:
 
     def stored(self, model: ModelFile) -> NewModel:
         """Return a model of this bundle, to be put into another."""
-        slotwise, slot = (getattr(model, mark, False) for mark in ("slotwise", "slot"))
-        return NewModel(self.path / model.file, model.network, slotwise, slot, model.signature)
+        path, marks = self.path / model.file, (model.slotwise, model.slot)
+        return NewModel(path, model.network, *marks, model.signature)
 
     def content(self, stored: StoredFile) -> bytes:
         """Return the content of a file of this bundle. Raises BundleError if it has changed."""
@@ -444,14 +436,9 @@ def write_bundle(
     manifest = Manifest(
         name=name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        deployed=new.add_model(DEPLOYED, deployed, ModelFile),
-        parity=tuple(
-            new.add_model(parity_role(j), model, ParityFile, slotwise=model.slotwise)
-            for j, model in enumerate(parity)
-        ),
-        backup=None
-        if backup is None
-        else new.add_model(BACKUP, backup, BackupFile, slot=backup.slot),
+        deployed=new.add_model(DEPLOYED, deployed),
+        parity=tuple(new.add_model(parity_role(j), model) for j, model in enumerate(parity)),
+        backup=None if backup is None else new.add_model(BACKUP, backup),
         envelope=None
         if envelope is None
         else EnvelopeFile(
@@ -510,15 +497,23 @@ class _Contents:
         self.files[file] = content
         return StoredFile(file, hashlib.sha256(content).hexdigest(), len(content))
 
-    def add_model(self, role: str, model: NewModel, kind: type[File], **marks: Any) -> File:
-        stored = msgspec.structs.asdict(self.add(file := f"{role}.onnx", model.onnx))
+    def add_model(self, role: str, model: NewModel) -> ModelFile:
+        stored = self.add(file := f"{role}.onnx", model.onnx)
         try:
             runnable = OnnxModel(self.files[file], signature=model.signature)
             check_batches(runnable)
         except ModelError as error:
             raise BundleError(f"the model for {file} cannot be used: {error}") from error
         self.models[role] = runnable
-        return kind(**stored, signature=runnable.signature, network=model.network, **marks)
+        return ModelFile(
+            stored.file,
+            stored.sha256,
+            stored.size,
+            runnable.signature,
+            model.network,
+            model.slotwise,
+            model.slot,
+        )
 
 
 def _versions() -> dict[str, str]:
@@ -715,7 +710,8 @@ def check_fit(manifest: Manifest, allowed: Collection[str]) -> None:
                 f"{', '.join(map(str, deployed.outputs))}; say which (`imitated`)"
             )
         needed = stand_in_signature(deployed, output, None)
-        _check_stand_in(manifest.backup, needed, "a backup for the deployed model needs")
+        why = "a backup for the deployed model needs"
+        _check_stand_in(manifest.backup, needed, why, may_have_head=True)
     for stand_in, calibration in manifest.calibration.items():
         if calibration.kind == "boxes" and (output is None or output.shape != BOX):
             raise BundleError(
@@ -753,9 +749,10 @@ def _check_code(manifest: Manifest, code: Code, output: Tensor) -> None:
         _check_stand_in(model, needed, why)
 
 
-def _check_stand_in(model: ModelFile, needed: Signature, why: str) -> None:
-    """Raise BundleError unless the model has the signature that is needed; a backup may also have a
-    head."""
+def _check_stand_in(
+    model: ModelFile, needed: Signature, why: str, *, may_have_head: bool = False
+) -> None:
+    """Raise BundleError unless the model has the signature that is needed."""
     (output,), given = needed.outputs, model.signature.outputs
     if output.fixed is None:
         raise BundleError(
@@ -763,7 +760,7 @@ def _check_stand_in(model: ModelFile, needed: Signature, why: str) -> None:
             "served exact; leave the stand-ins out, or imitate another"
         )
     outputs = [output]
-    if isinstance(model, BackupFile) and HEAD in [each.name for each in given]:
+    if may_have_head and HEAD in [each.name for each in given]:
         outputs = [output if each.name != HEAD else Tensor(HEAD, "FP32", (1,)) for each in given]
     _check_tensors(model.file, "input", model.signature.inputs, needed.inputs, why)
     _check_tensors(model.file, "output", given, outputs, why)

@@ -10,7 +10,7 @@ from parity_models.cli.common import AllowCode, BundleFolder, Json, write_json
 from parity_models.evaluation.judging import evaluate as evaluate_bundle
 from parity_models.options import Option
 from parity_models.progress import progress_bars
-from parity_models.tasks import METRICS
+from parity_models.tasks.metrics import METRICS
 
 
 def evaluate(

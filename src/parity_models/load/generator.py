@@ -14,7 +14,7 @@ from parity_models.load.result import SOURCES, LoadResult
 from parity_models.load.spec import LoadSpec
 from parity_models.load.target import Ask, NoAnswerError, Queries, Target, target
 from parity_models.serving.garbage import freeze_modules
-from parity_models.tasks import METRICS
+from parity_models.tasks.metrics import METRICS
 from parity_models.tensors.queries import rows_in
 
 LEAD = 0.1

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from parity_models.codes import Code
-from parity_models.tasks import score
+from parity_models.tasks.metrics import score
 from parity_models.training.device import BATCH, Rows, mirror, predict, run_reduced
 from parity_models.training.distillation import SQUARED_ERROR, DistillationData, valid
 from parity_models.training.networks.network import Effort, SelfScaling, Slotwise, served

@@ -28,8 +28,7 @@ from parity_models.evaluation.judging import GivenInputs, load_queries
 from parity_models.evaluation.outputs import deployed_predictor
 from parity_models.options import SECONDS, Option, Options
 from parity_models.progress import OnProgress, Progress
-from parity_models.tasks import METRICS
-from parity_models.tasks.metrics import Labels, choose_metric
+from parity_models.tasks.metrics import METRICS, Labels, choose_metric
 from parity_models.tensors.queries import as_batch, read_arrays, sizes_in
 from parity_models.tensors.signature import Array, Signature, TensorSpec, padded, tensors_in
 from parity_models.tensors.signature import Tensor as NamedTensor
