@@ -78,7 +78,7 @@ def test_commands_can_be_typed(page: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_what_python_in_pages_imports_is_there(page: Path) -> None:
+def test_imports_in_pages_exist(page: Path) -> None:
     for block in blocks(page.read_text(), "python"):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("parity_models"):

@@ -14,7 +14,7 @@ def test_everything_exported_is_there(name: str) -> None:
     assert name in dir(parity_models)
 
 
-def test_what_is_not_exported_is_an_attribute_error() -> None:
+def test_unknown_names_are_attribute_errors() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         parity_models.nonsense  # type: ignore[attr-defined]  # noqa: B018  # the mistake under test
 

@@ -68,7 +68,7 @@ FIELDS = {field.name: field for field in declared_in(Kettle.Options)}
         ("place", "here", Path("here")),
     ],
 )
-def test_what_users_type_becomes_a_value_in_its_unit(name: str, typed: Any, value: Any) -> None:
+def test_typed_values_are_read_in_their_unit(name: str, typed: Any, value: Any) -> None:
     assert FIELDS[name].parse(typed) == pytest.approx(value) if name != "place" else Path("here")
 
 
@@ -99,7 +99,7 @@ def test_defaults_are_written_as_users_type_them() -> None:
         ("port", 2**2000, "must be below 2^63, got 1"),
     ],
 )
-def test_what_cannot_be_is_refused(name: str, typed: Any, reason: str) -> None:
+def test_invalid_values_are_refused(name: str, typed: Any, reason: str) -> None:
     with pytest.raises(UserError) as refused:
         FIELDS[name].parse(typed)
     assert str(refused.value).startswith(reason)

@@ -146,7 +146,7 @@ def test_a_folder_with_anything_else_in_it_is_not_replaced(models: Path, tmp_pat
     assert write_bundle(tmp_path / "empty", deployed=deployed).path == tmp_path / "empty"
 
 
-def test_what_was_measured_is_put_into_the_manifest_in_one_step(bundle: Path, models: Path) -> None:
+def test_measurements_enter_the_manifest_in_one_step(bundle: Path, models: Path) -> None:
     accuracy = msgspec.structs.replace(ACCURACY, degraded_accuracy=0.85)
     updated = with_measured(open_bundle(bundle), accuracy=accuracy)
     assert updated.manifest.accuracy == accuracy

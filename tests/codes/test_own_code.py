@@ -43,7 +43,7 @@ def test_it_is_checked_as_it_says(spec: CodeSpec, reason: str) -> None:
         Code(spec, (4,), (3,))
 
 
-def test_what_a_bundle_names_is_imported_only_if_it_is_allowed(bundle: Path) -> None:
+def test_a_bundle_s_classes_are_imported_only_if_allowed(bundle: Path) -> None:
     with pytest.raises(BundleError, match=f"if you trust it, allow it with --allow-code {DECODER}"):
         open_bundle(bundle, [ENCODER])
     opened = open_bundle(bundle, [ENCODER, DECODER])

@@ -152,7 +152,7 @@ def test_an_interval_holds_the_share_and_shrinks_with_more_queries(rows: int, sh
     assert share_interval(1.0, FEWEST - 1) is None
 
 
-def test_where_sets_are_very_many_some_are_tried() -> None:
+def test_some_of_very_many_sets_are_tried() -> None:
     assert some_sets(4, 2, seed=0) == list(combinations(range(4), 2))
     some = some_sets(64, 3, seed=0)
     assert len(set(some)) == len(some) == MOST_SETS

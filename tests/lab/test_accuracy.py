@@ -62,7 +62,7 @@ def test_a_matrix_is_written_and_not_run_twice(lab_here: Here, tmp_path: Path) -
         ('"sum"', '"stack"', "the published recipe is for"),
     ],
 )
-def test_what_cannot_be_is_told_before_anything_is_trained(
+def test_impossible_matrices_are_refused_before_training(
     lab_here: Here,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -93,7 +93,7 @@ def test_presets_can_be_read(preset: str) -> None:
         (TINY.replace("epochs = 2", "epoch = 2"), "epoch"),
     ],
 )
-def test_what_is_no_matrix_is_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_invalid_matrices_are_refused(tmp_path: Path, text: str, said: str) -> None:
     file = tmp_path / "wrong.toml"
     file.write_text(text)
     with pytest.raises(UserError, match=said):

@@ -45,7 +45,7 @@ def test_the_cascade_asks_the_model_where_the_backup_does_not_answer(reason: str
     assert world.answers == {0: Source.MODEL}
 
 
-def test_where_the_cascade_s_backup_is_late_the_model_is_asked_as_well_within_the_budget() -> None:
+def test_the_cascade_asks_the_model_within_the_budget_if_its_backup_is_late() -> None:
     policy = Cascade(Cascade.Options(hedge_delay=1.0, hedge_budget=0.01))
     world = world_of(map(str, range(30)), policy, compare_every=0.0)
     world.arrive(12)

@@ -91,7 +91,7 @@ def test_a_plan_is_read_from_a_file_or_given_as_it_is(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_no_plan_is_refused_with_the_reason(plan: str, reason: str) -> None:
+def test_invalid_plans_are_refused_with_the_reason(plan: str, reason: str) -> None:
     with pytest.raises(FaultPlanError, match=re.escape(reason)) as refused:
         load_fault_plan(plan)
     assert str(refused.value).startswith("the fault plan is not a fault plan: ")

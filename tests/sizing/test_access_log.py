@@ -143,7 +143,7 @@ def test_a_bad_line_is_named_by_its_number(tmp_path: Path, line: str, said: str)
         ([], {"rate": 9.0}, "give only BUNDLE, --instances, --backup-time, --coverage"),
     ],
 )
-def test_what_cannot_be_planned_from_is_refused(
+def test_unusable_logs_are_refused(
     tmp_path: Path, rows: list[str], options: dict[str, Any], said: str
 ) -> None:
     (tmp_path / "log.csv").write_text("\n".join(rows))

@@ -81,7 +81,7 @@ def test_as_few_instances_as_will_do_are_found() -> None:
 
 
 @pytest.mark.slow
-def test_where_nothing_fits_the_nearest_is_named() -> None:
+def test_the_nearest_plan_is_named_if_none_fits() -> None:
     found = planner(p99=0.0201, instances=4, queries=1000).plans()
     assert found.best is None
     assert found.nearest.missed[0].startswith("p99 ")

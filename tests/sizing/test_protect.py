@@ -17,7 +17,7 @@ from parity_models.progress import Callbacks
 from parity_models.roles import BACKUP, DEPLOYED
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.options import ServeOptions
-from parity_models.sizing.finalists import Finalist, Trained, measure, preferred
+from parity_models.sizing.finalists import Contender, Finalist, measure, preferred
 from parity_models.sizing.protect import (
     Report,
     SearchOptions,
@@ -164,13 +164,13 @@ def outcome(p99: float, busy: float = 1.0) -> Outcome:
 
 def test_of_stand_ins_that_differ_by_chance_the_one_that_saves_most_is_taken() -> None:
     none: Any = None
-    slow = Trained(finalist("slow", share=0.5), none, none, none)
+    slow = Contender(finalist("slow", share=0.5), none, none, none)
     for p99, better in ((2.05, "fast"), (2.5, "slow")):
-        fast = Trained(finalist("fast", p99, share=0.1), none, none, none)
+        fast = Contender(finalist("fast", p99, share=0.1), none, none, none)
         assert preferred([slow, fast]).finalist.name == better
 
 
-def test_where_a_plan_without_a_stand_in_does_as_well_that_is_said_first() -> None:
+def test_a_policy_without_a_stand_in_that_does_as_well_is_named_first() -> None:
     best = finalist("backup")
     for p99, helps in ((3.0, True), (2.05, False), (1.5, False)):
         found = Report(

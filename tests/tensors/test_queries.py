@@ -47,7 +47,7 @@ def save(path: Path, **arrays: Any) -> Path:
         ({"ids": [[1]], "mask": [[1], [1]]}, "unequal numbers of rows"),
     ],
 )
-def test_what_does_not_fit_is_refused(arrays: dict[str, object], why: str) -> None:
+def test_arrays_that_do_not_fit_are_refused(arrays: dict[str, object], why: str) -> None:
     given = {name: np.array(each) for name, each in arrays.items()}
     with pytest.raises(DataError, match=why):
         fit_tensors(given, (IDS, MASK), "data")

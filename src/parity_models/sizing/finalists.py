@@ -69,7 +69,7 @@ class Finalist:
 
 
 @dataclass(frozen=True)
-class Trained:
+class Contender:
     """A finalist with its models, and a bundle of these and the deployed model."""
 
     finalist: Finalist
@@ -101,7 +101,7 @@ class Trained:
 
 def measure(
     candidates: Sequence[Candidate], context: TrainingContext, folder: Path
-) -> tuple[float, list[Trained]]:
+) -> tuple[float, list[Contender]]:
     """Measure trained candidates against the deployed model on the test queries.
 
     Temporary bundles go to `folder`. Returns the milliseconds of the deployed model, and each
@@ -140,15 +140,15 @@ def measure(
         doubts = fit_doubt(sure, agreement(answers.outputs, wanted)).of(sure)
         spread = np.quantile(doubts, np.linspace(0, 1, QUANTILES)).tolist()
         finalist = Finalist(candidate.name, ms, ms / base, agreed, interval, covered, spread)
-        found.append(Trained(finalist, candidate, made, bundle))
+        found.append(Contender(finalist, candidate, made, bundle))
     return base, found
 
 
-def preferred(among: Sequence[Trained]) -> Trained:
+def preferred(among: Sequence[Contender]) -> Contender:
     """Return the finalist with the lowest simulated p99; of those that differ by chance, the one
     that saves a late query most."""
 
-    def p99(one: Trained) -> float:
+    def p99(one: Contender) -> float:
         assert one.finalist.outcome is not None
         return one.finalist.outcome.p99_ms
 
@@ -157,7 +157,9 @@ def preferred(among: Sequence[Trained]) -> Trained:
     return max(alike, key=lambda one: one.finalist.saving)
 
 
-def choose(trained: Sequence[Trained], level: float | None) -> tuple[Trained, Calibration] | None:
+def choose(
+    trained: Sequence[Contender], level: float | None
+) -> tuple[Contender, Calibration] | None:
     """Return the preferred finalist and its calibration, which shows this `level` of agreement.
 
     If calibration does not show it, take the next; None if it shows it for none.

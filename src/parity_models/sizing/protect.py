@@ -26,8 +26,8 @@ from parity_models.scheduling.choice import DIFFER, PolicyChoice
 from parity_models.scheduling.policies import Adaptive, EqualResources, Hedging
 from parity_models.sizing.finalists import (
     FIRST_CHOICE,
+    Contender,
     Finalist,
-    Trained,
     choose,
     measure,
 )
@@ -396,7 +396,7 @@ def _finish(context: TrainingContext, found: Found, out: Path, options: SearchOp
 
 
 def write_protected(
-    context: TrainingContext, chosen: Trained, gate: Calibration, out: Path
+    context: TrainingContext, chosen: Contender, gate: Calibration, out: Path
 ) -> Bundle:
     """Write the deployed model and the `chosen` stand-in to `out`: a whole bundle or nothing."""
     queries, made = context.queries, chosen.exported
