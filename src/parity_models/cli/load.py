@@ -2,12 +2,14 @@
 
 import asyncio
 import sys
+import time
 from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
 import typer
 from msgspec import structs
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -59,31 +61,22 @@ def load(
 
 async def _offer_until_signal(spec: LoadSpec) -> tuple[LoadResult, bool]:
     """Offer the load until a signal stops it. Return the result, and whether it was stopped."""
-    showing: asyncio.Task[None] | None = None
-
-    def show() -> None:
-        nonlocal showing
-        showing = asyncio.create_task(_show_progress(spec))
-
     with stop_on_signals() as stop:
+        showing = asyncio.create_task(_show_progress(spec.due, spec.batch))
         try:
-            result = await offer_load(spec, show, stop=stop)
+            return await offer_load(spec, stop=stop), stop.is_set()
         finally:
-            if showing is not None:
-                showing.cancel()
-        return result, stop.is_set()
+            showing.cancel()
 
 
-async def _show_progress(spec: LoadSpec) -> None:
+async def _show_progress(due: NDArray[np.float64], batch: int) -> None:
     """Write how far the load is, on a terminal every second. Bars take the time of requests."""
-    loop, live = asyncio.get_running_loop(), sys.stderr.isatty()
-    due = spec.due[spec.warm_up_requests :] - spec.due[spec.warm_up_requests]
-    began = loop.time()
+    began, live = time.monotonic(), sys.stderr.isatty()
     try:
         while True:
             await asyncio.sleep(1.0 if live else EVERY)
-            sent = np.searchsorted(due, loop.time() - began)
-            said = f"{Progress('queries', int(sent) * spec.batch, len(due) * spec.batch)}"
+            sent = int(np.searchsorted(due, time.monotonic() - began))
+            said = f"{Progress('queries', sent * batch, len(due) * batch)}"
             typer.echo(f"\r{said}" if live else said, err=True, nl=not live)
     finally:
         if live:
