@@ -59,6 +59,7 @@ lint: setup ## Format check, lint, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
 # Material announces a successor; the pinned versions build the pages.

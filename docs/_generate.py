@@ -124,6 +124,8 @@ def _command_page(entry: Any, path: str, level: int = 1) -> Iterator[str]:
 def _functions(command: str) -> list[str]:
     """Return the public functions that a command calls."""
     others = {
+        "parity": ["train_parity"],
+        "backup": ["train_backup"],
         "bundle": ["make_bundle"],
         "plan": ["plan", "advise"],
         "export": ["export_repository"],
@@ -205,7 +207,7 @@ def _options() -> Iterator[str]:
         for extension in registry:
             for field in declared_in(extension.Options):
                 option, name = field.option, field.name.replace("_", "-")
-                range_ = option.range_in(option.typed_in, option.scale)
+                range_ = option.bounds(typed=True)
                 yield _row(field, f"`{extension.name}` | `{name}`", range_, field.default_in_words)
     yield ""
     yield "## Of Python functions"
@@ -218,15 +220,14 @@ def _options() -> Iterator[str]:
         yield "| field | type | range | default | meaning |"
         yield "|---|---|---|---|---|"
         for field in declared_in(getattr(parity_models, name)):
-            range_ = field.option.range_in("", 1)
+            range_ = field.option.bounds(typed=False)
             yield _row(field, f"`{field.name}`", range_, f"{field.default}")
 
 
 def _row(field: OptionField, name: str, range_: str, default: str) -> str:
-    """Return a row of a table of options; only numbers have a range."""
+    """Return a row of a table of options."""
     choices = getattr(field.kind, "__members__", {})
     type_ = ", ".join(map(str, choices.values())) or field.kind.__name__
-    range_ = range_ if field.kind in (int, float) else ""
     return f"| {name} | {type_} | {range_} | {default} | {_text(field.option.help)} |"
 
 

@@ -12,10 +12,9 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+import click
 import numpy as np
 import pytest
-import typer
-from typer.exceptions import TyperException
 
 import parity_models
 from parity_models.cli.main import command
@@ -172,8 +171,8 @@ def problem_of(line: str) -> str:
                 return f"No such command: {words[0]}"
             context = commands[words[0]].make_context(words[0], words[1:])
             commands, words = getattr(context.command, "commands", {}), words[1:]
-    except typer.Exit:  # it has shown its help
+    except click.exceptions.Exit:  # it has shown its help
         pass
-    except (TyperException, UserError) as error:
+    except (click.ClickException, UserError) as error:
         return str(error)
     return ""

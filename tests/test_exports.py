@@ -1,11 +1,55 @@
 """The names that parity_models exports exist, and are known to type checkers."""
 
+import inspect
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
 import pytest
 
 import parity_models
 from parity_models.errors import UserError
 
 EXPORTED: list[str] = vars(parity_models)["__all__"]  # which the stub does not name
+STUB = Path(parity_models.__file__).with_suffix(".pyi")
+
+
+@pytest.fixture(scope="module")
+def stub() -> dict[str, Any]:
+    """The names that the stub declares."""
+    names: dict[str, Any] = {}
+    exec(compile(STUB.read_text(), STUB, "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("protect", "SearchOptions"),
+        ("train_parity", "TrainingOptions"),
+        ("train_backup", "TrainingOptions"),
+        ("plan", "Goal"),
+        ("simulate", "SimulationOptions"),
+        ("advise", "SimulationOptions"),
+        ("serve", "ServeOptions"),
+    ],
+)
+def test_the_stub_has_the_options_of_functions(
+    stub: dict[str, Any], name: str, options: str
+) -> None:
+    declared, kind = stub[name], getattr(parity_models, options)
+    (given,) = get_args(get_type_hints(declared)["given"])
+    assert given.__name__ == f"_{options}"
+    taken = get_type_hints(given)
+    assert taken.keys() == {field.name for field in fields(kind)}
+    for field, hint in get_type_hints(kind).items():
+        wider = {Path, str, *(get_args(hint) or (hint,))}
+        assert taken[field] == hint or set(get_args(taken[field])) <= wider, field
+    real = inspect.signature(getattr(parity_models, name)).parameters
+    assert {each: (one.kind, one.default) for each, one in real.items()} == {
+        each: (one.kind, one.default)
+        for each, one in inspect.signature(declared).parameters.items()
+    }
 
 
 @pytest.mark.parametrize("name", EXPORTED)

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from parity_models import options
 from parity_models.errors import UserError
-from parity_models.options import BYTES, MINUTES, SECONDS, SHARE, Option, declared_in
+from parity_models.options import declared_in, option
 from parity_models.registry import Registry
 
 
@@ -29,16 +30,14 @@ class Kettle(Thing):
     class Options(Thing.Options):
         """Options."""
 
-        size: Annotated[int, Option("Bytes.", unit=BYTES, above=0)] = 2**20
-        wait: Annotated[float, Option("Time.", unit=SECONDS, above=0, at_most=1)] = 1
-        pause: Annotated[float, Option("Time.", unit=SECONDS, typed="s", at_least=0)] = 5.0
-        tea_time: Annotated[float, Option("Time.", unit=MINUTES, at_least=0.1, at_most=60)] = 4.0
-        milk: Annotated[float, Option("Share.", unit=SHARE, at_least=0, below=1)] = 0.25
-        hot: Annotated[bool, Option("Is it?")] = False
-        port: Annotated[int | None, Option("Where.", at_least=0, at_most=9, excludes="place")] = (
-            None
-        )
-        place: Annotated[Path | None, Option("Where.")] = None
+        size: int = option(2**20, "Bytes.", unit="MiB", gt=0)
+        wait: float = option(1, "Time.", unit="ms", gt=0, le=1)
+        pause: float = option(5.0, "Time.", unit="s", ge=0)
+        tea_time: float = option(4.0, "Time.", unit="min", ge=0.1, le=60)
+        milk: float = option(0.25, "Share.", unit="share", ge=0, lt=1)
+        hot: bool = option(False, "Is it?")
+        port: int | None = option(None, "Where.", ge=0, le=9)
+        place: Path | None = option(None, "Where.")
         programs_only: int = 1
 
 
@@ -49,6 +48,7 @@ class Pan(Thing):
 
 
 THINGS = Registry[Any]("thing", Thing, Kettle, Pan)
+TIME = "a time with a unit, as 50ms, 2s, 5m or 1h"
 FIELDS = {field.name: field for field in declared_in(Kettle.Options)}
 
 
@@ -61,6 +61,8 @@ FIELDS = {field.name: field for field in declared_in(Kettle.Options)}
         ("pause", "3", 3),
         ("pause", "50ms", 0.05),
         ("tea_time", "1h", 60),
+        ("wait", "9", 0.009),
+        ("milk", "57%", 0.57),
         ("milk", "30%", 0.3),
         ("milk", "0.3", 0.3),
         ("hot", "true", True),
@@ -85,18 +87,24 @@ def test_defaults_are_written_as_users_type_them() -> None:
 @pytest.mark.parametrize(
     ("name", "typed", "reason"),
     [
-        ("size", float("inf"), "must be above 0, got inf"),
-        ("size", "x", "must be a whole number, got 'x'"),
-        ("wait", "0", "must be above 0 and 1000 ms or less, got 0"),
-        ("wait", float("nan"), "must be above 0 and 1000 ms or less, got nan"),
-        ("pause", "soon", "must be a number of seconds, or a time with a unit, as 50ms"),
-        ("tea_time", "5s", "must be from 0.1 to 60 min, got 5s"),
-        ("milk", "a lot", "must be a share, as 30% or 0.3, got 'a lot'"),
-        ("milk", "100%", "must be 0 or more and below 1, got 1; 0.99, or 99%, stands"),
-        ("hot", "perhaps", "must be true or false, got 'perhaps'"),
-        ("port", "10", "must be from 0 to 9, got 10"),
-        ("port", True, "must be a whole number, got True"),
-        ("port", 2**2000, "must be below 2^63, got 1"),
+        ("size", float("inf"), "must be a number of MiB, above 0; got inf"),
+        ("size", "x", "must be a number of MiB, above 0; got 'x'"),
+        (
+            "wait",
+            "0",
+            f"must be a number of milliseconds, or {TIME}, above 0 and at most 1000 ms; ",
+        ),
+        ("wait", float("nan"), f"must be a number of milliseconds, or {TIME}"),
+        ("pause", "soon", f"must be a number of seconds, or {TIME}, at least 0; got 'soon'"),
+        ("tea_time", "5s", f"must be a number of minutes, or {TIME}, from 0.1 to 60 min; got '5s'"),
+        ("milk", "a lot", "must be a share, as 30% or 0.3, at least 0 and below 1; got 'a lot'"),
+        ("milk", "100%", "must be a share, as 30% or 0.3, at least 0 and below 1; got '100%'"),
+        ("hot", "perhaps", "must be true or false; got 'perhaps'"),
+        ("port", "10", "must be a whole number, from 0 to 9; got '10'"),
+        ("port", "x", "must be a whole number, from 0 to 9; got 'x'"),
+        ("port", True, "must be a whole number, from 0 to 9; got True"),
+        ("port", 1.5, "must be a whole number, from 0 to 9; got 1.5"),
+        ("port", 2**2000, "must be a whole number, from 0 to 9; got 1"),
     ],
 )
 def test_invalid_values_are_refused(name: str, typed: Any, reason: str) -> None:
@@ -116,9 +124,9 @@ def test_options_may_follow_a_name() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("kettel", "there is no thing 'kettel'; did you mean kettle"),
-        ("kettle@", "size of kettle must be a whole number, got ''"),
-        ("kettle@hot=perhaps", "hot of kettle must be true or false, got 'perhaps'"),
+        ("kettel", "there is no thing 'kettel'; there are .*; did you mean kettle"),
+        ("kettle@", "size of kettle must be a number of MiB, above 0; got ''"),
+        ("kettle@hot=perhaps", "hot of kettle must be true or false; got 'perhaps'"),
         ("kettle@prot=1", "prot is not an option of the thing kettle; did you mean port"),
         ("pan@port=1", "port is not an option of the thing pan but of kettle"),
         ("pan@1", "is not an option of the thing pan; it has none"),
@@ -130,9 +138,9 @@ def test_a_name_with_options_that_cannot_be_is_refused(text: str, reason: str) -
 
 
 def test_options_made_in_python_are_checked() -> None:
-    with pytest.raises(UserError, match="port must be from 0 to 9, got 11"):
+    with pytest.raises(UserError, match="port must be a whole number, from 0 to 9; got 11"):
         Kettle.Options(port=11)
-    with pytest.raises(UserError, match="size must be above 0, got 0"):
+    with pytest.raises(UserError, match="size must be a whole number, above 0; got 0"):
         Kettle.Options(size=0)
-    with pytest.raises(UserError, match="give --port or --place, not both"):
-        Kettle.Options(port=1, place=Path("here"))
+    made = Kettle.Options(wait=np.float64(0.5), port=cast(int, np.int64(1)))
+    assert (made.wait, made.port, type(made.port)) == (0.5, 1, int)

@@ -23,7 +23,13 @@ from parity_models.errors import UserError, missing
 __version__ = "0.2.0"
 
 _STUB = Path(__file__).with_suffix(".pyi").read_text()
-_MODULES = {name: module for module, name in re.findall(r"from (\S+) import (\w+)", _STUB)}
+_EXPORTED = r"from (?P<module>\S+) import (?P<name>\w+) as"
+_DEFINED = r"def (?P<name>\w+)\(  # (?P<module>\S+)"
+_MODULES = {
+    each["name"]: each["module"]
+    for pattern in (_EXPORTED, _DEFINED)
+    for each in re.finditer(pattern, _STUB)
+}
 
 __all__ = ["__version__", *_MODULES]
 

@@ -1,7 +1,9 @@
 """The project's errors. Every message says what was wrong and what to do about it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any
 
 EXTRAS = {
     "aiohttp": "remote",
@@ -38,6 +40,44 @@ def missing(error: Exception) -> str | None:
     module = error.name if isinstance(error, ModuleNotFoundError) else None
     extra = EXTRAS.get((module or "").partition(".")[0])
     return None if extra is None else f"{error}; {install(extra)}"
+
+
+def suggest(name: str, names: Iterable[str]) -> str:
+    """Return a question for a message: which of the names a wrong one may stand for, if any."""
+    near = get_close_matches(name, names, 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def as_argument(name: str, value: Any = None) -> str:
+    """Return how a program gives an option."""
+    return f"{name}={'' if value is None else repr(value)}"
+
+
+def as_flag(name: str, value: Any = None) -> str:
+    """Return how a user of the command line gives an option."""
+    flag = f"--{name.replace('_', '-')}"
+    value = " ".join(value) if isinstance(value, list) else value
+    return flag if value is None or value is True else f"{flag} {value}"
+
+
+_spell: Callable[[str, Any], str] = as_argument
+
+
+def spell(name: str, value: Any = None) -> str:
+    """Return an option, with a value if one is given, for a message to the user of this process:
+    `differ=0.1` in a program, and `--differ 0.1` on the command line."""
+    return _spell(name, value)
+
+
+@contextmanager
+def options_as_flags() -> Iterator[None]:
+    """Spell the options in messages as flags in this context."""
+    global _spell
+    before, _spell = _spell, as_flag
+    try:
+        yield
+    finally:
+        _spell = before
 
 
 class ParityModelsError(Exception):

@@ -2,12 +2,11 @@
 
 import sys
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from parity_models.errors import UserError
+from parity_models.errors import UserError, suggest
 from parity_models.options import OptionField, declared_in
 
 T = TypeVar("T")
@@ -38,9 +37,9 @@ def load_own(reference: str) -> Any:
             f"importing {module} failed: {say(error)} ({reference!r} is searched for from {here})"
         ) from error
     if not hasattr(found, name):
-        near = get_close_matches(name, vars(found), 1)
-        meant = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"module {module} ({found.__file__}) has no {name!r}{meant}")
+        raise UserError(
+            f"module {module} ({found.__file__}) has no {name!r}{suggest(name, vars(found))}"
+        )
     return getattr(found, name)
 
 
@@ -83,11 +82,9 @@ class Registry(Generic[T]):
                 )
             return own
         if name not in self._built_in:
-            near = get_close_matches(name, self._built_in, 1)
-            meant = f"did you mean {near[0]}? There are" if near else "there are"
             raise UserError(
-                f"there is no {self._kind} {name!r}; {meant} {', '.join(self._built_in)}, and your "
-                "own as package.module:Class"
+                f"there is no {self._kind} {name!r}; there are {', '.join(self._built_in)}, and "
+                f"your own as package.module:Class{suggest(name, self._built_in)}"
             )
         return self._built_in[name]
 
@@ -136,13 +133,11 @@ class Registry(Generic[T]):
         if option in fields:
             return fields[option]
         said = f"{option} is not an option of the {self._kind} {name}"
-        if near := get_close_matches(option, fields, 1):
-            hint = f"; did you mean {near[0]}?"
-        elif having := [each for each, kind in self._built_in.items() if option in _fields(kind)]:
-            hint = f" but of {', '.join(having)}"
-        else:
-            hint = f"; it has {', '.join(fields) or 'none'}"
-        raise UserError(f"{said}{hint}")
+        having = [each for each, kind in self._built_in.items() if option in _fields(kind)]
+        hint = (
+            f" but of {', '.join(having)}" if having else f"; it has {', '.join(fields) or 'none'}"
+        )
+        raise UserError(f"{said}{suggest(option, fields) or hint}")
 
 
 def _fields(kind: Any) -> dict[str, OptionField]:

@@ -20,11 +20,16 @@ class Source(StrEnum):
     MODEL = "model"
     RECONSTRUCTION = "reconstruction"
     BACKUP = "backup"
+    COPY = "copy"
 
     @property
     def stands_in(self) -> bool:
         """True if it is a stand-in."""
-        return self is not Source.MODEL
+        return self in (Source.RECONSTRUCTION, Source.BACKUP)
+
+
+SOURCES = (Source.MODEL, Source.RECONSTRUCTION, Source.BACKUP)
+"""The sources that a server names: to its clients, a copy's answer is the model's."""
 
 
 def source_of(role: str) -> Source:

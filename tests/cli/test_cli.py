@@ -140,7 +140,7 @@ for arguments in (["--help"], ["serve", "--help"], ["plan", "--help"], ["rehears
         main()
     except SystemExit as ended:
         assert not ended.code, arguments
-rooms = "codes emulation evaluation load scheduling serving simulation tasks trust"
+rooms = "codes evaluation load scheduling serving simulation tasks tensors trust"
 for room in rooms.split():
     package = importlib.import_module(f"parity_models.{{room}}")
     for module in pkgutil.walk_packages(getattr(package, "__path__", ()), package.__name__ + "."):

@@ -32,7 +32,7 @@ class Served:
         monkeypatch.setattr(serve_command, "_run", self._made.append)
 
     def __call__(self, *arguments: str) -> ServeOptions:
-        command_of(serve_command.serve)(arguments, standalone_mode=False)
+        command_of("serve", serve_command.serve)(arguments, standalone_mode=False)
         return self._made[-1]
 
 
@@ -89,8 +89,8 @@ def test_an_engine_has_options_after_its_name_and_of_flags(bundle: str, served: 
         ("max-bach = 2", "has an unknown key 'max-bach'; did you mean max-batch?"),
         ("[limits]\nmax-body = 2", "unknown key 'limits'; tables like [limits] have no place"),
         ("tokens = { file = 'a' }", "'tokens in "),
-        ("port = 8000.5", "must be a whole number, got 8000.5"),
-        ("port = 70000", "must be from 0 to 65535, got 70000"),
+        ("port = 8000.5", "must be a whole number, from 0 to 65535; got 8000.5"),
+        ("port = 70000", "must be a whole number, from 0 to 65535; got 70000"),
         ("port = ", "is not TOML"),
     ],
 )
@@ -106,7 +106,9 @@ def test_mistakes_in_variables_are_named(
 ) -> None:
     assert_refused(parm_here("serve", bundle, "--config", str(file)), "cannot be read")
     monkeypatch.setenv("PARM_MAX_BATCH", "0")
-    assert_refused(parm_here("serve", bundle), "'PARM_MAX_BATCH': must be 1 or more")
+    assert_refused(
+        parm_here("serve", bundle), "'PARM_MAX_BATCH': must be a whole number, at least 1"
+    )
 
 
 @pytest.mark.parametrize(
@@ -129,3 +131,8 @@ def test_help_lists_every_command_and_version_tells_it(parm_here: Here) -> None:
     for name in command().commands:
         assert f"\n  {name} " in listed
     assert parm_here("--version").stdout == f"parm {__version__}\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands(parm_here: Here, shell: str) -> None:
+    assert "_PARM_COMPLETE" in parm_here("--show-completion", shell).stdout

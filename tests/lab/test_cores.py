@@ -22,7 +22,7 @@ from parity_models.simulation.emulation import (
     LogNormal,
     Pauses,
 )
-from parity_models.simulation.simulation import FAILED, Simulation, SimulationResult, simulate
+from parity_models.simulation.simulation import FAILED, Simulation, SimulationResult
 from parity_models_lab.latency.cores import Cores, DriverOnCores, Processor, Thread
 
 
@@ -141,7 +141,7 @@ def simulated(
     )
     built = PolicyChoice(policy).build(StandIns(None, policy == "adaptive"))
     driver = None if cores is None else partial(DriverOnCores, cores, None)
-    return simulate(simulation, *built, driver=driver)
+    return simulation.run(*built, driver=driver)
 
 
 POLICIES = ("equal-resources", "hedging", "adaptive")

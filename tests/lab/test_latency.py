@@ -117,7 +117,11 @@ def test_figures_that_take_long_are_run_by_name_alone() -> None:
         (SIMULATED, ("equal-resources", "equal"), "there is no policy .equal."),
         (SIMULATED, ("[[series]]", "[[series"), "is not TOML: .* .at line 9"),
         (SIMULATED, ("warm_up = 100", "real = [2]"), "real names point 2; there are"),
-        (SIMULATED, ("[0.5, 0.9]", "[0.5, 1.5]"), "hedge_quantile must be between 0 and 1"),
+        (
+            SIMULATED,
+            ("[0.5, 0.9]", "[0.5, 1.5]"),
+            "hedge_quantile must be a number, above 0 and below 1",
+        ),
         (SIMULATED, ("hedge_quantile = [", "copies = ["), "not an option of the policy hedging"),
         (SIMULATED, ("equal resources", "hedging, tuned"), "two series have one label"),
         (SWEPT, ("k = [2, 4]", "k = [2, 400]"), "k: Expected `int` <= 9"),

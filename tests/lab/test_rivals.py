@@ -23,14 +23,14 @@ def taught(policy: SlackFit | ProteusLike, **seconds: float) -> World:
         for _ in range(20):
             unit = Unit(-1, "0", role, [], 0.0, took=takes)
             policy.unit_ended(port, unit, finished=True)
-    world = World(Scheduler(policy, SchedulerConfig(compare_every=0.0)))
+    world = World(Scheduler(policy, SchedulerConfig(compare=0.0)))
     world.join("0", policy.roles(1, 0)[0])
     return world
 
 
 @pytest.mark.parametrize("reason", ["refused", "fails", "leaves", "exact", "closed"])
 def test_the_cascade_asks_the_model_where_the_backup_does_not_answer(reason: str) -> None:
-    world = world_of("ab", Cascade(), compare_every=0.0)
+    world = world_of("ab", Cascade(), compare=0.0)
     world.refuses = lambda query, source: reason == "refused"
     if reason == "closed":
         world.do(world.scheduler.gate_turned(world.now, Source.BACKUP, False))
@@ -47,7 +47,7 @@ def test_the_cascade_asks_the_model_where_the_backup_does_not_answer(reason: str
 
 def test_the_cascade_asks_the_model_within_the_budget_if_its_backup_is_late() -> None:
     policy = Cascade(Cascade.Options(hedge_delay=1.0, hedge_budget=0.01))
-    world = world_of(map(str, range(30)), policy, compare_every=0.0)
+    world = world_of(map(str, range(30)), policy, compare=0.0, audited=1000)
     world.arrive(12)
     assert {run.role for run in world.running.values()} == {BACKUP}
     world.pass_time(1.5)
@@ -128,7 +128,9 @@ def test_the_figure_says_who_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = racing.compare({"transfers, conv-arrivals": times.tolist()}, 1, 300)
     ours = [row for row in rows if row["policy"] == "adaptive"]
     assert {(row["evidence"], row["budget"]) for row in ours} == {
-        (evidence, budget) for evidence in ("hindsight", "split") for budget in racing.BUDGETS
+        (evidence, budget)
+        for evidence in ("hindsight", "split", "learned")
+        for budget in racing.BUDGETS
     }
     assert all(row["p99 / best rival's"] > 0 for row in ours)
     rivals = [row for row in rows if row not in ours]

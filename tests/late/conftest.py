@@ -20,7 +20,7 @@ def bundle_of(
 ) -> Bundle:
     """A bundle whose backup predicts twice as much, and whose outputs all have this doubt; its gate
     lets answers above a threshold pass."""
-    curve = DoubtCurve((0.0,), (doubt,), queries=10**6, evidence=((1e4, 10**4),))
+    curve = DoubtCurve((0.0,), (doubt,), 10**6, ((10**6, round(1e6 * doubt), 1e6 * doubt),))
     gate = GateLevel(level, threshold, coverage=0.5, agreement=level)
     calibration = Calibration("classes", 0.0, "scores", 1000, 0.05, (gate,), curve=curve)
     bundle = open_bundle(write_linear_bundle(folder, coded=False, backed=True))

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import CancelledError
 from functools import partial
-from math import inf, nan
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from parity_models import Late, UserError
 from parity_models.bundle.bundle import Bundle
 from parity_models.errors import DataError
 from parity_models.late import client as client_module
-from parity_models.late import driver as driver_module
 from parity_models.late.values import form_of
 from parity_models.roles import BACKUP
 from parity_models.tensors.signature import Tensor
@@ -137,7 +136,7 @@ async def test_what_costs_little_answers_in_place_of_the_call(make_bundle: Bundl
         know_backup(late, 1e-4)
         target.calls = 0
         late.counts.clear()
-        while not late.counts["compared"]:
+        while not late.counts["compared late"]:
             await late(target, ROWS)
         assert late.counts["in place"] > 0
         assert target.calls < late.counts["backup"] / 4 + 10
@@ -202,12 +201,12 @@ async def test_while_most_calls_wait_a_stand_in_is_asked_instead(
 ) -> None:
     """The call is made if its gate refuses."""
     monkeypatch.setattr(client_module, "CONGESTED", 4.0)
-    monkeypatch.setattr(driver_module, "COMPARE_ONE_IN", inf)
     slow, target = Target(), Target()
     bundle = make_bundle(threshold=threshold)
     async with Late(bundle, agreement=0.9, differ=0.01, cpu=1) as late:
         await learned(late, target)
         know_backup(late)
+        monkeypatch.setattr(client_module, "due", lambda *_: False)
         slow.hangs = True
         waiting = [asyncio.ensure_future(late(slow)) for _ in range(64)]
         before, asked = 0, late.counts["in place"]
@@ -224,7 +223,7 @@ async def test_a_backup_that_no_longer_agrees_answers_no_more(
     make_bundle: BundleOf, agreement: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some calls that it answered run on; what they say raises its doubts, or closes its gate."""
-    monkeypatch.setattr(driver_module, "COMPARE_ONE_IN", 1)
+    monkeypatch.setattr(client_module, "COMPARE_ONE_IN", 1)
     target = Target()
     async with Late(make_bundle(), agreement=agreement, differ=0.05, cpu=1) as late:
         await learned(late, target)
@@ -245,8 +244,75 @@ async def test_a_backup_that_no_longer_agrees_answers_no_more(
             target.released.clear()
             if late.counts["refused"] > before[1] or late._client.rule.purse.left < 1:
                 break
-        assert late.counts["compared"] >= late.counts["disagreed"] > 0
+        assert late.counts["compared late"] >= late.counts["disagreed late"] > 0
         assert sources.count("backup") < 1.5 * paid  # doubts of 0.1 would pay for 10 times as many
+
+
+@pytest.mark.parametrize(
+    ("gate", "differ"), [({"level": 0.99}, 1.0), ({"doubt": 1e-4}, 0.001)], ids=["gate", "budget"]
+)
+async def test_a_backup_that_disagrees_from_the_start_gives_few_wrong_answers(
+    make_bundle: BundleOf, gate: dict[str, float], differ: float
+) -> None:
+    """Calibration was wrong about it: every answer that it gives differs."""
+    target = Target(-MODEL)
+    agreement = gate.get("level")
+    async with Late(make_bundle(**gate), agreement=agreement, differ=differ, cpu=1) as late:
+        for number in range(400):
+            target.hangs = number % 4 == 0 and number > KNOWN
+            race = asyncio.ensure_future(late(target, ROWS))
+            await asyncio.wait([race], timeout=0.05)
+            target.released.set()  # what runs on for a comparison ends, too
+            await race
+            await asyncio.sleep(0.001)
+            target.released.clear()
+        assert late.counts["backup"] <= 20
+        assert late.counts["disagreed"] == late.counts["compared"] > 0
+        assert late.counts["disagreed late"] == late.counts["compared late"]
+
+
+@pytest.mark.parametrize("agreement", [None, 0.9])
+async def test_without_a_calibration_it_learns_and_what_it_learned_is_kept(
+    tmp_path: Path, agreement: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "COMPARE_ONE_IN_TIME", 1)
+    bundle, target = write_linear_bundle(tmp_path, coded=False, backed=True), Target()
+
+    def opened() -> Late:
+        state = tmp_path / "state"
+        return Late(bundle, agreement=agreement, differ=0.05, state=state, cpu=1)
+
+    async with opened() as late:
+        await learned(late, target)
+        target.hangs = True
+        other = Target()
+        assert (await late(target, ROWS, others=[other])).source == "copy"
+        target.hangs = False
+        while late.counts["compared"] < 1000:
+            await late(target, ROWS)
+        assert late.counts["disagreed"] == 0
+    async with opened() as late:
+        await learned(late, target)
+        target.hangs = True
+        answer = await late(target, ROWS)
+        assert answer.source == "backup"
+        assert answer.agreement > 0.9
+
+
+async def test_calls_in_time_are_compared_more_often_at_first(bundle: Bundle) -> None:
+    target = Target()
+    async with Late(bundle, differ=0.01, cpu=1) as late:
+        for _ in range(400):
+            await late(target, ROWS)
+            if late.counts["calls"] == 10:
+                await asyncio.sleep(0.01)
+                assert late.counts["compared"] >= 5
+        assert late.counts["compared"] < 300
+        assert late.counts["disagreed"] == 0
+        before = late.counts["compared"]
+        for _ in range(20):
+            await late(target)  # without rows, there is nothing to compare
+        assert late.counts["compared"] <= before + 1
 
 
 def test_blocking_calls_are_raced_in_threads(bundle: Bundle) -> None:
@@ -328,8 +394,6 @@ async def test_mistakes_are_told_at_once(
     for call, rows, error, message in wrong:
         with pytest.raises(error, match=message):
             await late(call, rows)
-    with pytest.raises(UserError, match=r"not calibrated.*only with differ=1.*parm calibrate"):
-        Late(write_linear_bundle(tmp_path_factory.mktemp("b"), coded=False, backed=True))
     with pytest.raises(UserError, match="has no backup"):
         Late(write_linear_bundle(tmp_path, coded=False))
     shares: list[dict[str, Any]] = [{"copies": 0}, {"copies": 2}, {"cpu": 0}, {"agreement": 0.9}]

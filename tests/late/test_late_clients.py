@@ -92,9 +92,10 @@ async def silent() -> AsyncIterator[str]:
 
 @pytest.mark.parametrize("open_client", [of_httpx, of_aiohttp, of_triton_http, of_triton_grpc])
 async def test_a_stand_in_answers_alike(bundle: Bundle, silent: str, open_client: Open) -> None:
-    options = {"policy": "none", "instances": 1, "port": 0, "grpc_port": 0}
     async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(pm.serve(bundle, **options))
+        server = await stack.enter_async_context(
+            pm.serve(bundle, policy="none", instances=1, port=0, grpc_port=0)
+        )
         assert server.grpc_url is not None
         infer = await open_client(stack, server.url, server.grpc_url)
         hanging = await open_client(stack, f"http://{silent}", silent)

@@ -87,10 +87,15 @@ class DoubtedBackup(GatedBackup):
         doubt = float(rows)
         return Refusal.UNSURE if isnan(doubt) else Judged(OTHER, np.array([doubt]), doubt)
 
-    def compare(self, answer: Judged, predictions: Any) -> bool:
-        assert answer.outputs is OTHER
+    def run(self, rows: Any, run: object) -> Any:
+        return OTHER
+
+    def compare(self, made: Any, predictions: Any, *, late: bool) -> bool:
+        assert made is OTHER
         assert predictions is MODEL
-        return False
+        return late
+
+    def close(self) -> None: ...
 
 
 class FailedError(Exception):
@@ -192,7 +197,9 @@ def test_budgets_are_kept(
         assert decided[BACKUP] == counts["backups"] >= counts["in place"]
         assert decided[Answer.__name__] == counts["backup"]
         assert decided[DEPLOYED] <= made <= decided[DEPLOYED] + counts["backup"]
-        assert counts["disagreed"] == counts["compared"] <= counts["backup"]
+        assert counts["disagreed"] == counts["compared"] <= counts["model"] + counts["copy"]
+        assert counts["disagreed late"] == 0
+        assert counts["compared late"] <= counts["backup"]
         assert not running
         assert len(asyncio.all_tasks()) == 1
         assert not errors
@@ -201,7 +208,7 @@ def test_budgets_are_kept(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(driver_module.Driver, "_wake", counted)
         patch.setattr(driver_module, "Race", Recorded)
-        patch.setattr(driver_module, "COMPARE_ONE_IN", 3)
+        patch.setattr(client_module, "COMPARE_ONE_IN", 3)
         run_in_virtual_time(main())
 
 

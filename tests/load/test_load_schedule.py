@@ -27,16 +27,16 @@ def trace(path: Path, **fields: Any) -> LoadSpec:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"rate": 0}, "rate must be from 0.001 to 1e+06, got 0"),
+        ({"rate": 0}, "rate must be a number, from 0.001 to 1e+06; got 0"),
         ({"rate": float("nan")}, "got nan"),
-        ({"rate": None}, "give --rate or --trace"),
+        ({"rate": None}, "give rate= or trace="),
         ({"trace": "times.txt"}, "and not both"),
         ({"inputs": ""}, "say which queries to send"),
         ({"queries": 0}, "queries must be"),
         ({"batch": 0}, "batch must be"),
-        ({"connections": 1000}, "connections must be from 1 to 512"),
+        ({"connections": 1000}, "connections must be a whole number, from 1 to 512"),
         ({"timeout": -1}, "timeout must be"),
-        ({"duration": 0}, "duration must be above 0"),
+        ({"duration": 0}, "duration must be a number, above 0"),
     ],
 )
 def test_loads_that_make_no_sense_are_refused(change: dict[str, Any], reason: str) -> None:

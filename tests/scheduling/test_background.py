@@ -1,5 +1,6 @@
 """Stand-ins are compared with the model: units that come too late, and answered queries."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import adaptive_world
 import scheduling_world
 from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role
 from parity_models.scheduling.actions import Compare, Encode, Run
+from parity_models.scheduling.comparison import MAX_WAIT
 from parity_models.scheduling.policies import (
     Adaptive,
     ApproximateBackup,
@@ -21,12 +23,10 @@ from parity_models.scheduling.race import KNOWN
 from parity_models.scheduling.work import SchedulerConfig
 from scheduling_world import World, code
 
-EVERY = 10.0
 
-
-def world_of(policy: Policy, instances: int = 2, every: float = EVERY) -> World:
+def world_of(policy: Policy, instances: int = 2, compare: float = 1.0) -> World:
     names = map(str, range(instances))
-    return scheduling_world.world_of(names, policy, code=code(), compare_every=every)
+    return scheduling_world.world_of(names, policy, code=code(), compare=compare)
 
 
 def adaptive(*, parity: bool = False, backup: bool = False) -> Policy:
@@ -48,27 +48,58 @@ def comparisons(world: World) -> list[str]:
     return [runs[each.unit] for each in world.log if isinstance(each, Compare)]
 
 
-def test_an_answered_query_is_run_on_the_backup_once_in_a_while() -> None:
-    world = world_of(adaptive(backup=True))
-    answer(world)
+@pytest.mark.parametrize("compare", [0.0, 0.1, 1.0])
+def test_a_share_of_the_answered_queries_is_run_on_the_backup(compare: float) -> None:
+    world = world_of(adaptive(backup=True), compare=compare)
+    compared = []
+    for _ in range(400):
+        query = answer(world)
+        for run in world.running.values():
+            assert (run.role, run.subjects) == (BACKUP, (query,))
+            compared.append(query)
+        world.finish_running()
+    assert comparisons(world) == [BACKUP] * len(compared)
+    assert len(compared) / 400 == pytest.approx(compare, abs=0.05)
+    assert all(not each.late for each in world.log if isinstance(each, Compare))
+
+
+def test_queries_are_drawn_whatever_the_outcome() -> None:
+    """In two worlds whose stand-ins answer otherwise, the same ones are."""
+    drawn = []
+    refusals: list[Callable[[int, Source], bool]] = [lambda *_: False, lambda *_: True]
+    for refuses in refusals:
+        world = world_of(adaptive(backup=True), compare=0.3)
+        world.refuses = refuses
+        for _ in range(50):
+            answer(world)
+            world.finish_running()
+        drawn.append([each.unit for each in world.log if isinstance(each, Compare)])
+    assert drawn[0] == drawn[1] != []
+
+
+def test_queries_for_which_a_stand_in_was_asked_first_are_not_drawn() -> None:
+    world = adaptive_world.world_of(2, adaptive_world.BACKUPS, doubts=[0.0] * KNOWN)
+    world.scheduler._background._share = 1.0
+    world.refuses = lambda query, source: True
+    for _ in range(20):
+        (query,) = world.arrive(1)
+        world.finish_all()
+        assert world.answers[query] is Source.MODEL
     assert comparisons(world) == []
-    world.pass_time(EVERY)
-    query = answer(world)
-    (run,) = world.running.values()
-    assert (run.role, run.subjects) == (BACKUP, (query,))
+
+
+def test_while_a_query_waits_none_is_compared() -> None:
+    world = world_of(adaptive(backup=True), instances=1)
+    world.arrive(3)
+    for _ in range(2):
+        world.finish("0")
+        assert world.running["0"].role == DEPLOYED
+    world.finish("0")
     assert comparisons(world) == [BACKUP]
-    world.finish_running()
-    answer(world)
-    assert comparisons(world) == [BACKUP]
-    world.pass_time(EVERY)
-    answer(world)
-    assert comparisons(world) == [BACKUP, BACKUP]
 
 
 def test_for_a_parity_model_a_group_of_answered_queries_is_encoded() -> None:
     world = world_of(adaptive(parity=True))
-    answer(world)
-    world.pass_time(EVERY)
     members = (answer(world), answer(world))
     (encode,) = [each for each in world.log if isinstance(each, Encode)]
     assert encode.members == members
@@ -77,8 +108,6 @@ def test_for_a_parity_model_a_group_of_answered_queries_is_encoded() -> None:
 
 def test_tenants_are_not_encoded_together_and_exact_queries_not_at_all() -> None:
     world = world_of(adaptive(parity=True))
-    answer(world)
-    world.pass_time(EVERY)
     answer(world, "one")
     answer(world, "other")
     answer(world, "one", exact=True)
@@ -89,23 +118,24 @@ def test_tenants_are_not_encoded_together_and_exact_queries_not_at_all() -> None
 
 def test_stand_ins_take_turns_and_those_that_nobody_runs_are_passed_over() -> None:
     world = world_of(adaptive(parity=True, backup=True))
-    answer(world)
     for _ in range(4):
-        world.pass_time(EVERY)
+        answer(world)
+        world.finish_running()
         answer(world)
         answer(world)
         world.finish_running()
-    assert comparisons(world) == [BACKUP, parity_role(0)] * 2
+    assert comparisons(world) == [BACKUP, parity_role(0)] * 4
     for instance in list(world.roles):
         world.leave(instance)
     for instance in "xy":
         world.join(instance, frozenset({DEPLOYED, BACKUP}))
-    for _ in range(4):
-        world.pass_time(EVERY)
-        answer(world)
+    before = len(comparisons(world))
+    for _ in range(8):
         answer(world)
         world.finish_running()
-    assert comparisons(world)[4:] == [BACKUP] * 4
+    found = comparisons(world)[before:]
+    assert set(found) == {BACKUP}
+    assert len(found) >= 4
 
 
 ONE_IN = 5
@@ -142,23 +172,17 @@ def test_one_parity_unit_in_many_runs_on() -> None:
     ]
 
 
-def test_all_do_while_their_gate_is_closed() -> None:
+def test_units_that_run_on_are_of_late_queries() -> None:
     world = world_that_lets_finish(parity())
-    world.do(world.scheduler.gate_turned(world.now, Source.BACKUP, False))
-    assert compared(world, ONE_IN - 1) == []
-    world.do(world.scheduler.gate_turned(world.now, Source.RECONSTRUCTION, False))
-    assert compared(world, 3) == [1, 2, 3]
-    world.do(world.scheduler.gate_turned(world.now, Source.RECONSTRUCTION, True))
-    assert compared(world, ONE_IN) == [3]
+    compared(world, ONE_IN)
+    assert [each.late for each in world.log if isinstance(each, Compare)] == [True]
 
 
 def test_who_comes_alone_does_not_keep_others_from_being_compared_for_ever() -> None:
     world = world_of(adaptive(parity=True))
-    answer(world)
-    world.pass_time(EVERY)
     answer(world, "alone")
     answer(world, "other")
-    world.pass_time(EVERY)
+    world.pass_time(MAX_WAIT)
     answer(world, "other")
     answer(world, "other")
     assert comparisons(world) == [parity_role(0)]
@@ -171,7 +195,7 @@ def audited(instances: str = "ab", **config: Any) -> tuple[World, int]:
     """The backup has answered a query, whose original runs if there are two instances."""
     roles = dict.fromkeys(instances, frozenset({DEPLOYED, BACKUP}))
     policy = ApproximateBackup()
-    world = scheduling_world.world_of(roles, policy, compare_one_in=1, compare_every=0, **config)
+    world = scheduling_world.world_of(roles, policy, compare_one_in=1, compare=0, **config)
     (query,) = world.arrive(1)
     return world, query
 
@@ -222,3 +246,20 @@ def test_a_queued_audit_is_given_up_at_the_deadline() -> None:
     world.pass_time(SchedulerConfig().deadline)
     assert world.queued(DEPLOYED) == world.scheduler.size() == 0
     assert not world.inputs | world.audited
+
+
+def test_the_first_answers_are_all_audited_and_later_ones_seldom() -> None:
+    """A stand-in that is wrong from the start is found out at once."""
+    roles = dict.fromkeys("ab", frozenset({DEPLOYED, BACKUP}))
+    world = scheduling_world.world_of(roles, ApproximateBackup(), compare=0, compare_one_in=20)
+    audited = []
+    for _ in range(2000):
+        world.arrive(1)
+        (backup,) = [each for each, run in world.running.items() if run.role == BACKUP]
+        world.finish(backup)
+        world.finish_running()
+        audited.append(len(world.audited))
+    assert audited[0] == 1
+    assert audited[9] >= 7
+    assert 180 < audited[-1] < 360
+    assert audited[-1] - audited[999] < audited[999]

@@ -20,7 +20,7 @@ from parity_models.simulation.emulation import (
     Slowdowns,
     Uniform,
 )
-from parity_models.simulation.simulation import Simulation, simulate
+from parity_models.simulation.simulation import Simulation
 from scheduling_world import ORIGINALS, World, world_of
 
 
@@ -204,4 +204,4 @@ def test_slow_instances_are_not_replaced(plan: str) -> None:
         faults=MILDER[plan],
         config=SchedulerConfig(deadline=10.0),
     )
-    assert not simulate(simulation, EqualResources()).recycled
+    assert not simulation.run(EqualResources()).recycled

@@ -126,7 +126,7 @@ def test_an_idle_instance_takes_a_task_unless_others_that_are_up_suit_it_better(
             dispatch.occupy(each)
     taken = taken - {idle}
     running = [Task(DEPLOYED, 2, "image", instance=each) for each in sorted(taken)]
-    task = Task(DEPLOYED, 1, "image", failed_on=sorted(failed))
+    task = Task(DEPLOYED, 1, "image", failed_on=tuple(failed))
     task.apart.append([task, *running])
     dispatch.add(task)
     suited = set(node)

@@ -22,7 +22,7 @@ from parity_models.scheduling.policies import (
 from parity_models.scheduling.work import SchedulerConfig
 from parity_models.simulation.arrivals import poisson_arrivals
 from parity_models.simulation.emulation import Uniform
-from parity_models.simulation.simulation import FAILED, Driver, Instance, Simulation, simulate
+from parity_models.simulation.simulation import FAILED, Driver, Instance, Simulation
 from scheduling_world import World, code, world_of
 
 INSTANCES, SERVICE, SECONDS, CALM = 4, 0.01, 5.0, 3.0
@@ -56,7 +56,7 @@ def goodput(policy: Policy, times: float, deadline: float, *, max_batch: int = 1
         further_rows={DEPLOYED: further},
         config=SchedulerConfig(max_batch=max_batch, deadline=deadline),
     )
-    result = simulate(simulation, policy, driver=Deaf)
+    result = simulation.run(policy, driver=Deaf)
     after = arrivals > rush[-1] + 1
     assert (result.sources[after] != FAILED).all()
     assert np.percentile(result.latencies[after], 99) < 0.05
@@ -97,7 +97,7 @@ def test_slow_models_are_not_refused_for_a_queue_that_is_short_for_them() -> Non
         service={DEPLOYED: Uniform(0.7, 1.3)},
         config=SchedulerConfig(deadline=60.0),
     )
-    assert (simulate(simulation, NoRedundancy()).sources != FAILED).all()
+    assert (simulation.run(NoRedundancy()).sources != FAILED).all()
 
 
 # Queries that cannot be answered in time are refused at once; the others run in order

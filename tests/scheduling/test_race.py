@@ -40,6 +40,7 @@ class Conditions:
     idle: bool = True
     open: bool = True
     helps: bool = True
+    busy: float = 0.0
 
 
 CALM = Conditions()
@@ -230,6 +231,7 @@ class Driver:
 
     def _view(self, choice: int) -> None:
         self.view = Conditions(choice % 4, choice % 3 > 0, choice % 5 > 0, choice % 7 > 0)
+        self.view.busy = choice % 11 / 10
 
     def _change(self, choice: int) -> None:
         self.rule.purse.change(SHARES[choice % len(SHARES)])
@@ -328,7 +330,7 @@ def test_an_output_stays_held_while_the_purse_is_empty() -> None:
         assert Answer(0.1) not in actions
     assert race.held == 0.1
     for _ in range(1000):
-        known.earn()
+        known.earn(0.0)
     assert race.lost() == (Answer(0.1),)
 
 
@@ -371,3 +373,36 @@ def test_the_model_waits_only_for_a_backup_that_is_quick_and_has_an_instance() -
         begun = race.begin(0.0, view)
         assert ASK_BACKUP in begun
         assert (ASK_MODEL not in begun) == waits == race.withheld
+
+
+def test_a_query_that_got_no_help_is_not_overtaken() -> None:
+    known = rule(SHARE, [0.0])
+    older, newer, last = (Race(known, 0.0, 9.0) for _ in range(3))
+    assert older.begin(0.0, Conditions(helps=False)) == (ASK_MODEL,)
+    assert newer.begin(0.1, CALM) == (ASK_MODEL,), "it would overtake the older one"
+    older.started(0.2)
+    newer.ended(0.3)
+    assert ASK_BACKUP in last.begin(0.3, CALM)
+
+
+def test_the_busier_the_event_loop_the_fewer_and_the_older_queries_are_helped() -> None:
+    helped: dict[float, list[float]] = {}
+    for busy in (0.1, 0.5, 0.9):
+        known, view = rule(SHARE, [0.0], 0.5), Conditions(busy=busy)
+        helped[busy] = []
+        for number in range(1000):
+            race = Race(known, float(number), inf)
+            race.begin(number, view)
+            race.started(number, slow=True)
+            ages = [each / 10 for each in range(10, 60)]
+            for age in ages:
+                race.at = number + age
+                if ASK_BACKUP in race.alarm(number + age, view):
+                    helped[busy].append(age)
+                    break
+    assert len(helped[0.1]) > 400
+    assert 60 < len(helped[0.5]) < 80
+    assert 20 < len(helped[0.9]) < 30
+    for ages in helped.values():
+        assert ages[0] == 1.0
+        assert ages[-1] > 2, "once there is little time left, only the oldest are helped"

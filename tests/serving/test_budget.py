@@ -22,7 +22,7 @@ from puppet_engine import WEIGHTS, asked, metric, queries, serving, settle
 from repositories import ADMINISTRATOR, administered
 
 DOUBT = 0.01
-SURE = DoubtCurve((0.0,), (DOUBT,), 1000, ((10.0, 10),))
+SURE = DoubtCurve((0.0,), (DOUBT,), 1000, ((1000, 10, 10.0),))
 CALIBRATION = Calibration("classes", 0.0, "scores", 1000, 0.05, curve=SURE)
 UNTRIED = Calibration(
     "classes", 0.0, "scores", 1000, 0.05, curve=DoubtCurve((0.0,), (DOUBT,), 1000)
@@ -48,7 +48,7 @@ async def test_a_stand_in_s_answer_says_its_doubt_and_is_audited() -> None:
         answer = await request
         doubt = answer.doubts[0]
         assert answer.sources == [Source.BACKUP]
-        factor = front.stand_ins.audits[Source.BACKUP].factor
+        factor = front.stand_ins.judges[Source.BACKUP].factor
         assert doubt == pytest.approx(DOUBT * factor)
         share, most = front.stand_ins.differing()
         assert 0 < share <= most
@@ -68,7 +68,9 @@ async def test_a_stand_in_s_answer_says_its_doubt_and_is_audited() -> None:
         engine.finish_all(DEPLOYED)
         assert metric(front, "parm_audited_answers_total", source="backup") == 2
         assert metric(front, "parm_audited_answers_differed_total", source="backup") == 1
-        assert front.stand_ins.audits[Source.BACKUP].seen == 2
+        doubts = front.stand_ins.judges[Source.BACKUP].doubts
+        assert doubts is not None
+        assert doubts.seen == 2
         assert metric(front, "parm_audit_factor", source="backup") == factor
 
 

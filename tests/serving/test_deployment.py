@@ -122,11 +122,11 @@ def test_a_server_warns_if_clients_can_harm_each_other_s_answers(
     said = [note for note in Deployment(bundle, ServeOptions()).notes if "can spoil" in note]
     assert len(said) == (not screened and not isolated)
     assert not [note for note in Deployment(bundle, NONE).notes if "can spoil" in note]
-    shared = [note for note in Deployment(bundle, ServeOptions()).notes if "share-groups" in note]
+    shared = [note for note in Deployment(bundle, ServeOptions()).notes if "share_groups" in note]
     assert len(shared) == (not isolated)
     for agreed in ({"share_groups": True}, {"tenant_header": "x-tenant"}):
         notes = Deployment(bundle, ServeOptions(**agreed)).notes
-        assert not [note for note in notes if "share-groups" in note]
+        assert not [note for note in notes if "share_groups" in note]
 
 
 # Batches

@@ -23,13 +23,9 @@ from parity_models.serving.errors import (
     PoisonError,
     UnavailableError,
 )
-from parity_models.serving.frontend import (
-    Frontend,
-    Observer,
-    PoisonedRows,
-    Result,
-)
+from parity_models.serving.frontend import Frontend, Observer, PoisonedRows
 from parity_models.serving.metrics import Metrics
+from parity_models.serving.models import Result
 from puppet_engine import CODE, SIGNATURE, WEIGHTS, Puppet, asked, metric, queries, serving, settle
 
 

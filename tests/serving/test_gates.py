@@ -10,15 +10,21 @@ import pytest
 from numpy.typing import NDArray
 
 from parity_models.roles import DEPLOYED, Source
-from parity_models.scheduling.policies import ApproximateBackup, Parity, Pool
+from parity_models.scheduling.policies import (
+    Adaptive,
+    ApproximateBackup,
+    Parity,
+    Pool,
+    StandIns,
+)
 from parity_models.serving.frontend import Frontend
 from parity_models.serving.metrics import Metrics
 from parity_models.tensors.signature import Batch
 from parity_models.training.export import floats
 from parity_models.trust.envelope import Envelope
-from parity_models.trust.gate import Calibration, GateLevel, confidences
+from parity_models.trust.evidence import EvidenceStore
+from parity_models.trust.gate import Calibration, DoubtCurve, GateLevel, confidences
 from parity_models.trust.gates import ChosenGate, OutputGate
-from parity_models.trust.stand_ins import ClosedGates
 from puppet_engine import CODE, WEIGHTS, Puppet, asked, metric, queries, serving, settle
 
 ONE_IN = 20
@@ -26,15 +32,23 @@ DEDICATED = Parity.Options(pool=Pool.DEDICATED)
 A, B = np.array([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0]], np.float32)
 
 
-def counted(metrics: Metrics) -> tuple[float, float]:
-    """Return the numbers of reconstructions that were compared, and that disagreed."""
-    of, source = metrics.registry.get_sample_value, {"source": "reconstruction"}
-    compared = of("parm_stand_in_answers_compared_total", source)
-    return compared or 0.0, of("parm_stand_in_answers_disagreed_total", source) or 0.0
+def counted(metrics: Metrics, given: str, source: str = "reconstruction") -> tuple[float, float]:
+    """Return the numbers of outputs that were compared, and that disagreed."""
+    of, labels = metrics.registry.get_sample_value, {"source": source, "given": given}
+    compared = of("parm_stand_in_answers_compared_total", labels)
+    return compared or 0.0, of("parm_stand_in_answers_disagreed_total", labels) or 0.0
+
+
+CURVE = DoubtCurve((-50.0, 0.0, 1.0), (0.2, 0.1, 0.01), 1000)
+CALIBRATED = Calibration("classes", 0.0, "scores", 1000, 0.05, curve=CURVE)
+UNGATED = OutputGate(calibrations={Source.RECONSTRUCTION: CALIBRATED, Source.BACKUP: CALIBRATED})
+QUIET: dict[str, Any] = {"compare": 0.0}
 
 
 async def test_the_server_lets_one_parity_unit_in_many_finish_and_counts_it() -> None:
-    async with serving(Parity(CODE, DEDICATED), compare_one_in=ONE_IN) as (frontend, engine):
+    policy = Parity(CODE, DEDICATED)
+    config: dict[str, Any] = {"compare_one_in": ONE_IN, **QUIET}
+    async with serving(policy, gate=UNGATED, **config) as (frontend, engine):
         metrics = frontend.metrics
         for number in range(1, ONE_IN + 1):
             request = await asked(frontend.infer(queries(2)))
@@ -44,12 +58,30 @@ async def test_the_server_lets_one_parity_unit_in_many_finish_and_counts_it() ->
             assert cancelled == min(number, ONE_IN - 1)
             (parity,) = engine.units
             engine.finish(parity)
-        assert counted(metrics) == (2, 0)
+        assert counted(metrics, "late") == (1, 0)
+        assert counted(metrics, "in time") == (0, 0)
+
+
+@pytest.mark.parametrize("compare", [0.0, 1.0])
+async def test_queries_in_time_are_compared_as_often_as_the_operator_says(compare: float) -> None:
+    policy = Adaptive(StandIns(None, True), Adaptive.Options(differ=0.0))  # nothing is asked first
+    async with serving(policy, 2, 0, gate=UNGATED, compare=compare) as (frontend, engine):
+        for number in range(20):
+            request = await asked(frontend.infer(queries(1)))
+            engine.finish_all("deployed")
+            assert (await request).sources == [Source.MODEL]
+            for unit in [*engine.units]:  # the output is wrong, now and then
+                rows = np.stack(unit.rows) @ WEIGHTS
+                engine.units.remove(unit)
+                engine.listener.unit_finished(unit.id, -rows if number == 7 else rows)
+        assert counted(frontend.metrics, "in time", "backup") == (20 * compare, compare)
+        assert counted(frontend.metrics, "late", "backup") == (0, 0)
 
 
 def chosen(threshold: float, level: float = 0.99) -> ChosenGate:
     reached = GateLevel(level, threshold, 0.8, level)
-    return ChosenGate(Calibration("classes", 0.0, "scores", 1000, 0.05, (reached,)), reached)
+    known = Calibration("classes", 0.0, "scores", 1000, 0.05, (reached,), curve=CURVE)
+    return ChosenGate(known, level, reached)
 
 
 def by_confidence(rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
@@ -92,20 +124,12 @@ async def test_an_unsure_backup_answers_no_query() -> None:
         assert not request.done()
         engine.finish_all("deployed")
         assert (await request).sources == [Source.BACKUP, Source.MODEL]
-        assert metric(frontend, "parm_stand_in_answers_compared_total", source="backup") == 0
+        assert counted(frontend.metrics, "late", "backup") == (1, 0), "the first is audited"
 
 
 async def test_a_backup_s_answers_are_compared_with_the_model_s() -> None:
-    compared = "parm_stand_in_answers_compared_total"
-    async with serving(ApproximateBackup(), 1, 1, compare_one_in=ONE_IN) as (frontend, engine):
-        # Both are here: the backup's was refused.
-        request = await asked(frontend.infer(queries(1)))
-        backup, deployed = sorted(engine.units, key=lambda unit: unit.role)
-        engine.units.remove(backup)
-        engine.listener.unit_finished(backup.id, np.full((1, 3), np.nan, np.float32))
-        engine.finish(deployed)
-        await request
-        assert metric(frontend, compared, source="backup") == 1
+    config: dict[str, Any] = {"compare_one_in": ONE_IN, **QUIET}
+    async with serving(ApproximateBackup(), 1, 1, gate=UNGATED, **config) as (frontend, engine):
         # The model was first, and now and then the backup runs on.
         for _ in range(2 * ONE_IN):
             request = await asked(frontend.infer(queries(1)))
@@ -116,8 +140,19 @@ async def test_a_backup_s_answers_are_compared_with_the_model_s() -> None:
                 engine.fail(backup, "cancelled")
             else:
                 engine.finish(backup)
-        assert metric(frontend, compared, source="backup") == 3
-        assert metric(frontend, "parm_stand_in_answers_disagreed_total", source="backup") == 1
+        assert counted(frontend.metrics, "late", "backup") == (2, 0)
+
+
+async def test_an_output_that_is_no_number_is_no_comparison() -> None:
+    config: dict[str, Any] = {"compare_one_in": 1, **QUIET}
+    async with serving(ApproximateBackup(), 1, 1, gate=UNGATED, **config) as (frontend, engine):
+        request = await asked(frontend.infer(queries(1)))
+        backup, deployed = sorted(engine.units, key=lambda unit: unit.role)
+        engine.units.remove(backup)
+        engine.listener.unit_finished(backup.id, np.full((1, 3), np.nan, np.float32))
+        engine.finish(deployed)
+        assert (await request).sources == [Source.MODEL]
+        assert counted(frontend.metrics, "late", "backup") == (0, 0)
 
 
 async def compared(
@@ -151,47 +186,82 @@ async def sources(frontend: Frontend, engine: Puppet, tenant: str | None = None)
     return list((await request).sources)
 
 
-async def test_a_gate_closes_and_opens_again_across_restarts(
+def is_open(frontend: Frontend) -> float:
+    return metric(frontend, "parm_gate_open", source="reconstruction")
+
+
+async def test_a_gate_steps_back_and_opens_again_across_restarts(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.WARNING)
+    caplog.set_level(logging.INFO)
     gate = OutputGate({Source.RECONSTRUCTION: chosen(-100.0, level=0.9)})
 
-    def kept(digest: str = "a", path: Path = tmp_path) -> ClosedGates:
-        return ClosedGates(path, digest)
+    def served(digest: str = "a") -> AbstractAsyncContextManager[tuple[Frontend, Puppet]]:
+        store = EvidenceStore(tmp_path, digest)
+        config: dict[str, Any] = {"compare_one_in": 1, **QUIET}
+        return serving(Parity(CODE, DEDICATED), 2, 1, gate=gate, store=store, **config)
 
-    def served(closed: ClosedGates) -> AbstractAsyncContextManager[tuple[Frontend, Puppet]]:
-        parity = Parity(CODE, DEDICATED)
-        return serving(parity, 2, 1, gate=gate, compare_one_in=1, closed_gates=closed)
-
-    def is_open(frontend: Frontend) -> float:
-        return metric(frontend, "parm_gate_open", source="reconstruction")
-
-    async with served(kept()) as (frontend, engine):
+    turned = {"source": "reconstruction", "to": "back"}
+    async with served() as (frontend, engine):
         assert is_open(frontend)
+        assert metric(frontend, "parm_gate_coverage", source="reconstruction") == 0.8
         assert await sources(frontend, engine) == [Source.RECONSTRUCTION, Source.MODEL]
         for _ in range(40):
             if is_open(frontend):
                 await compared(frontend, engine, wrong=True)
         assert not is_open(frontend)
-        assert "does not answer until it recovers" in caplog.text
+        assert "the gate of the reconstruction stepped back: it lets 0.0% of" in caplog.text
+        assert "have the queries changed since it was trained?" in caplog.text
+        assert metric(frontend, "parm_gate_turns_total", **turned) == 1
         assert frontend.ready
         assert await sources(frontend, engine) == [Source.MODEL] * 2
         refused = "parm_stand_in_answers_refused_total"
         assert metric(frontend, refused, source="reconstruction", reason="closed") == 1
-    assert kept().sources == {Source.RECONSTRUCTION}
-    assert kept("of another calibration").sources == set()
-    async with served(kept()) as (frontend, engine):
+    async with served("of another calibration") as (frontend, engine):
+        assert is_open(frontend)
+    async with served() as (frontend, engine):
         assert not is_open(frontend)
         assert await sources(frontend, engine) == [Source.MODEL] * 2
-        for _ in range(100):
+        for _ in range(400):
             if not is_open(frontend):
                 await compared(frontend, engine, wrong=False)
-        assert "answers again" in caplog.text
+        assert metric(frontend, "parm_gate_turns_total", **(turned | {"to": "open"})) == 1
+        assert "the gate of the reconstruction opened further" in caplog.text
         assert await sources(frontend, engine) == [Source.RECONSTRUCTION, Source.MODEL]
-    assert kept().sources == set()
-    kept(path=tmp_path / "nowhere").turned(Source.BACKUP, is_open=False)
-    assert "closed gates cannot be stored" in caplog.text
+    async with served() as (frontend, engine):
+        assert await sources(frontend, engine) == [Source.RECONSTRUCTION, Source.MODEL]
+
+
+async def test_a_gate_that_starts_closed_opens_by_itself_and_stays_open(tmp_path: Path) -> None:
+    """Nothing calibrated it; queries in time say that it agrees."""
+    unknown = Calibration("classes", 0.0, "scores", 0, 0.0)
+    gate = OutputGate({Source.BACKUP: ChosenGate(unknown, 0.9)})
+
+    def served() -> AbstractAsyncContextManager[tuple[Frontend, Puppet]]:
+        policy = Adaptive(StandIns(None, True))
+        store = EvidenceStore(tmp_path, "a")
+        return serving(policy, 2, 0, gate=gate, store=store, compare=1.0)
+
+    def is_open(frontend: Frontend) -> bool:
+        answers = Source.BACKUP not in frontend.scheduler.closed_gates
+        assert metric(frontend, "parm_gate_open", source="backup") == answers
+        return answers
+
+    rows = queries(700)
+    async with served() as (frontend, engine):
+        asked_for = 0
+        for row in rows:
+            request = await asked(frontend.infer(row[np.newaxis]))
+            engine.finish_all()
+            await request
+            asked_for += 1
+            if is_open(frontend):
+                break
+        assert is_open(frontend)
+        assert 200 <= asked_for < 700
+    async with served() as (frontend, engine):
+        assert is_open(frontend)
+        assert metric(frontend, "parm_gate_coverage", source="backup") > 0
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

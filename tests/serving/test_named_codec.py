@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from parity_models.roles import Source
-from parity_models.serving import protocol
+from parity_models.serving import protocol, rest_codec
 from parity_models.serving.grpc import codec as grpc_codec
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
-from parity_models.serving.models import ServedModel
+from parity_models.serving.grpc.messages import FIELDS
+from parity_models.serving.models import Result, ServedModel
 from parity_models.serving.remote import clients
 from parity_models.tensors.signature import DATATYPES, Layout, Signature
 from rest_bodies import done
@@ -42,10 +43,11 @@ def requests(draw: st.DrawFn) -> Sent:
 def test_answers_say_sources_and_agreement(rows: list[tuple[Source, float]]) -> None:
     sources = [source for source, _ in rows]
     doubts = [doubt if source.stands_in else 0.0 for source, doubt in rows]
-    said = dict(protocol.row_headers(sources, doubts if any(doubts) else ()))
+    result = Result(np.zeros(len(rows)), sources, doubts if any(doubts) else ())
+    said = dict(result.headers)
     assert sorted(said["x-parm-source"].split(",")) == sorted(set(sources))
     assert float(said["x-parm-agreement"]) == 1 - max(doubts)
-    row_by_row = protocol.row_parameters(sources, doubts if any(doubts) else ())
+    row_by_row = result.parameters
     assert row_by_row["source"] == ",".join(sources)
     assert ("agreement" in row_by_row) == any(each.stands_in for each in sources)
     for agreement, doubt in zip(row_by_row.get("agreement", "").split(","), doubts, strict=False):
@@ -58,11 +60,11 @@ def test_over_rest_as_json_or_binary(sent: Sent, binary: bool, alone: bool) -> N
     model, queries = sent
     output = model.signature.outputs[-1].name
     body, headers = protocol.write_request(queries, (output,) if alone else (), binary=binary)
-    asked = protocol.read_request(body, headers.get(protocol.HEADER_LENGTH), model)
+    asked = rest_codec.read_request(body, headers.get(protocol.HEADER_LENGTH), model)
     rows = done(asked.read_rows())
     model.signature.kind_of(rows[0, ...])
     sources = [Source.MODEL] * len(rows)
-    head, data = done(protocol.write_response(asked, rows, sources))
+    head, data = done(rest_codec.write_response(asked, Result(rows, sources)))
     answer = protocol.read_response(b"".join((head, *data)), str(len(head)) if data else None)
     assert answer.sources(len(sources)) == tuple(sources)
     assert [each.name for each in answer.outputs] == ([output] if alone else list(queries))
@@ -83,18 +85,20 @@ def test_over_grpc_raw_or_typed(sent: Sent, raw: bool) -> None:
         if raw:
             request.raw_input_contents.append(array.tobytes())
         else:
-            contents = getattr(tensor.contents, grpc_codec._FIELDS[each.datatype])
+            contents = getattr(tensor.contents, FIELDS[each.datatype])
             contents.extend(array.ravel().tolist())
     asked = grpc_codec.read_request(request, list(request.raw_input_contents), model)
     rows = done(asked.read_rows())
     sources = [Source.MODEL] * len(rows)
-    answer = ModelInferResponse.FromString(done(grpc_codec.write_response(asked, rows, sources)))
+    answer = ModelInferResponse.FromString(
+        done(grpc_codec.write_response(asked, Result(rows, sources)))
+    )
     for i, output in enumerate(answer.outputs):
         array = queries[output.name]
         if raw:
             found = np.frombuffer(answer.raw_output_contents[i], array.dtype)
         else:
-            field = grpc_codec._FIELDS[output.datatype]
+            field = FIELDS[output.datatype]
             found = np.array(getattr(output.contents, field), array.dtype)
         assert tuple(output.shape) == array.shape
         np.testing.assert_array_equal(found.reshape(array.shape), array)

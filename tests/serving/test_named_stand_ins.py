@@ -38,7 +38,8 @@ def client(source: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ht
     envelope = fit_envelope(TEXT, texts(2000, 16), texts(500, 16), OUTPUTS)
     bundle = write_text_bundle(folder, backed=backed, coded=not backed, envelope=envelope)
     policy = "approximate-backup" if backed else "parity"
-    options = ["--instances", "4", "--policy", policy, "--faults", json.dumps(SLOW)]
+    options = ["--instances", "4", "--policy", policy, "--agreement", "0"]
+    options += ["--faults", json.dumps(SLOW)]
     with (
         ServerProcess(str(bundle), *options) as server,
         httpx.Client(base_url=server.url, timeout=30) as client,

@@ -49,7 +49,7 @@ async def test_the_engine_of_the_guide_serves(bundle: Path) -> None:
 
 
 def test_it_is_checked_as_it_says(bundle: Path, parm_here: Here) -> None:
-    with pytest.raises(UserError, match="called must be a text, got 7"):
+    with pytest.raises(UserError, match="called must be a text; got 7"):
         EngineChoice(ENGINE, {"called": 7})
     with pytest.raises(
         UserError, match=r"instances is not an option of the engine .*; it has called"
@@ -57,12 +57,12 @@ def test_it_is_checked_as_it_says(bundle: Path, parm_here: Here) -> None:
         EngineChoice(ENGINE, {"instances": 2})
     with pytest.raises(UserError, match="cannot be the engine: it must be a subclass of"):
         EngineChoice("own_policy:Again")
-    with pytest.raises(UserError, match="there is no engine 'lokal'; did you mean local"):
+    with pytest.raises(UserError, match=r"there is no engine 'lokal'; .*; did you mean local"):
         EngineChoice("lokal")
     for flags, reason in [
         (("--engine", f"{ENGINE}@address=auto"), "address is not an option of the engine"),
-        (("--engine", "lokal"), "there is no engine 'lokal'; did you mean local"),
-        (("--called", "mine"), "No such option: --called"),
+        (("--engine", "lokal"), "; did you mean local?"),
+        (("--called", "mine"), "No such option '--called'"),
         (("--engine", ENGINE, "--faults", "{}"), "faults are not for the engine"),
     ]:
         assert_refused(parm_here("serve", bundle, *flags), reason)

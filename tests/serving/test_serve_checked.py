@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,8 +45,8 @@ def overwrite(folder: Path) -> None:
 
 
 def delete(folder: Path) -> None:
-    for file in (folder / "bundle").iterdir():
-        file.unlink()
+    shutil.rmtree(folder / "bundle")
+    (folder / "bundle").mkdir()
 
 
 @pytest.mark.parametrize("change", [replace, overwrite, delete])

@@ -32,6 +32,9 @@ def slow(*workers: int, seconds: float = 60.0) -> str:
     return json.dumps({"slowdowns": spell})
 
 
+UNGATED = ("--agreement", "0")
+
+
 @contextmanager
 def serving(bundle: Path, *arguments: str) -> Iterator[tuple[ServerProcess, httpx.Client]]:
     with (
@@ -93,7 +96,7 @@ def test_the_model_answers_everything(backed: Path, policy: str, seconds: float,
 
 
 def test_the_backup_answers_where_all_of_the_model_s_workers_are_slow(backed: Path) -> None:
-    arguments = ("--policy", "approximate-backup", "--faults", slow(0, 1))
+    arguments = ("--policy", "approximate-backup", *UNGATED, "--faults", slow(0, 1))
     with serving(backed, *arguments) as (server, client):
         answered = infer_until(client, {"backup"})
         counted = server.metric('parm_query_latency_seconds_count{source="backup"}')
@@ -123,7 +126,7 @@ def test_a_cheap_backup_answers_first_within_the_budget(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pool", ["shared", "dedicated"])
 def test_a_parity_model_answers_for_a_slow_worker(backed: Path, pool: str) -> None:
-    arguments = ("--policy", f"parity@pool={pool}", "--faults", slow(0))
+    arguments = ("--policy", f"parity@pool={pool}", *UNGATED, "--faults", slow(0))
     with serving(backed, *arguments) as (server, client):
         answered = infer_until(client, {"model", "reconstruction"})
         assert (
@@ -145,7 +148,8 @@ def test_an_own_code_reconstructs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     code = CodeSpec(ENCODER, DECODER, 2, 1, {"gain": 2.0}, {"divisor": 2.0})
     own = write_linear_bundle(tmp_path, code=code)
     allowed = ("--allow-code", ENCODER, "--allow-code", DECODER)
-    with serving(own, "--policy", "parity", *allowed, "--faults", slow(0)) as (server, client):
+    arguments = ("--policy", "parity", *UNGATED, *allowed, "--faults", slow(0))
+    with serving(own, *arguments) as (server, client):
         answered = infer_until(client, {"model", "reconstruction"})
         assert (
             server.metric('parm_query_latency_seconds_count{source="reconstruction"}')

@@ -11,7 +11,8 @@ from tritonclient.utils import InferenceServerException
 
 from parity_models.errors import UserError
 from parity_models.serving.errors import InvalidRequestError
-from parity_models.serving.protocol import InferRequest, read_request, take_tenant
+from parity_models.serving.inference import InferRequest
+from parity_models.serving.rest_codec import read_request
 from parity_models.serving.server import ServeOptions
 from rest_bodies import model_of, request
 from served import ServerProcess, infer_message, queries
@@ -27,7 +28,7 @@ def asked(*, exact: bool = False, tenant: str | None = None) -> InferRequest:
 
 
 def sharing(request: InferRequest, *header: str) -> tuple[bool, str | None]:
-    take_tenant(request, "x-tenant", header)
+    request.take_tenant("x-tenant", header)
     return request.exact, request.tenant
 
 
@@ -47,13 +48,13 @@ def test_without_the_header_a_request_shares_with_nobody_whatever_it_says() -> N
 )
 def test_headers_that_do_not_fit_are_refused(values: tuple[str, ...], reason: str) -> None:
     with pytest.raises(InvalidRequestError, match=re.escape(reason)):
-        take_tenant(asked(tenant="a"), "x-tenant", values)
+        asked(tenant="a").take_tenant("x-tenant", values)
 
 
 def test_the_header_is_one_that_http_and_grpc_can_carry() -> None:
     assert ServeOptions(tenant_header="X-Tenant").tenant_header == "x-tenant"
     for name in ("", "x tenant", ":path", "x-tenant-bin", "grpc-tenant", "é", "a" * 129):
-        with pytest.raises(UserError, match="--tenant-header"):
+        with pytest.raises(UserError, match="tenant_header="):
             ServeOptions(tenant_header=name)
 
 

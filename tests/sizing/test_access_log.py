@@ -70,7 +70,7 @@ def test_servers_that_run_several_at_a_time_are_noticed(tmp_path: Path) -> None:
     arrivals = [0.01 * each for each in range(400)]
     runs = [draw.choice([0.002, 0.05]) for _ in arrivals]
     file = write(tmp_path / "log.csv", queued(runs, arrivals, 3))
-    with pytest.raises(UserError, match=r"runs more than 1 at a time; give --instances"):
+    with pytest.raises(UserError, match=r"runs more than 1 at a time; give instances="):
         AccessLog.read(file)
     ((_, took),) = AccessLog.read(file, 3).servers
     np.testing.assert_allclose(sorted(took), sorted(runs), atol=1e-5)
@@ -140,7 +140,7 @@ def test_a_bad_line_is_named_by_its_number(tmp_path: Path, line: str, said: str)
             "a multiple of 2",
         ),
         (["arrival,latency,upstream", *(f"{i},0,a" for i in range(LEAST))], {}, "took no time"),
-        ([], {"rate": 9.0}, "give only BUNDLE, --instances, --backup-time, --coverage"),
+        ([], {"rate": 9.0}, "give only a bundle, instances=, backup_time=, coverage="),
     ],
 )
 def test_unusable_logs_are_refused(

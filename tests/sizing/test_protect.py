@@ -137,7 +137,7 @@ def test_the_chosen_stand_in_is_written_with_its_gate_and_times_and_served(
     _, (chosen,) = measure([candidate], prepared, tmp_path / "made")
     assert chosen.finalist.covered > 0
     gate = chosen.calibrate(LEVEL, RISK)
-    assert gate is not None
+    assert gate.at_least(LEVEL) is not None
     assert chosen.finalist.covered > 0
     bundle = write_protected(prepared, chosen, gate, tmp_path / "bundle")
     assert bundle.manifest.calibration == {"backup": gate}
@@ -146,9 +146,9 @@ def test_the_chosen_stand_in_is_written_with_its_gate_and_times_and_served(
     assert served.roles[0] == {DEPLOYED, BACKUP}
     assert served.model.gates.keys() == {"backup"}
     assert gate.curve is not None, "without a level, its doubts say when it may answer"
-    assert chosen.calibrate(None, 1e-300) is not None
-    # Without enough risk nothing can be shown.
-    assert chosen.calibrate(LEVEL, 1e-300) is None
+    # Without enough risk nothing can be shown; then its gate starts closed.
+    assert chosen.calibrate(None, 1e-300).curve is not None
+    assert chosen.calibrate(LEVEL, 1e-300).at_least(LEVEL) is None
 
 
 # Simulations, choice and advice

@@ -61,7 +61,7 @@ def world_of(
     if doubts is not None:
         teach(policy, doubts)
     names = map(str, range(instances))
-    return scheduling_world.world_of(names, policy, code=code(), dispatch=dispatch)
+    return scheduling_world.world_of(names, policy, code=code(), dispatch=dispatch, audited=1000)
 
 
 def runs(world: World) -> list[str]:

@@ -9,6 +9,7 @@ import grpc
 from http_served import Echo, eventually
 from parity_models.serving.grpc.grpc_server import GrpcServer
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest
+from parity_models.serving.inference import Inference
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import ServedModel, ServedVersion
@@ -46,7 +47,8 @@ async def serving(**limits: Any) -> AsyncIterator[tuple[Served, Any]]:
     bounds = Limits(**limits)
     budget = ByteBudget(bounds.max_in_flight)
     model = ServedModel("model", Signature.of(SPEC, SPEC), max_rows=10**6)
-    server = GrpcServer(ServedVersion(cast(Any, frontend), model, metrics), bounds, budget)
+    version = ServedVersion(cast(Any, frontend), model, metrics)
+    server = GrpcServer(Inference(version, budget), bounds)
     served = Served(frontend, budget, metrics, server)
     served.address = (await server.start("127.0.0.1", 0)).removeprefix("grpc://")
     channel = served.channel()

@@ -162,6 +162,7 @@ def draw_setup(choose: Callable[[Sequence[Any]], Any]) -> Setup:
             verify_every=choose([0, 0, 1, 3]),
             sample_every=choose([0, 1, 5]),
             share_groups=choose([True, True, False]),
+            compare=choose([0.0, 0.5, 1.0]),
             compare_one_in=choose([1, 3]),
         ),
         choose([None, 1, 2, 3, 4]),

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from parity_models.roles import Source
 from parity_models.serving.errors import OverloadedError, RequestError
-from parity_models.serving.frontend import Result
 from parity_models.serving.http import HttpServer, listen, url_of
+from parity_models.serving.inference import Inference
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.models import ServedModel, ServedVersion
+from parity_models.serving.models import Result, ServedModel, ServedVersion
 from parity_models.serving.rest import Rest
 from parity_models.tensors.signature import Signature, TensorSpec
 
@@ -73,7 +73,7 @@ class Served:
         self.metrics = Metrics()
         self.budget = ByteBudget(limits.max_in_flight)
         version = ServedVersion(cast(Any, echo), MODEL, self.metrics)
-        self.server = HttpServer(Rest(version, limits, self.budget), tls)
+        self.server = HttpServer(Rest(Inference(version, self.budget), limits), tls)
         self.metrics.connections.set_function(lambda: self.server.connections)
         self.metrics.bytes_in_flight.set_function(lambda: self.budget.held)
         self.socket = listen("127.0.0.1", 0)

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 from parity_models.codes import Decoder, Encoder
 from parity_models.codes.coder import Shape
-from parity_models.options import Option
+from parity_models.options import option
 
 Array = Any
 
@@ -22,7 +22,7 @@ class Amplified(Encoder):
     class Options(Encoder.Options):
         """Options."""
 
-        gain: Annotated[float, Option("What sums are multiplied by.", above=0, at_most=100)] = 1.0
+        gain: float = option(1.0, "What sums are multiplied by.", gt=0, le=100)
 
     def shape(self) -> Shape:
         return self.query_shape
@@ -41,7 +41,7 @@ class Attenuated(Decoder):
     class Options(Decoder.Options):
         """Options."""
 
-        divisor: Annotated[float, Option("What outputs are divided by.", above=0)] = 1.0
+        divisor: float = option(1.0, "What outputs are divided by.", gt=0)
 
     def shape(self) -> Shape:
         return self.output_shape

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
 
-from parity_models.options import SECONDS, Option
+from parity_models.options import option
 from parity_models.scheduling.policies import Policy
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query
@@ -19,10 +18,9 @@ class Again(Policy):
     class Options(Policy.Options):
         """Options."""
 
-        again_after: Annotated[
-            float,
-            Option("How long until a query is sent once more.", unit=SECONDS, above=0, at_most=9),
-        ] = 1.0
+        again_after: float = option(
+            1.0, "How long until a query is sent once more.", unit="ms", gt=0, le=9
+        )
 
     def __init__(self, options: Options | None = None) -> None:
         self._options = options or self.Options()

@@ -13,12 +13,13 @@ from parity_models.codes import Code, CodeSpec
 from parity_models.scheduling.policies import Parity, Policy
 from parity_models.scheduling.work import SchedulerConfig
 from parity_models.serving.engine import Engine, EngineListener
-from parity_models.serving.frontend import Frontend, Golden, Result
+from parity_models.serving.frontend import Frontend, Golden
 from parity_models.serving.metrics import Metrics
+from parity_models.serving.models import Result
 from parity_models.simulation.emulation import FaultPlan
 from parity_models.tensors.signature import Signature, TensorSpec
+from parity_models.trust.evidence import EvidenceStore
 from parity_models.trust.gates import OutputGate
-from parity_models.trust.stand_ins import ClosedGates
 
 WEIGHTS = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
 OUTPUT = TensorSpec("output", "FP32", (3,))
@@ -105,7 +106,7 @@ async def serving(
     extra_instances: int = 1,
     *,
     gate: OutputGate | None = None,
-    closed_gates: ClosedGates | None = None,
+    store: EvidenceStore | None = None,
     faults: FaultPlan | None = None,
     golden: Mapping[str, Golden] | None = None,
     repairs: int = 0,
@@ -122,7 +123,7 @@ async def serving(
         code,
         Metrics(),
         gate=gate,
-        closed_gates=closed_gates,
+        store=store,
         faults=faults,
     )
     starting = asyncio.create_task(frontend.start(policy.roles(instances, extra_instances), golden))

@@ -311,7 +311,11 @@ class World:
         self.spent += answer.doubt
 
     def _audit(self, audit: Audit) -> None:
-        assert self.answers[audit.query].stands_in
+        if audit.answered:
+            assert self.answers[audit.query].stands_in
+        else:
+            assert audit.query not in self.answers
+            assert audit.query in self.backups
         assert audit.query in self.inputs & self.predictions, "what is compared is at hand"
         assert audit.query not in self.audited, "audited once"
         self.audited.add(audit.query)
@@ -370,12 +374,14 @@ def world_of(
     code: Code | None = None,
     dispatch: Dispatch | None = None,
     nodes: Mapping[str, str | None] | None = None,
+    audited: int = 0,
     **config: Any,
 ) -> World:
     """A world with these instances, in the given roles or those of the policy; `config` is the
-    scheduler's."""
+    scheduler's. Of answers of stand-ins, so many were `audited`: the first ones always are."""
     policy = policy or NoRedundancy()
     scheduler = Scheduler(policy, SchedulerConfig(**config), dispatch)
+    scheduler._audits._drawn = audited
     world = World(scheduler, code, config.get("max_batch", 1))
     if not isinstance(instances, Mapping):
         names = list(instances)

@@ -21,7 +21,7 @@ from linear_bundles import linear_bundle
 from parity_models.bundle.bundle import Bundle, open_bundle, with_measured
 from parity_models.codes import CodeSpec
 from parity_models.trust.envelope import Envelope
-from parity_models.trust.gate import Calibration, GateLevel
+from parity_models.trust.gate import Calibration, DoubtCurve, GateLevel
 
 INPUTS, OUTPUTS = 784, 10
 WEIGHTS = np.random.default_rng(7).normal(size=(INPUTS, OUTPUTS)).astype(np.float32)
@@ -55,7 +55,8 @@ def gated_bundle(folder: Path, threshold: float, level: float = 0.95) -> Bundle:
     """A bundle of the linear model with a backup that predicts twice as much; its gate lets answers
     of this confidence pass."""
     gate = GateLevel(level, threshold, coverage=0.5, agreement=0.97)
-    calibration = Calibration("classes", 0.0, "scores", queries=1000, risk=0.05, levels=(gate,))
+    curve = DoubtCurve((0.0,), (0.03,), 1000, ((200, 6, 6.0),))
+    calibration = Calibration("classes", 0.0, "scores", 1000, 0.05, (gate,), curve=curve)
     bundle = open_bundle(write_linear_bundle(folder, coded=False, backed=True))
     return with_measured(bundle, calibration={"backup": calibration})
 

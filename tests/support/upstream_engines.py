@@ -12,7 +12,8 @@ from fake_upstream import FakeUpstream
 from local_engines import parts
 from parity_models.bundle.onnx_model import PinnedModel
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.remote.remote_engine import RemoteEngine, Upstream, UpstreamOptions
+from parity_models.serving.remote.remote_engine import RemoteEngine, UpstreamOptions
+from parity_models.serving.remote.upstream import Upstream
 
 WEIGHTS = np.random.default_rng(3).normal(size=(6, 4)).astype(np.float32)
 ROW = np.arange(6, dtype=np.float32)

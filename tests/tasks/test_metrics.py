@@ -62,7 +62,7 @@ def test_the_metric_follows_from_the_shape_of_predictions_unless_it_is_named() -
         assert choose_metric(None, shape) == "r2"
     assert choose_metric("iou", (4,)) == "iou"
     for metric, shape in [("top-1", (1,)), ("top-5", ()), ("top-1", (3, 10)), ("iou", (5,))]:
-        with pytest.raises(UserError, match="use --metric r2"):
+        with pytest.raises(UserError, match="use metric='r2'"):
             choose_metric(metric, shape)
     with pytest.raises(UserError, match="no metric is called 'magic'; there are top-1"):
         choose_metric("magic", (10,))

@@ -96,7 +96,7 @@ def test_networks_that_do_not_fit_are_refused(
         (("--output", "pooled"), "no output 'pooled'; it has logits, hidden"),
         (("--output", "hidden"), "cannot be imitated"),
         (("--output", "logits", "--encoder", "stack@axis=0"), "joins queries along an axis of no"),
-        (("--output", "logits", "--r", "2"), "use --encoder stack@new-axis=true"),
+        (("--output", "logits", "--r", "2"), "use the encoder stack@new-axis=true"),
     ],
 )
 def test_outputs_and_codes_that_do_not_fit_are_refused(

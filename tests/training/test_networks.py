@@ -61,7 +61,12 @@ def test_onnx_runtime_gives_the_same(name: str, inputs: Shape, outputs: Shape, g
         ("resnet-small", (784,), (1, 1), "takes images"),
         ("resnet-small", (1, 8, 8), (3, 3), "at least 12x12"),
         ("resnet18@0.25", (3, 28, 28), (4, 2), "at least 32x16"),
-        ("resnet18@nan", (3, 28, 28), (1, 1), "width of resnet18 must be above 0 and 4 or less"),
+        (
+            "resnet18@nan",
+            (3, 28, 28),
+            (1, 1),
+            "width of resnet18 must be a number, above 0 and at most 4",
+        ),
         ("text", (1, 8, 8), (1, 1), "text takes one input of ids"),
         ("mine:Net", (784,), (1, 1), "which is not imported here"),
     ],

@@ -73,8 +73,8 @@ def test_another_folder_is_refused_before_training(train: Train, tmp_path: Path)
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"epochs": 0}, "epochs must be 1 or more"),
-        ({"seconds": float("nan")}, "seconds must be above 0"),
+        ({"epochs": 0}, "epochs must be a whole number, at least 1"),
+        ({"seconds": float("nan")}, "seconds must be a number, above 0"),
         ({"device": "cuda:99"}, "leave it out"),
         ({"network": "text"}, "text takes one input of ids"),
     ],

@@ -38,6 +38,7 @@ from parity_models.trust.calibration import (
 )
 from parity_models.trust.gate import (
     EVERYTHING,
+    NOTHING,
     AnsweredClass,
     Calibration,
     Gate,
@@ -212,21 +213,21 @@ def test_parm_calibrate_puts_gates_into_the_bundle(tmp_path: Path, parm_here: He
     held_out = ("calibrate", bundle.path, "--inputs", tmp_path / "held-out.npy")
     done = parm_here(*held_out, "--agreement", 0.96)
     assert done.returncode == 0, done.stderr
-    assert "backup: no gate, as 2000 queries show no level of agreement" in done.stdout
+    assert "backup: a gate of 0.99 starts closed" in done.stdout
     calibration = open_bundle(bundle.path).manifest.calibration["reconstruction"]
     levels = [each.level for each in calibration.levels]
     assert levels == [0.9, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995]
-    done = parm_here("calibrate", bundle.path, "--inputs", tmp_path / "few.npy")
-    assert_refused(done, "keeps the gates that it has")
-    assert open_bundle(bundle.path).manifest.calibration["reconstruction"] == calibration
     found = tmp_path / "found.json"
     done = parm_here("evaluate", bundle.path, "--inputs", tmp_path / "test.npy", "--json", found)
     assert done.returncode == 0, done.stderr
     gates = json.loads(found.read_text())["gates"]
     assert [each["level"] for each in gates] == [None, *levels, None]
     assert gates[2]["agreement"] == 1.0
-    alone = linear_bundle(tmp_path, WEIGHTS)
     few = ("--inputs", tmp_path / "few.npy")
+    done = parm_here("calibrate", bundle.path, *few)
+    assert "reconstruction: a gate of 0.99 starts closed" in done.stdout
+    assert not open_bundle(bundle.path).manifest.calibration["reconstruction"].levels
+    alone = linear_bundle(tmp_path, WEIGHTS)
     assert_refused(parm_here("calibrate", alone.path, *few), "has no stand-in to calibrate")
 
 
@@ -332,13 +333,16 @@ def test_a_one_sided_stand_in_never_answers_without_its_gate(tmp_path: Path) -> 
     bundle = calibrate(named_bundle(tmp_path), inputs(4000), answer_only="spam")
     roles = ["deployed", "backup"]
     (chosen,) = choose_gates(bundle, roles, None).values()
-    assert chosen.classes == {"spam": chosen.level.classes[0].level}
-    assert [each.number for each in chosen.level.classes] == [1]
+    assert chosen.shown is not None
+    assert chosen.classes == {"spam": chosen.shown.classes[0].level}
+    assert [each.number for each in chosen.shown.classes] == [1]
     with pytest.raises(UserError, match="may answer spam only, and without a gate"):
         choose_gates(bundle, roles, 0)
     none = Calibration("classes", 0.0, "scores", 9, 0.05, (), (AnsweredClass(1, "spam"),))
-    with pytest.raises(UserError, match=r"calibrate it with more queries"):
-        choose_gates(with_measured(bundle, calibration={"backup": none}), roles, None)
+    (later,) = choose_gates(
+        with_measured(bundle, calibration={"backup": none}), roles, 0.9
+    ).values()
+    assert later.starts == {1: (0.9, NOTHING)}, "it starts closed, and opens for this class alone"
     with pytest.raises(UserError, match="r2 does not judge classes"):
         calibrate_gates(Outputs(bundle, inputs(100)), metric="r2", allowed=[AnsweredClass(0, "0")])
 
@@ -353,7 +357,7 @@ def test_a_backup_in_a_process_answers_these_classes_alone(tmp_path: Path) -> No
     assert {int(each.argmax()) for each in answered} == {1, 3}
     assert any(each is Refusal.UNSURE for each in given)
     assert backup.gate is not None
-    assert backup.gate.level.level == 0.9
+    assert backup.gate.level == 0.9
 
 
 def test_the_models_metadata_name_the_classes(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from parity_models.evaluation.outputs import (
     draw_groups,
     predictor,
 )
-from parity_models.options import Option
+from parity_models.options import option
 from parity_models.progress import progress_bars
 from parity_models.tasks.metrics import score
 from parity_models.training import Trained, TrainingOptions, train
@@ -117,9 +117,9 @@ VERSION = 7
 
 
 def accuracy(
-    preset: Annotated[
-        str, Option(f"The matrix: {', '.join(PRESETS)}, or a file of yours.", metavar="MATRIX")
-    ] = "quick",
+    preset: str = option(
+        "quick", f"The matrix: {', '.join(PRESETS)}, or a file of yours.", metavar="MATRIX"
+    ),
     out: OutFolder = Path("lab/results/accuracy"),
     work: Work = Path("runs/accuracy"),
     seed: Seed = 0,

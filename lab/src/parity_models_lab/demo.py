@@ -2,7 +2,6 @@
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
 
 import torch
 from rich.console import Console
@@ -10,9 +9,9 @@ from rich.console import Console
 from parity_models.codes import CodeSpec
 from parity_models.evaluation.judging import evaluate
 from parity_models.load.rehearse import rehearse
-from parity_models.options import Option
+from parity_models.options import option
 from parity_models.progress import progress_bars
-from parity_models.training import TrainingOptions, parity
+from parity_models.training import TrainingOptions, train_parity
 from parity_models_lab.deployed import train_deployed
 from parity_models_lab.results import check_out
 from parity_models_lab.tasks import find_task
@@ -23,8 +22,8 @@ SECONDS = 20.0
 
 
 def demo(
-    out: Annotated[Path, Option("The folder for the bundle.", metavar="DIR")] = Path("demo"),
-    seed: Annotated[int, Option("Fixes the trainings.", at_least=0)] = 0,
+    out: Path = option(Path("demo"), "The folder for the bundle.", metavar="DIR"),
+    seed: int = option(0, "Fixes the trainings.", ge=0),
 ) -> None:
     """Train, serve under injected faults, and compare the tails.
 
@@ -43,7 +42,7 @@ def demo(
     with TemporaryDirectory(prefix="parm-demo-") as folder, progress_bars() as bars:
         path = Path(folder, "deployed")
         deployed = train_deployed(task, dataset, NETWORK, path, options, callbacks=bars)
-        bundle = parity(
+        bundle = train_parity(
             deployed, train, out=out / "bundle", code=CODE, callbacks=bars, options=options
         )
     evaluate(bundle, test.inputs, test.labels, metric=task.metric).show(console)

@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import numpy as np
 import torch
-import typer
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
@@ -16,7 +16,7 @@ from torch.nn import functional
 from parity_models.bundle.bundle import NewModel, Training, write_bundle
 from parity_models.cli.flags import Without
 from parity_models.evaluation.judging import evaluate
-from parity_models.options import Option
+from parity_models.options import Option, option
 from parity_models.progress import Callbacks, progress_bars
 from parity_models.tasks.metrics import METRICS, PredictionKind, score
 from parity_models.training.device import (
@@ -49,14 +49,12 @@ more than a twentieth of it weighs by its distance instead of its square."""
 def train(
     task: Annotated[str, Option(f"The task to learn: {', '.join(TASKS)}.", metavar="TASK")],
     out: Annotated[Path, Option("The folder to write.", metavar="DIR")],
-    network: Annotated[
-        str,
-        Option(
-            f"One of {', '.join(NETWORKS.names)}, one with a multiple of its channels "
-            "(resnet18@0.25), or package.module:name for one of your own.",
-            metavar="NETWORK",
-        ),
-    ] = "mlp",
+    network: str = option(
+        "mlp",
+        f"One of {', '.join(NETWORKS.names)}, one with a multiple of its channels "
+        "(resnet18@0.25), or package.module:name for one of your own.",
+        metavar="NETWORK",
+    ),
     *,
     options: Annotated[TrainingOptions, Without("output", "metric", "hflip")],
 ) -> None:
@@ -78,7 +76,7 @@ def train(
         np.save(trained.path.with_name(f"{trained.path.name}-{name}.npy"), rows)
     evaluate(trained, test.inputs, test.labels, metric=learned.metric).show()
     for sentence in trained.ending:
-        typer.echo(sentence)
+        click.echo(sentence)
 
 
 def train_deployed(

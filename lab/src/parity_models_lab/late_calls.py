@@ -1,31 +1,38 @@
-"""The command `late`: the same calls to the same servers, over real sockets, in five ways.
+"""The command `late`: the same calls to the same servers, in five ways.
 
-Four servers, each with one slot and a queue, run calls of 10 ms: plain ones, or Tritons. Calls come
-at random times; each attempt goes to the next server. Slowness is that of the hedging libraries'
-own benchmark, 5 % of calls ten times as slow, or lasts: each server takes six times as long for a
-tenth of the time, two seconds at a time. A stand-in takes a fifth of the model's time. The doubts
-of its outputs are log-uniform from LEAST_DOUBT to 1, so 9 % of them would differ.
+Four servers, each with one slot and a queue, run calls of 10 ms: plain ones or Tritons, over real
+sockets, or virtual ones, in this process and in virtual time, for which the machine need not be
+quiet. Calls come at random times; a balancer chooses the server of each attempt. Slowness is that
+of the hedging libraries' own benchmark, 5 % of calls ten times as slow, or lasts: each server takes
+six times as long for a tenth of the time, two seconds at a time. A stand-in takes a fifth of the
+model's time. The doubts of its outputs are log-uniform from LEAST_DOUBT to 1, so 9 % of them would
+differ.
 """
 
 import asyncio
 import multiprocessing
 import random
+import selectors
 import shutil
 import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, contextmanager
-from itertools import cycle, product
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AsyncExitStack, ExitStack, contextmanager, nullcontext
+from enum import StrEnum
+from itertools import product
 from math import inf
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
+import click
 import httpx
 import numpy as np
 import onnxruntime
-import typer
 from aiohttp import web
 from hedge.transport import HedgedHttpxTransport
 from httpx_hedged import HedgedTransport
@@ -34,8 +41,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from parity_models import Late
 from parity_models.bundle.backup import GatedBackup, Judged
+from parity_models.late import client as late_client
+from parity_models.late import driver as late_driver
 from parity_models.late.driver import LateAnswer
-from parity_models.options import Option
+from parity_models.options import option
+from parity_models.roles import Source
 from parity_models.tensors.signature import Batch, Tensor
 from parity_models_lab import slow_model
 from parity_models_lab.plots import COLOURS, save, style, tail_axes
@@ -44,7 +54,6 @@ from parity_models_lab.served import triton
 from parity_models_lab.slow_model import RESTART, SECONDS, Slowness, mean_seconds
 
 SERVERS = 4
-KINDS = ("plain", "Triton")
 BACKUP_SECONDS, LEAST_DOUBT = SECONDS / 5, 1e-5
 LOADS, SLOWNESS = (0.3, 0.6, 0.9), ("stragglers", "spells")
 
@@ -60,6 +69,22 @@ WARM_UP = 100
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 
 
+class Servers(StrEnum):
+    """What runs the calls."""
+
+    PLAIN = "plain"
+    TRITON = "Triton"
+    VIRTUAL = "virtual"
+
+
+class Balancer(StrEnum):
+    """How the server of an attempt is chosen."""
+
+    ROUND_ROBIN = "round-robin"
+    TWO_CHOICES = "two-choices"
+    LEAST_OUTSTANDING = "least-outstanding"
+
+
 def _question(value: float) -> dict[str, Any]:
     tensor = {"name": "input", "datatype": "FP32", "shape": [1, 4], "data": [value] * 4}
     return {"inputs": [tensor]}
@@ -73,44 +98,81 @@ class Run(NamedTuple):
 
 
 def late(
-    calls: Annotated[int, Option("Calls of each run.", at_least=100)] = 4000,
+    calls: int = option(4000, "Calls of each run.", ge=100),
     seed: Seed = 0,
+    seeds: int = option(1, "Seeds, from SEED on.", ge=1),
+    balancer: Balancer = option(
+        Balancer.ROUND_ROBIN,
+        "How the server of each attempt is chosen: the next one, the one with fewer attempts in "
+        "flight of two drawn ones, or that with the fewest.",
+    ),
+    servers: list[Servers] | None = option(
+        None, "plain, Triton or virtual; by default the first two, over real sockets."
+    ),
     out: Out = None,
 ) -> None:
-    """Compare parity_models.Late with libraries that hedge, over real sockets.
+    """Compare parity_models.Late with libraries that hedge.
 
     Four servers with a slot each, two kinds of slowness, three loads. Times in ms. Runs are kept in
     runs/late until the code changes, so what was interrupted goes on where it was.
     """
-    runs = list(compare(calls, seed, ResultCache(Path("runs/late"))))
-    title = f"Calls to four servers, {calls:,} a run, seed {seed}"
-    report(title, [run.row for run in runs], out and out / "late.json")
+    kept = ResultCache(Path("runs/late"))
+    kinds = servers or (Servers.PLAIN, Servers.TRITON)
+    of_seeds = [
+        [*compare(kinds, balancer, calls, each, kept)] for each in range(seed, seed + seeds)
+    ]
+    runs = [pooled(runs) for runs in zip(*of_seeds, strict=True)]
+    title = f"Calls to four servers, {balancer}, {calls:,} a run, {seeds} seeds from {seed}"
+    stem = "late" if balancer is Balancer.ROUND_ROBIN else f"late-{balancer}"
+    report(title, [run.row for run in runs], out and out / f"{stem}.json")
     if out is not None:
-        plot_tails(out / "late.png", runs)
+        plot_tails(out / f"{stem}.png", runs)
 
 
-def compare(calls: int, seed: int, kept: ResultCache) -> Iterator[Run]:
+def pooled(runs: Sequence[Run]) -> Run:
+    """Return one run of several seeds: the quantiles of all latencies, the means of all else."""
+    latencies = [each for run in runs for each in run.latencies]
+    row = {**runs[0].row, **_quantiles(latencies)}
+    for name in ("extra calls", "not the model's", "differ, %", "client CPU, us a call"):
+        row[name] = round(fmean(run.row[name] for run in runs), 4)
+    invalid = sum(INVALID in run.row for run in runs)
+    return Run(
+        row | ({INVALID: f"calls were made late in {invalid}"} if invalid else {}), latencies
+    )
+
+
+def compare(
+    kinds: Iterable[Servers], balancer: Balancer, calls: int, seed: int, kept: ResultCache
+) -> Iterator[Run]:
     """Yield a run for each kind of servers and of slowness, load and library, with times in ms.
     Runs that this code has `kept` are not made again."""
-    for servers, slowness in product(KINDS, SLOWNESS):
+    for servers, slowness in product(kinds, SLOWNESS):
         with ExitStack() as stack:
             ports: list[int] = []
             for load, name in product(LOADS, CONTESTANTS):
-                key = f"{servers}-{slowness}-{load}-{name}-{calls}-{seed}-{code_digest()}"
+                run_of = f"{servers}-{slowness}-{load}-{name}-{balancer}-{calls}-{seed}"
+                key = f"{run_of}-{code_digest()}"
                 run = kept.get(key, Run)
                 if run is None:
-                    start = _plain if servers == KINDS[0] else _tritons
-                    ports = ports or stack.enter_context(start(slowness, seed))
+                    if servers is not Servers.VIRTUAL and not ports:
+                        start = _plain if servers is Servers.PLAIN else _tritons
+                        ports = stack.enter_context(start(slowness, seed))
                     row = {"servers": servers, "slowness": slowness, "load": load, "library": name}
-                    typer.echo(", ".join(map(str, row.values())), err=True)
-                    run = asyncio.run(_run(ports, row, calls, seed))
+                    click.echo(", ".join(map(str, row.values())), err=True)
+                    virtual = servers is Servers.VIRTUAL
+                    with (
+                        virtual_time() if virtual else nullcontext() as factory,
+                        asyncio.Runner(loop_factory=factory) as runner,
+                    ):
+                        run = runner.run(_run(ports, row, calls, balancer, seed))
                     kept.put(key, run)
                 yield run
 
 
 def plot_tails(file: Path, runs: Iterable[Run]) -> None:
-    """Draw the tails of the runs with spells at the middle load."""
-    drawn, colours = (KINDS[0], "spells", LOADS[1]), iter(COLOURS)
+    """Draw the tails of the first servers' runs with spells at the middle load."""
+    runs = [*runs]
+    drawn, colours = (runs[0].row["servers"], "spells", LOADS[1]), iter(COLOURS)
     with style():
         picture = Figure(figsize=(9, 5.2), dpi=140, layout="constrained")
         axes = picture.add_subplot()
@@ -133,8 +195,11 @@ def plot_tails(file: Path, runs: Iterable[Run]) -> None:
         save(picture, file, note)
 
 
-async def _run(ports: Sequence[int], row: dict[str, Any], calls: int, seed: int) -> Run:
+async def _run(
+    ports: Sequence[int], row: dict[str, Any], calls: int, balancer: Balancer, seed: int
+) -> Run:
     """Make the calls of a row, and add its results."""
+    random.seed(seed)  # which draws comparisons
     rate = row["load"] * SERVERS / mean_seconds(row["slowness"])
     latencies: list[float] = []
     sources: Counter[str] = Counter()
@@ -145,7 +210,16 @@ async def _run(ports: Sequence[int], row: dict[str, Any], calls: int, seed: int)
         client = await stack.enter_async_context(httpx.AsyncClient(timeout=60))
         for port in ports:  # once earlier runs have ended there
             await client.post(f"http://127.0.0.1:{port}{PATH}", json=_question(RESTART))
-        get = await _contestant(row["library"], stack, _NextServer(ports, attempts))
+        if ports:
+            urls = [f"http://127.0.0.1:{port}{PATH}" for port in ports]
+            targets: httpx.AsyncBaseTransport = httpx.AsyncHTTPTransport(
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=256)
+            )
+        else:
+            urls = [f"http://{number}{PATH}" for number in range(SERVERS)]
+            targets = _VirtualServers(urls, row["slowness"], seed)
+        servers = _Balanced(urls, targets, balancer, attempts)
+        get = await _contestant(row["library"], stack, servers)
 
         async def call(due: float) -> None:
             nonlocal doubts
@@ -166,9 +240,8 @@ async def _run(ports: Sequence[int], row: dict[str, Any], calls: int, seed: int)
         await asyncio.gather(*tasks)
         used = time.process_time() - used
         extra = (attempts.total() - before) / calls - 1
-    found = np.quantile(latencies, list(QUANTILES.values())).round(1).tolist()
     ours = calls - sources["model"] - sources["copy"]
-    row |= dict(zip(QUANTILES, found, strict=True))
+    row |= _quantiles(latencies)
     row |= {"extra calls": round(extra, 3), "not the model's": round(ours / calls, 4)}
     row |= {"differ, %": round(100 * doubts / calls, 3)}
     row |= {"client CPU, us a call": round(1e6 * used / calls)}
@@ -177,21 +250,43 @@ async def _run(ports: Sequence[int], row: dict[str, Any], calls: int, seed: int)
     return Run(row, latencies)
 
 
+def _quantiles(latencies: Sequence[float]) -> dict[str, float]:
+    found = np.quantile(latencies, list(QUANTILES.values())).round(1).tolist()
+    return dict(zip(QUANTILES, found, strict=True))
+
+
 # Contestants
 
 
-class _NextServer(httpx.AsyncHTTPTransport):
-    """Sends each attempt to the next server, by POST: the libraries hedge GET alone."""
+class _Balanced(httpx.AsyncBaseTransport):
+    """Chooses a server for each attempt, which is a POST: the libraries hedge GET alone."""
 
-    def __init__(self, ports: Sequence[int], attempts: Counter[str]) -> None:
-        super().__init__(limits=httpx.Limits(max_connections=None, max_keepalive_connections=256))
-        self._urls = cycle([f"http://127.0.0.1:{port}{PATH}" for port in ports])
-        self._attempts = attempts
+    def __init__(
+        self,
+        urls: Sequence[str],
+        servers: httpx.AsyncBaseTransport,
+        balancer: Balancer,
+        attempts: Counter[str],
+    ) -> None:
+        self._urls, self._servers, self._balancer = urls, servers, balancer
+        self._outstanding = dict.fromkeys(urls, 0)
+        self._draw, self._attempts = random.Random(0), attempts
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self._attempts[request.method] += 1
-        post = httpx.Request("POST", next(self._urls), json=_question(0.0))
-        return await super().handle_async_request(post)
+        url = self._choose()
+        self._outstanding[url] += 1
+        try:
+            post = httpx.Request("POST", url, json=_question(0.0))
+            return await self._servers.handle_async_request(post)
+        finally:
+            self._outstanding[url] -= 1
+
+    def _choose(self) -> str:
+        if self._balancer is Balancer.ROUND_ROBIN:
+            return self._urls[self._attempts.total() % SERVERS]
+        drawn = 2 if self._balancer is Balancer.TWO_CHOICES else SERVERS
+        return min(self._draw.sample(self._urls, drawn), key=self._outstanding.__getitem__)
 
 
 class _EmulatedBackup(GatedBackup):
@@ -208,19 +303,25 @@ class _EmulatedBackup(GatedBackup):
     def change(self, differ: float) -> None: ...
 
     def answer(self, rows: NDArray[Any], run: onnxruntime.RunOptions) -> Judged:
-        time.sleep(BACKUP_SECONDS)
+        outputs = self.run(rows, run)
         doubt = LEAST_DOUBT ** self._draw.random()
-        return Judged(self._outputs, np.array([doubt]), doubt)
+        return Judged(outputs, np.array([doubt]), doubt)
 
-    def compare(self, answer: Judged, predictions: NDArray[Any]) -> bool:
+    def run(self, rows: NDArray[Any], run: onnxruntime.RunOptions) -> NDArray[Any]:
+        time.sleep(BACKUP_SECONDS)
+        return self._outputs
+
+    def compare(self, made: NDArray[Any], predictions: NDArray[Any], *, late: bool) -> bool:
         return True
+
+    def close(self) -> None: ...
 
 
 CONTESTANTS = ("no help", "hedge-python", "httpx-hedged", "Late, copies", "Late, a backup")
 
 
 async def _contestant(
-    name: str, stack: AsyncExitStack, servers: httpx.AsyncHTTPTransport
+    name: str, stack: AsyncExitStack, servers: httpx.AsyncBaseTransport
 ) -> Callable[[], Awaitable[LateAnswer]]:
     """Return a function that makes a call and returns its answer."""
     hedged = {"hedge-python": HedgedHttpxTransport, "httpx-hedged": HedgedTransport}
@@ -230,16 +331,103 @@ async def _contestant(
     if not name.startswith("Late"):
 
         async def call() -> LateAnswer:
-            return LateAnswer(await client.get("/"), "model", 1.0)
+            return LateAnswer(await client.get("/"), Source.MODEL, 1.0)
 
         return call
     late = Late(_EmulatedBackup() if name.endswith("backup") else None)
     await stack.enter_async_context(late)
+    loop = asyncio.get_running_loop()
+    if isinstance(loop, VirtualLoop):
+        late._client.threads.backup = _VirtualThread(loop.clock)
 
     return lambda: late(lambda: client.get("/"), ROWS)
 
 
+# Virtual time
+
+
+class _Clock(selectors.SelectSelector):
+    """Waits for nothing, but moves the time on."""
+
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        self.sleep(timeout or 0.0)
+        return []
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def read(self) -> float:
+        return self.now
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop in the time of its clock."""
+
+    def __init__(self, clock: _Clock) -> None:
+        self.clock = clock
+        super().__init__(clock)
+
+
+class _VirtualThread(ThreadPoolExecutor):
+    """Runs one function after the other; each one's time passes for its own caller alone."""
+
+    def __init__(self, clock: _Clock) -> None:
+        super().__init__(1)
+        self._clock, self._free = clock, 0.0
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:  # type: ignore[override]
+        run: Future[Any] = Future()
+        begins = max(self._free, self._clock.now)
+
+        def compute() -> None:
+            if not run.set_running_or_notify_cancel():
+                return
+            began = self._clock.now
+            result = function(*arguments)
+            took, self._clock.now = self._clock.now - began, began
+            self._free = began + took
+            loop.call_later(took, run.set_result, result)
+
+        loop = asyncio.get_running_loop()
+        loop.call_later(begins - self._clock.now, compute)
+        return run
+
+
+@contextmanager
+def virtual_time() -> Iterator[Callable[[], VirtualLoop]]:
+    """Let all clocks of this process be that of an event loop. Gives the factory of that loop."""
+    clock = _Clock()
+    with ExitStack() as stack:
+        for module, name in (
+            (time, "monotonic"),
+            (time, "perf_counter"),
+            (late_client, "now"),
+            (late_driver, "now"),
+        ):
+            stack.enter_context(patch.object(module, name, clock.read))
+        stack.enter_context(patch.object(time, "sleep", clock.sleep))
+        yield lambda: VirtualLoop(clock)
+
+
 # Servers
+
+
+class _VirtualServers(httpx.AsyncBaseTransport):
+    """The servers with these URLs, in the process of their client."""
+
+    def __init__(self, urls: Iterable[str], slowness: str, seed: int) -> None:
+        self._servers = {
+            url: (asyncio.Lock(), Slowness(slowness, seed, number))
+            for number, url in enumerate(urls)
+        }
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        slot, slowness = self._servers[str(request.url)]
+        async with slot:
+            await asyncio.sleep(slowness.seconds())
+        return httpx.Response(200, json=ANSWER)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ Row = Mapping[str, object]
 Out = Annotated[Path | None, Option("Write the result to this folder, too.", metavar="DIR")]
 OutFolder = Annotated[Path, Option("The folder to write results to.", metavar="DIR")]
 Work = Annotated[Path, Option("The folder for intermediate results, used again.", metavar="DIR")]
-Seed = Annotated[int, Option("Fixes all that is random.", at_least=0)]
+Seed = Annotated[int, Option("Fixes all that is random.", ge=0)]
 
 MAX_WIDTH = 1000
 """The most characters of a table's line."""

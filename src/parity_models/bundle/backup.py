@@ -12,13 +12,19 @@ from parity_models.bundle.bundle import Bundle
 from parity_models.bundle.onnx_model import why_it_fails
 from parity_models.errors import UserError
 from parity_models.roles import BACKUP, Source
-from parity_models.tasks.metrics import Agreement
 from parity_models.tensors.queries import as_batch
 from parity_models.tensors.signature import Batch, padded
-from parity_models.trust.agreement import AgreementWatch
-from parity_models.trust.doubt import Audit
+from parity_models.trust.evidence import EvidenceStore
 from parity_models.trust.gate import served
-from parity_models.trust.gates import OutputGate, calibrations_of, choose_gates, ungated
+from parity_models.trust.gates import (
+    ChosenGate,
+    OutputGate,
+    calibrations_of,
+    choose_gates,
+    closed,
+    doubtful,
+)
+from parity_models.trust.judge import StandInJudge, Turn
 
 Array = NDArray[Any]
 
@@ -41,31 +47,42 @@ class Refusal(StrEnum):
 class Judged(NamedTuple):
     """An answer, and the probability that the deployed model's differs from it."""
 
-    outputs: Array
-    """(n, *output shape)."""
+    made: Array
+    """The backup's outputs (n, *output shape), with its head's if it has one."""
     doubts: NDArray[np.float64]
-    """(n,): the doubt of each output as calibrated, so that `compare` measures it."""
+    """(n,): the doubt of each output."""
     doubt: float
-    """The probability that any output differs, as far as comparisons have shown."""
+    """The probability that any output differs."""
+
+    @property
+    def outputs(self) -> Array:
+        """(n, *output shape)."""
+        return served(self.made)
 
 
 class GatedBackup:
-    """The backup of `bundle`, with its gate and its doubts.
+    """The backup of `bundle`, with its gate and its doubts, which learn from comparisons.
 
     Args:
         bundle: Has a backup.
         agreement: The level of its gate; 0 for none. None for the highest calibrated level up to
-            99 %.
+            99 %, or 99 %.
         budgeted: Answers have a budget of differences. Then None is for no gate, except for a
             backup that may answer some classes only.
+        evidence: Where what it learns is kept; None: nowhere.
 
     Raises:
-        UserError: The bundle has no backup, or one that is not calibrated for the agreement.
+        UserError: The bundle has no backup.
 
     """
 
     def __init__(
-        self, bundle: Bundle, agreement: float | None = None, *, budgeted: bool = False
+        self,
+        bundle: Bundle,
+        agreement: float | None = None,
+        *,
+        budgeted: bool = False,
+        evidence: EvidenceStore | None = None,
     ) -> None:
         manifest = bundle.manifest
         if manifest.backup is None:
@@ -73,9 +90,6 @@ class GatedBackup:
                 f"{bundle.path} has no backup; make one with `parm backup --model {bundle.path} "
                 "--out BUNDLE`, or a bundle with one with `parm protect`"
             )
-        calibration = manifest.calibration.get(Source.BACKUP.value)
-        for note in () if budgeted else ungated(bundle, [BACKUP], agreement):
-            raise UserError(f"{note}; agreement=0 asks for no gate")
         output = manifest.imitated_output
         assert output is not None, "a bundle with a backup imitates an output of fixed shape"
         self.output = output
@@ -84,37 +98,56 @@ class GatedBackup:
         """The deployed model's."""
         self.other_outputs = {each.name for each in self.signature.outputs} - {output.name}
         """The names of the deployed model's other outputs."""
-        gates = choose_gates(bundle, [BACKUP], agreement, budgeted=budgeted)
-        self.gate = gates.get(Source.BACKUP)
-        """The gate, if it has one."""
-        self._gate = OutputGate(gates, bundle.envelope(), calibrations_of(bundle, [BACKUP]))
-        self._watch = AgreementWatch(gates)
-        self._agrees = Agreement(
-            calibration.kind if calibration else "classes",
-            calibration.tolerance if calibration else 0.0,
-        )
-        curve = self._gate.curves.get(Source.BACKUP)
-        self._audit = None if curve is None else Audit(curve, 0.0)
-        """None without a calibration: then every doubt is 1."""
-        self._path = bundle.path
+        self._bundle, self._store = bundle, evidence
+        self._gates = choose_gates(bundle, [BACKUP], agreement, budgeted=budgeted)
+        self._calibration = calibrations_of(bundle, [BACKUP])[Source.BACKUP]
+        self._gate = OutputGate(self._gates, bundle.envelope())
+        self._differ: float | None = None
+        self._judge = self._new_judge()
         self._model = bundle.pinned(manifest.backup).load()
         zeros = self.signature.smallest.input.zeros(1)
         # The first run is slower than later ones.
         self._model(self._model.signature.smallest.input.split(zeros))
 
-    def change(self, differ: float) -> None:
-        """Set the budget, a share of all answers, for which doubts are audited.
+    def _new_judge(self) -> StandInJudge:
+        store = self._store
+        return StandInJudge(
+            self._calibration,
+            self.gate,
+            self._differ,
+            None if store is None else store.learned(Source.BACKUP),
+            () if store is None else store.learned_by_others(Source.BACKUP),
+            self._turned,
+        )
 
-        Raises UserError if the backup is not calibrated, and could answer some queries only.
-        """
-        if self._audit is not None:
-            self._audit.change(differ)
-        elif 0 < differ < 1:
-            raise UserError(
-                f"the backup of {self._path} is not calibrated, so each of its outputs may differ, "
-                "and it may answer only with differ=1; calibrate it with held-out queries: "
-                f"parm calibrate {self._path} --inputs FILE"
-            )
+    @property
+    def gate(self) -> ChosenGate | None:
+        """The gate, if it has one."""
+        return self._gates.get(Source.BACKUP)
+
+    @property
+    def notes(self) -> list[str]:
+        """Surprises for a user: a closed gate, or too little evidence for the budget."""
+        notes = [*closed(self._gates)]
+        if self._differ is not None and not self._gates:
+            notes += doubtful(self._bundle, [BACKUP], self._differ)
+        return notes
+
+    def change(self, differ: float) -> None:
+        """Set the budget, a share of all answers, for which doubts are audited."""
+        self._differ = differ
+        self._judge.change(differ)
+
+    def refresh(self) -> None:
+        """Read again what others have learned."""
+        if self._store is not None:
+            self._store.read()
+            self._judge = self._new_judge()
+
+    def close(self) -> None:
+        """Keep what it has learned."""
+        if self._store is not None:
+            self._store.close()
 
     def read(self, inputs: ArrayLike | Batch) -> Array:
         """Return queries as rows in memory (see Layout). Raises DataError if they do not fit."""
@@ -132,10 +165,21 @@ class GatedBackup:
 
         Another thread may end it by setting `run.terminate`.
         """
+        if not self._judge.is_open:
+            return Refusal.CLOSED
+        outputs = self.run(rows, run)
+        if isinstance(outputs, Refusal):
+            return outputs
+        verdict = self._judge.judge(outputs)
+        if len(self._gate.impossible(outputs)) or verdict.refused.any():
+            return Refusal.UNSURE
+        doubt = float(1 - np.prod(1 - verdict.doubts))
+        return Judged(outputs, verdict.doubts, doubt)
+
+    def run(self, rows: Array, run: onnxruntime.RunOptions) -> Array | Refusal:
+        """Return the backup's outputs for `rows`, or the reason why there are none."""
         if len(self._gate.unlike(rows)):
             return Refusal.UNLIKE
-        if not self._watch.is_open(Source.BACKUP):
-            return Refusal.CLOSED
         kind = self._model.signature.kind(self.signature.kind_of(rows[0, ...]).sizes)
         try:
             named = self._model(kind.input.split(rows.view(kind.input.dtype)), run)
@@ -143,19 +187,24 @@ class GatedBackup:
             if not run.terminate:
                 _log.warning("the backup failed: %s", why_it_fails(error))
             return Refusal.FAILED
-        outputs = kind.output.join(named)
-        if any(self._gate.refused(Source.BACKUP, outputs)):
-            return Refusal.UNSURE
-        doubts = self._gate.doubts(Source.BACKUP, outputs)
-        factor = 1.0 if self._audit is None else self._audit.factor
-        doubt = min(1.0, factor * float(1 - np.prod(1 - doubts)))
-        return Judged(served(outputs), doubts, doubt)
+        return kind.output.join(named)
 
-    def compare(self, answer: Judged, predictions: Array) -> bool:
-        """Compare an answer with the model's predictions. Return whether all rows agree."""
-        agreed = self._agrees(answer.outputs, predictions).tolist()
-        for doubt, each in zip(answer.doubts.tolist(), agreed, strict=True):
-            self._watch.saw(Source.BACKUP, each, ("model",), None)
-            if self._audit is not None:
-                self._audit.saw(doubt, differed=not each)
-        return all(agreed)
+    def compare(self, made: Array, predictions: Array, *, late: bool) -> bool | None:
+        """Compare its outputs with the model's predictions for the same queries.
+
+        `late` outputs have answered; others are for queries in time, drawn at random. Return
+        whether all agree; None if none could be compared.
+        """
+        found = [
+            self._judge.compare(output, prediction, late=late, answered=late)
+            for output, prediction in zip(made, predictions, strict=True)
+        ]
+        if self._store is not None:
+            self._store.save(now=False)
+        compared = [each for each in found if each is not None]
+        return all(compared) if compared else None
+
+    def _turned(self, turn: Turn) -> None:
+        _log.log(turn.log_level, "the gate of the backup %s", turn)
+        if self._store is not None:
+            self._store.save()

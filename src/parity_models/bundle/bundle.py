@@ -30,7 +30,7 @@ import numpy as np
 
 from parity_models.bundle.onnx_model import MAX_MODEL_BYTES, OnnxModel, PinnedModel, why_it_fails
 from parity_models.codes import Code, CodeSpec
-from parity_models.errors import BundleError, CodeError, ModelError
+from parity_models.errors import BundleError, CodeError, ModelError, spell
 from parity_models.roles import BACKUP, DEPLOYED, parity_role
 from parity_models.tensors.queries import renamed
 from parity_models.tensors.signature import Array, Layout, Named, Signature, Tensor
@@ -313,6 +313,14 @@ class Bundle:
     manifest: Manifest
     digest: str
     allowed: frozenset[str] = frozenset()
+
+    @property
+    def stand_ins_digest(self) -> str:
+        """SHA-256 of what evidence on its stand-ins depends on: models, code, and calibration."""
+        manifest = self.manifest
+        models = [each.sha256 for each in manifest.models.values()]
+        about = msgspec.json.encode((models, manifest.code, manifest.calibration), order="sorted")
+        return hashlib.sha256(about).hexdigest()
 
     @property
     def gates(self) -> Gates:
@@ -663,7 +671,7 @@ def code_of(manifest: Manifest, allowed: Collection[str]) -> Code | None:
     for name in sorted(manifest.code.own - set(allowed)):
         raise CodeError(
             f"{name} is a class of the bundle's maker, and classes that a bundle names are not "
-            f"imported by themselves; if you trust it, allow it with --allow-code {name}"
+            f"imported by themselves; if you trust it, allow it with {spell('allow_code', [name])}"
         )
     deployed, imitated = manifest.deployed.signature, manifest.imitated_output
     output = None if imitated is None else imitated.fixed

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import onnxruntime
 
-from parity_models.errors import DataError, ModelError
+from parity_models.errors import DataError, ModelError, spell
 from parity_models.tensors.signature import DATATYPES, Array, Signature, Tensor, batches
 
 MAX_MODEL_BYTES = 2**31 - 1
@@ -275,7 +275,7 @@ def _fixed(tensor: Declared) -> Tensor:
         raise ModelError(
             f"has {tensor}; only the batch axis may be free here, so export it with the others "
             "fixed, bound them in a bundle (parm bundle --axis NAME=SIZE), or give queries that "
-            "bound them with --inputs"
+            f"bound them with {spell('inputs')}"
         )
     return Tensor(tensor.name, tensor.datatype, row)
 

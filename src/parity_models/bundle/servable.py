@@ -27,7 +27,7 @@ from parity_models.bundle.onnx_model import (
     read_model,
     why_it_fails,
 )
-from parity_models.errors import ModelError, UserError
+from parity_models.errors import ModelError, UserError, spell
 from parity_models.tensors.queries import (
     axis_for,
     fit_tensors,
@@ -211,8 +211,8 @@ def _axes(
                 found[axis] = Axis(tuple(sorted({max(1, bound // part) for part in PARTS})))
             else:
                 raise ModelError(
-                    f"has an axis {axis!r} of no fixed size, in input {tensor}; bound it, with "
-                    f"--axis {axis}=SIZE or with queries (--inputs)"
+                    f"has an axis {axis!r} of no fixed size, in input {tensor}; bound it, as "
+                    f"parm bundle --axis {axis}=SIZE does, or with queries ({spell('inputs')})"
                 )
     unknown = given.keys() - found.keys()
     if unknown:
@@ -236,10 +236,10 @@ def _output_shapes(
         try:
             return [each.shape for each in session.run([o.name for o in outputs], drawn)]
         except Exception as error:  # ONNX Runtime's errors share no base class but this
-            flags = " or ".join(f"--axis {name}=SIZE" for name in axes)
-            instead = f"if the model takes no rows of that size, give a smaller bound, {flags}"
+            names = " or ".join(map(repr, axes))
+            instead = f"if the model takes no rows of that size, give a smaller bound of {names}"
             why = f"fails on {rows} rows of {layout}: {why_it_fails(error)}"
-            raise ModelError(f"{why}; {instead}" if flags else why) from error
+            raise ModelError(f"{why}; {instead}" if names else why) from error
 
     bounds = {name: axis.bound for name, axis in axes.items()}
     largest = shapes_at(bounds)
@@ -316,9 +316,9 @@ def with_mean(
     tokens = [each for each in signature.inputs if found and each.shape == found[0].shape[:1]]
     if len(found) != 1 or not tokens:
         raise ModelError(
-            "--pool needs an output of shape [sequence, width] along an axis that an input has "
-            f"too; the model gives {', '.join(map(str, signature.outputs))}: name one such output, "
-            "or leave out --pool"
+            f"{spell('pool')} needs an output of shape [sequence, width] along an axis that an "
+            f"input has too; the model gives {', '.join(map(str, signature.outputs))}: name one "
+            f"such output, or leave out {spell('pool')}"
         )
     mask = next((each for each in tokens if "mask" in each.name), tokens[0])
     model, name, float32 = onnx.load_model_from_string(content), f"{found[0].name}.mean", 1

@@ -7,7 +7,7 @@ from parity_models.cli.common import AllowCode
 from parity_models.cli.training import Inputs, Model, Out, Training
 from parity_models.options import Option
 from parity_models.progress import progress_bars
-from parity_models.training import backup as train_backup
+from parity_models.training import train_backup
 from parity_models.training.networks import NETWORKS
 
 

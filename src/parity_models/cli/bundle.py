@@ -4,53 +4,44 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-import typer
+import click
 
 from parity_models.bundle.servable import make_bundle
-from parity_models.cli.flags import argument
+from parity_models.cli.flags import Argument
 from parity_models.errors import UserError
-from parity_models.options import Option
+from parity_models.options import Option, option
 from parity_models.tensors.signature import Axis
 
 V = TypeVar("V")
 
 
 def bundle(
-    model: Annotated[Path, argument("The model, an ONNX file.", "MODEL")],
+    model: Annotated[Path, Argument("The model, an ONNX file.")],
     *,
     out: Annotated[Path, Option("The bundle's folder.", metavar="BUNDLE")],
-    inputs: Annotated[
-        Path | None,
-        Option(
-            "Queries that bound dynamic axes: an .npz file with an array for each input, padded.",
-            metavar="FILE",
-        ),
-    ] = None,
-    axis: Annotated[
-        list[str] | None,
-        Option(
-            "Bound of a dynamic axis (length=512), or sizes to pad to (length=64,512); repeatable.",
-            metavar="NAME=SIZES",
-        ),
-    ] = None,
-    padding: Annotated[
-        list[str] | None,
-        Option(
-            "The value that fills up shorter rows of an input; by default 0. Repeatable.",
-            metavar="INPUT=VALUE",
-        ),
-    ] = None,
-    backup: Annotated[
-        Path | None,
-        Option(
-            "A cheaper model for the same queries, an ONNX file with the same inputs and one "
-            "output.",
-            metavar="MODEL",
-        ),
-    ] = None,
-    output: Annotated[
-        str | None, Option("Which of several outputs the backup imitates.", metavar="OUTPUT")
-    ] = None,
+    inputs: Path | None = option(
+        None,
+        "Queries that bound dynamic axes: an .npz file with an array for each input, padded.",
+        metavar="FILE",
+    ),
+    axis: list[str] | None = option(
+        None,
+        "Bound of a dynamic axis (length=512), or sizes to pad to (length=64,512); repeatable.",
+        metavar="NAME=SIZES",
+    ),
+    padding: list[str] | None = option(
+        None,
+        "The value that fills up shorter rows of an input; by default 0. Repeatable.",
+        metavar="INPUT=VALUE",
+    ),
+    backup: Path | None = option(
+        None,
+        "A cheaper model for the same queries, an ONNX file with the same inputs and one output.",
+        metavar="MODEL",
+    ),
+    output: str | None = option(
+        None, "Which of several outputs the backup imitates.", metavar="OUTPUT"
+    ),
 ) -> None:
     """Make a bundle of an ONNX model with any named inputs and outputs of any numeric type.
 
@@ -64,12 +55,12 @@ def bundle(
     )
     signature = written.manifest.deployed.signature
     for tensor in signature.inputs:
-        typer.echo(f"input {tensor}")
+        click.echo(f"input {tensor}")
     for tensor in signature.outputs:
-        typer.echo(f"output {tensor}")
+        click.echo(f"output {tensor}")
     for each, sizes in signature.axes.items():
-        typer.echo(f"axis {each!r} is padded to {', '.join(map(str, sizes.buckets))}")
-    typer.echo(f"wrote {written.path}")
+        click.echo(f"axis {each!r} is padded to {', '.join(map(str, sizes.buckets))}")
+    click.echo(f"wrote {written.path}")
 
 
 def _sizes(text: str) -> Axis | int:

@@ -6,7 +6,7 @@ from typing import Annotated
 from parity_models.bundle.bundle import open_bundle
 from parity_models.cli.common import AllowCode, BundleFolder
 from parity_models.evaluation.judging import calibrate as calibrate_bundle
-from parity_models.options import SHARE, Option
+from parity_models.options import Option, option
 from parity_models.progress import progress_bars
 from parity_models.trust.calibration import LEVELS
 
@@ -22,22 +22,18 @@ def calibrate(
             metavar="FILE",
         ),
     ],
-    agreement: Annotated[
-        list[float] | None,
-        Option(
-            f"A further level of agreement, besides {LEVELS[0]:g} to {LEVELS[-1]:g}; repeatable.",
-            unit=SHARE,
-            above=0,
-            below=1,
-        ),
-    ] = None,
-    answer_only: Annotated[
-        str | None,
-        Option(
-            "Classes that stand-ins may answer (see parm protect), or all; by default unchanged.",
-            metavar="CLASS[=LEVEL]",
-        ),
-    ] = None,
+    agreement: list[float] | None = option(
+        None,
+        f"A further level of agreement, besides {LEVELS[0]:g} to {LEVELS[-1]:g}; repeatable.",
+        unit="share",
+        gt=0,
+        lt=1,
+    ),
+    answer_only: str | None = option(
+        None,
+        "Classes that stand-ins may answer (see parm protect), or all; by default unchanged.",
+        metavar="CLASS[=LEVEL]",
+    ),
     allow_code: AllowCode = None,
 ) -> None:
     """Calibrate the gates of a bundle's stand-ins, and write them into it.

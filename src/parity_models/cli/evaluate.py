@@ -8,7 +8,7 @@ import msgspec
 from parity_models.bundle.bundle import open_bundle
 from parity_models.cli.common import AllowCode, BundleFolder, Json, write_json
 from parity_models.evaluation.judging import evaluate as evaluate_bundle
-from parity_models.options import Option
+from parity_models.options import Option, option
 from parity_models.progress import progress_bars
 from parity_models.tasks.metrics import METRICS
 
@@ -16,24 +16,17 @@ from parity_models.tasks.metrics import METRICS
 def evaluate(
     bundle: BundleFolder,
     *,
-    inputs: Annotated[
-        Path,
-        Option("Queries: an .npy or .npz file.", metavar="FILE"),
-    ],
-    labels: Annotated[
-        Path | None,
-        Option(
-            "The right answers to --inputs, .npy or .npz; by default the deployed model's.",
-            metavar="FILE",
-        ),
-    ] = None,
-    metric: Annotated[
-        str | None,
-        Option(
-            f"The measure of accuracy: {', '.join(METRICS)}; by default the one used in training.",
-            metavar="NAME",
-        ),
-    ] = None,
+    inputs: Annotated[Path, Option("Queries: an .npy or .npz file.", metavar="FILE")],
+    labels: Path | None = option(
+        None,
+        "The right answers to --inputs, .npy or .npz; by default the deployed model's.",
+        metavar="FILE",
+    ),
+    metric: str | None = option(
+        None,
+        f"The measure of accuracy: {', '.join(METRICS)}; by default the one used in training.",
+        metavar="NAME",
+    ),
     json: Json = None,
     allow_code: AllowCode = None,
 ) -> None:

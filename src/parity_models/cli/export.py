@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+import click
 
 from parity_models.bundle.bundle import open_bundle
 from parity_models.cli.common import AllowCode, BundleFolder
@@ -23,4 +23,4 @@ def export(
     upstreams of `parm serve --deployed URLS --parity URLS`.
     """
     export_repository(open_bundle(bundle, allow_code or ()), out)
-    typer.echo(f"wrote {out}")
+    click.echo(f"wrote {out}")

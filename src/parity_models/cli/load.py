@@ -6,15 +6,15 @@ import time
 from dataclasses import replace
 from typing import Annotated
 
+import click
 import numpy as np
-import typer
 from msgspec import structs
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from parity_models.cli.common import Json, check_file, stop_on_signals, write_json
-from parity_models.cli.flags import Without, argument
+from parity_models.cli.flags import Argument, Without
 from parity_models.load import LoadSpec, offer_load
 from parity_models.load.generator import run_precisely
 from parity_models.load.result import LoadReport, LoadResult, report_of
@@ -31,7 +31,7 @@ Load = Annotated[LoadSpec, Without("warm_up", "connections", "timeout", "seed")]
 
 def load(
     url: Annotated[
-        str, argument("A server of the Open Inference Protocol, as http://127.0.0.1:8000.", "URL")
+        str, Argument("A server of the Open Inference Protocol, as http://127.0.0.1:8000.")
     ],
     *,
     options: Load,
@@ -51,12 +51,12 @@ def load(
     try:
         result, stopped = run_precisely(_offer_until_signal(spec))
     except asyncio.CancelledError:
-        raise typer.Exit(INTERRUPTED) from None
+        raise click.exceptions.Exit(INTERRUPTED) from None
     report = report_of(spec, result)
     _print_report(report)
     write_json(json, report)
     if stopped or report.answered == 0:
-        raise typer.Exit(INTERRUPTED if stopped else 1)
+        raise click.exceptions.Exit(INTERRUPTED if stopped else 1)
 
 
 async def _offer_until_signal(spec: LoadSpec) -> tuple[LoadResult, bool]:
@@ -77,10 +77,10 @@ async def _show_progress(due: NDArray[np.float64], batch: int) -> None:
             await asyncio.sleep(1.0 if live else EVERY)
             sent = int(np.searchsorted(due, time.monotonic() - began))
             said = f"{Progress('queries', sent * batch, len(due) * batch)}"
-            typer.echo(f"\r{said}" if live else said, err=True, nl=not live)
+            click.echo(f"\r{said}" if live else said, err=True, nl=not live)
     finally:
         if live:
-            typer.echo("\r\x1b[K", err=True, nl=False)
+            click.echo("\r\x1b[K", err=True, nl=False)
 
 
 def _print_report(report: LoadReport) -> None:
@@ -118,7 +118,7 @@ def _print_report(report: LoadReport) -> None:
         f"{late.max_ms:.2f} ms later than scheduled.",
     )
     if late.p99_ms > PRECISE_MS:
-        typer.echo(
+        click.echo(
             "warning: the generator itself was late by more than 1 ms at p99, which the latencies "
             "include. Use --binary, a lower rate, a machine of its own or more than one parm load",
             err=True,

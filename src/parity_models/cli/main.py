@@ -10,15 +10,13 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Annotated, Any, NoReturn
+from typing import Any
 
-import typer
-from typer.completion import completion_init  # type: ignore[attr-defined]  # not in __all__
-from typer.core import TyperCommand, TyperGroup
+import click
+from click.shell_completion import get_completion_class
 
 from parity_models import __version__
-from parity_models.cli.flags import command_of, source_of
-from parity_models.errors import ParityModelsError, UserError, missing
+from parity_models.errors import ParityModelsError, UserError, missing, options_as_flags
 
 COMMANDS = {
     "Protect a model": {
@@ -56,23 +54,28 @@ def main() -> None:
     run(command)
 
 
-def run(command: Callable[[], TyperGroup]) -> None:
+def run(command: Callable[[], click.Group]) -> None:
     """Run a command line with this process's arguments, and exit."""
     _fill_standard_streams()
     # Otherwise gRPC writes lines of its own form into the log; it reads this when imported.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    completion_init()
+    group = command()
     try:
-        group = command()
-        group(prog_name=group.name)
-    except UserError as error:
-        _exit(2, str(error), error)
-    except ParityModelsError as error:
-        _exit(1, str(error), error)
+        with options_as_flags():
+            code = group.main(prog_name=group.name, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except click.Abort:
+        code = 130
     except Exception as error:
-        if said := missing(error):
-            _exit(2, said, error)
-        _exit(1, f"{type(error).__name__}: {error}. {_OURS}", error)
+        if os.environ.get("PARM_DEBUG") == "1":
+            traceback.print_exception(error)
+        said = str(error) if isinstance(error, ParityModelsError) else missing(error)
+        ours = f"{type(error).__name__}: {error}. {_OURS}"
+        print(f"error: {ours if said is None else said}", file=sys.stderr)
+        code = 1 if said is None or not isinstance(error, UserError | ModuleNotFoundError) else 2
+    sys.exit(code)
 
 
 def _fill_standard_streams() -> None:
@@ -83,83 +86,62 @@ def _fill_standard_streams() -> None:
     os.close(descriptor)
 
 
-def command() -> TyperGroup:
+def command() -> click.Group:
     """Return the command line as an object."""
-    return command_line("parm", _parm, COMMANDS, lambda name: f"parity_models.cli.{name}")
+    help = "Erasure-coded resilience for prediction serving."
+    group = Group("parm", help, COMMANDS, "parity_models.cli.{}".format)
+    return click.version_option(__version__, message="%(prog)s %(version)s")(group)
 
 
-def command_line(
-    name: str, callback: Callable[..., None], sections: Sections, module_of: Callable[[str], str]
-) -> TyperGroup:
-    """Return a command line of subcommands, each in a module that is imported when it is used."""
-    app = typer.Typer(
-        name=name,
-        cls=_Grouped,
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,
-        rich_markup_mode=None,
-    )
-    app.callback()(callback)
-    group = typer.main.get_command(app)
-    assert isinstance(group, _Grouped)
-    group.sections = sections
-    for commands in sections.values():
-        for name, help in commands.items():
-            subcommand = _Subcommand(name, help=help, rich_markup_mode=None)
-            subcommand.module = module_of(name)
-            group.add_command(subcommand)
-    return group
+class Group(click.Group):
+    """A command line of subcommands in sections.
 
+    The module of each, `module_of` its name, is imported when it is used.
+    """
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"parm {__version__}")
-        raise typer.Exit
-
-
-def _parm(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", help="Show the version and exit.", callback=_show_version, is_eager=True
-        ),
-    ] = False,
-) -> None:
-    """Erasure-coded resilience for prediction serving."""
-
-
-class _Grouped(TyperGroup):
-    """Lists the subcommands in sections."""
-
-    sections: Sections
+    def __init__(
+        self, name: str, help: str, sections: Sections, module_of: Callable[[str], str]
+    ) -> None:
+        super().__init__(name, help=help, no_args_is_help=True)
+        self._sections = sections
+        completion = click.Option(
+            ["--show-completion"],
+            type=click.Choice(["bash", "zsh", "fish"]),
+            help="Show the completion script for a shell and exit.",
+            is_eager=True,
+            expose_value=False,
+            callback=_show_completion,
+        )
+        self.params.append(completion)
+        for commands in sections.values():
+            for each, text in commands.items():
+                self.add_command(_Subcommand(each, module_of(each), text))
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        widest = max(len(name) for commands in self.sections.values() for name in commands)
-        for title, commands in self.sections.items():
+        widest = max(map(len, self.commands))
+        for title, commands in self._sections.items():
             with formatter.section(title):
                 formatter.write_dl([(name.ljust(widest), help) for name, help in commands.items()])
 
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except typer.BadParameter as error:
-            if error.ctx is not None and error.param is not None:
-                error.param_hint = f"'{source_of(error.ctx, error.param)}'"
-            raise
 
-
-class _Subcommand(TyperCommand):
+class _Subcommand(click.Command):
     """A stand-in for a subcommand in `parm --help`; it becomes the real one when it is used."""
 
-    module: str
+    def __init__(self, name: str, module: str, help: str) -> None:
+        super().__init__(name, help=help)
+        self._module = module
 
-    def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        entry = getattr(import_module(self.module), str(self.name))
-        return command_of(entry).make_context(*args, **kwargs)
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        from parity_models.cli.flags import command_of  # here: `parm --help` needs no options
+
+        name = str(self.name)
+        entry = getattr(import_module(self._module), name)
+        return command_of(name, entry).make_context(*args, **kwargs)
 
 
-def _exit(code: int, message: str, error: Exception) -> NoReturn:
-    if os.environ.get("PARM_DEBUG") == "1":
-        traceback.print_exception(error)
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(code)
+def _show_completion(context: click.Context, _: Any, shell: str | None) -> None:
+    if shell is not None and (kind := get_completion_class(shell)):
+        name = str(context.command.name)
+        variable = f"_{name.replace('-', '_').upper()}_COMPLETE"
+        click.echo(kind(context.command, {}, name, variable).source())
+        context.exit()

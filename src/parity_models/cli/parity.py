@@ -1,13 +1,11 @@
 """parm parity: parity models for a deployed model, bundled with it."""
 
-from typing import Annotated
-
 from parity_models.cli.common import OWN
 from parity_models.cli.training import Inputs, Model, Out, Training
 from parity_models.codes import DECODERS, ENCODERS, CodeSpec
-from parity_models.options import Option
+from parity_models.options import option
 from parity_models.progress import progress_bars
-from parity_models.training import parity as train_parity
+from parity_models.training import train_parity
 from parity_models.training.networks import NETWORKS
 
 
@@ -16,26 +14,22 @@ def parity(
     out: Out,
     model: Model,
     inputs: Inputs,
-    k: Annotated[int, Option("Queries in a coding group.")] = 2,
-    r: Annotated[int, Option("Parity queries, and parity models, per group.")] = 1,
-    encoder: Annotated[
-        str,
-        Option(
-            f"One of {', '.join(ENCODERS.names)}, {OWN}; options follow an @, as stack@axis=1.",
-            metavar="NAME",
-        ),
-    ] = "stack",
-    decoder: Annotated[
-        str, Option(f"One of {', '.join(DECODERS.names)}, {OWN}.", metavar="NAME")
-    ] = "separate",
-    network: Annotated[
-        str | None,
-        Option(
-            f"One of {', '.join(NETWORKS.names)}, or package.module:name; by default the model's "
-            "own, or the most capable that is no slower.",
-            metavar="NETWORK",
-        ),
-    ] = None,
+    k: int = option(2, "Queries in a coding group."),
+    r: int = option(1, "Parity queries, and parity models, per group."),
+    encoder: str = option(
+        "stack",
+        f"One of {', '.join(ENCODERS.names)}, {OWN}; options follow an @, as stack@axis=1.",
+        metavar="NAME",
+    ),
+    decoder: str = option(
+        "separate", f"One of {', '.join(DECODERS.names)}, {OWN}.", metavar="NAME"
+    ),
+    network: str | None = option(
+        None,
+        f"One of {', '.join(NETWORKS.names)}, or package.module:name; by default the model's "
+        "own, or the most capable that is no slower.",
+        metavar="NETWORK",
+    ),
     options: Training,
 ) -> None:
     """Train parity models for a deployed model, and bundle the two.

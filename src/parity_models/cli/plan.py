@@ -8,23 +8,21 @@ from rich.console import Console
 from parity_models.cli.common import Json, write_json
 from parity_models.cli.flags import Without, argument
 from parity_models.errors import UserError
-from parity_models.options import Option
+from parity_models.options import option
 from parity_models.sizing.access_log import advise
 from parity_models.sizing.plan import Goal
 from parity_models.sizing.plan import plan as find_plan
 
 
 def plan(
-    bundle: Annotated[Path | None, argument("The bundle to be served.", "BUNDLE")] = None,
+    bundle: Path | None = argument(None, "The bundle to be served."),
     *,
     goal: Annotated[Goal, Without("queries", "seed")],
-    log: Annotated[
-        Path | None,
-        Option(
-            "An access log, CSV or JSON lines: say what hedging and a stand-in would change.",
-            metavar="FILE",
-        ),
-    ] = None,
+    log: Path | None = option(
+        None,
+        "An access log, CSV or JSON lines: say what hedging and a stand-in would change.",
+        metavar="FILE",
+    ),
     json: Json = None,
 ) -> None:
     """Find the policy and the number of instances that serve a load within a goal.

@@ -25,7 +25,6 @@ PolicyNames = Annotated[
 DispatchName = Annotated[
     str | None,
     Option(
-        f"The dispatch rule, {' or '.join(RULES)}; by default the policy's own.",
-        metavar="RULE",
+        f"The dispatch rule, {' or '.join(RULES)}; by default the policy's own.", metavar="RULE"
     ),
 ]

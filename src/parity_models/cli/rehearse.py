@@ -1,25 +1,22 @@
 """parm rehearse: stop an instance of your own bundle now and then, and see what answers."""
 
 from pathlib import Path
-from typing import Annotated
 
 from rich.console import Console
 
 from parity_models.cli.common import BundleFolder
 from parity_models.load.rehearse import rehearse as rehearse_bundle
-from parity_models.options import Option
+from parity_models.options import option
 
 
 def rehearse(
     bundle: BundleFolder,
     *,
-    inputs: Annotated[
-        Path | None,
-        Option(
-            "Queries, .npy or .npz; by default random ones, about which stand-ins may be unsure.",
-            metavar="FILE",
-        ),
-    ] = None,
+    inputs: Path | None = option(
+        None,
+        "Queries, .npy or .npz; by default random ones, about which stand-ins may be unsure.",
+        metavar="FILE",
+    ),
 ) -> None:
     """Serve your bundle with an instance that stops now and then, with stand-ins and without.
 

@@ -4,25 +4,24 @@ import asyncio
 import os
 import signal
 import socket
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+import click
 import uvloop
 
 from parity_models.bundle.bundle import Bundle, open_bundle
 from parity_models.cli.common import OWN, AllowCode, stop_on_signals
 from parity_models.cli.flags import ConfigPath, Without, argument
 from parity_models.cli.policies import DispatchName, PolicyName
-from parity_models.errors import UserError
-from parity_models.options import Option, flag_of
+from parity_models.errors import UserError, spell
+from parity_models.options import option
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.access import Access
-from parity_models.serving.deployment import Deployment, default_policy
+from parity_models.serving.deployment import default_policy
 from parity_models.serving.engine import FIXED
 from parity_models.serving.garbage import freeze_modules
 from parity_models.serving.limits import Limits
@@ -30,32 +29,24 @@ from parity_models.serving.logs import Logging, set_up
 from parity_models.serving.models import ServedVersion
 from parity_models.serving.options import ENGINES, EngineChoice, ServeOptions
 from parity_models.serving.remote.remote_engine import UpstreamOptions
-from parity_models.serving.repository import Repository
 from parity_models.serving.server import Server
-from parity_models.serving.stand_in_only import StandInOnly
 from parity_models.simulation.emulation import load_fault_plan
 
 
 def serve(
-    bundle: Annotated[
-        Path | None, argument("The bundle's folder.", "BUNDLE", envvar="PARM_BUNDLE")
-    ] = None,
+    bundle: Path | None = argument(None, "The bundle's folder."),
     *,
-    repository: Annotated[
-        Path | None,
-        Option(
-            "Serve a folder of bundles instead, NAME/VERSION, which clients can load and unload.",
-            metavar="DIR",
-        ),
-    ] = None,
-    engine: Annotated[
-        str | None,
-        Option(
-            "The engine that runs the models: local (the default), remote (the default with "
-            f"--deployed), ray, as ray@address=auto, {OWN}.",
-            metavar="ENGINE",
-        ),
-    ] = None,
+    repository: Path | None = option(
+        None,
+        "Serve a folder of bundles instead, NAME/VERSION, which clients can load and unload.",
+        metavar="DIR",
+    ),
+    engine: str | None = option(
+        None,
+        "The engine that runs the models: local (the default), remote (the default with "
+        f"--deployed), ray, as ray@address=auto, {OWN}.",
+        metavar="ENGINE",
+    ),
     policy: PolicyName = None,
     dispatch: DispatchName = None,
     options: ServeOptions,
@@ -63,13 +54,11 @@ def serve(
     access: Access,
     logging: Logging,
     upstreams: Annotated[UpstreamOptions, Without("upstream_token")],
-    faults: Annotated[
-        str | None,
-        Option(
-            "A fault plan, which slows, pauses or kills workers once the server is ready.",
-            metavar="FILE",
-        ),
-    ] = None,
+    faults: str | None = option(
+        None,
+        "A fault plan, which slows, pauses or kills workers once the server is ready.",
+        metavar="FILE",
+    ),
     allow_code: AllowCode = None,
     config: ConfigPath = None,
 ) -> None:
@@ -138,7 +127,7 @@ def _refuse_ineffective(engine: EngineChoice, bundle: Bundle | None, *options: A
     for name in _given(*options):
         if name in refused:
             raise UserError(
-                f"leave {flag_of(name)} out with the engine {engine.name}: {refused[name]}"
+                f"leave {spell(name)} out with the engine {engine.name}: {refused[name]}"
             )
 
 
@@ -154,7 +143,7 @@ def _run(server: Server) -> None:
     try:
         uvloop.run(_serve(server))
     except asyncio.CancelledError:
-        raise typer.Exit(130) from None
+        raise click.exceptions.Exit(130) from None
 
 
 async def _serve(server: Server) -> None:
@@ -180,40 +169,30 @@ def _say_ready(server: Server) -> None:
     freeze_modules()
     loop = asyncio.get_running_loop()
     for number, on in ((signal.SIGUSR1, False), (signal.SIGUSR2, True)):
-        loop.add_signal_handler(number, server.switch_redundancy, on)
+        loop.add_signal_handler(number, server.models.switch_redundancy, on)
     for line in _said(server):
         _tell(line)
     _notify_ready()
     for note in _notes(server):
         _tell(f"note: {note}", err=True)
-    if isinstance(server.models, Deployment):
-        server.models.begin_faults()
+    if server.models.only is not None:
+        server.models.only.begin_faults()
 
 
 def _tell(line: str, *, err: bool = False) -> None:
     """Print a line. Ignore errors: a closed pipe or a full disk must not stop the server."""
     with suppress(OSError):
-        typer.echo(line, err=err)
+        click.echo(line, err=err)
 
 
 def _said(server: Server) -> Iterator[str]:
     """Yield the lines that a server prints when it is ready."""
-    models = server.models
-    if isinstance(models, Repository):
-        names = ", ".join(models.names) or "no model"
-        yield f"serving {names} at {_urls(server)}"
-    elif isinstance(models, StandInOnly):
-        yield (
-            f"serving the stand-ins of {models.model.name} at {_urls(server)} "
-            f"(threads: {models.threads}{_gates(models)})"
-        )
+    only = server.models.only
+    if only is None:
+        ready = [each.name for each in server.models.index() if each.state == "READY"]
+        yield f"serving {', '.join(ready) or 'no model'} at {_urls(server)}"
     else:
-        alike = Counter(" + ".join(sorted(roles)) for roles in models.roles)
-        instances = ", ".join(f"{count} of {roles}" for roles, count in alike.items())
-        yield (
-            f"serving {models.model.name} at {_urls(server)} (policy {models.choice.name}; "
-            f"instances: {instances}{_gates(models)})"
-        )
+        yield f"serving {only.title} at {_urls(server)} ({only.description}{_gates(only)})"
     if server.options.ui:
         asks = "" if server.options.access.tokens is None else " (it asks for a token)"
         yield f"watch it at {server.url}/ui/{asks}"
@@ -226,8 +205,8 @@ def _notes(server: Server) -> Iterator[str]:
     lacks = [option for option, value in given.items() if value is None]
     if lacks and host not in ("localhost", "::1") and not host.startswith("127."):
         yield f"it listens to other machines without {' and '.join(lacks)}"
-    if not isinstance(server.models, Repository):
-        yield from server.models.notes
+    if server.models.only is not None:
+        yield from server.models.only.notes
         return
     for each in server.models.index():
         if each.state != "READY" and each.reason != "not loaded":
@@ -241,7 +220,7 @@ def _urls(server: Server) -> str:
 
 def _gates(served: ServedVersion) -> str:
     """Return in words which answers may differ from the model's."""
-    differ = served.frontend.differ
+    differ = served.predictor.differ
     budget = "" if differ is None else f"; {100 * differ:g} % of all answers may differ"
     return budget + "".join(
         f"; {source}: {gate.agreement:g} agree, {gate.coverage:.0%} of queries"

@@ -13,7 +13,7 @@ from parity_models.sizing.scenario import SimulationOptions
 
 
 def simulate(
-    bundle: Annotated[Path | None, argument("The bundle to be served.", "BUNDLE")] = None,
+    bundle: Path | None = argument(None, "The bundle to be served."),
     *,
     policy: PolicyNames = None,
     dispatch: DispatchName = None,

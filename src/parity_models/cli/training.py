@@ -10,7 +10,6 @@ from parity_models.training import TrainingOptions
 Out = Annotated[Path, Option("The bundle to write.", metavar="BUNDLE")]
 Model = Annotated[Path, Option("The deployed model: an ONNX file, or a bundle.", metavar="MODEL")]
 Inputs = Annotated[
-    Path,
-    Option("Queries to learn from, without labels: an .npy or .npz file.", metavar="FILE"),
+    Path, Option("Queries to learn from, without labels: an .npy or .npz file.", metavar="FILE")
 ]
 Training = Annotated[TrainingOptions, Without("hflip", "seed", "device")]

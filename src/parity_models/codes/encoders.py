@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from array_api_compat import device
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from parity_models.codes.coder import Array, Coder, Shape, namespace, parity_weights
 from parity_models.errors import CodeError
-from parity_models.options import Option
+from parity_models.options import option
 from parity_models.registry import Registry
 
 GRIDS = {2: (1, 2), 3: (1, 3), 4: (2, 2), 6: (2, 3), 8: (2, 4), 9: (3, 3)}
@@ -140,12 +140,10 @@ class StackEncoder(Encoder):
     class Options(Encoder.Options):
         """The encoder's options."""
 
-        axis: Annotated[
-            int, Option("The axis of a query along which queries are joined; -1: the last.")
-        ] = 0
-        new_axis: Annotated[
-            bool, Option("Join along a new axis at that place, for queries such as token ids.")
-        ] = False
+        axis: int = option(0, "The axis of a query along which queries are joined; -1: the last.")
+        new_axis: bool = option(
+            False, "Join along a new axis at that place, for queries such as token ids."
+        )
 
     def shape(self) -> Shape:
         rank = len(self.query_shape) + self.options.new_axis

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from parity_models.bundle.bundle import Accuracy, Bundle, open_bundle, with_measured
 from parity_models.bundle.onnx_model import class_names
-from parity_models.errors import UserError
+from parity_models.errors import UserError, spell
 from parity_models.evaluation.accuracy import (
     GateResult,
     measure_accuracy,
@@ -44,6 +44,7 @@ from parity_models.trust.gate import (
     read_classes,
     suited,
 )
+from parity_models.trust.judge import learned_in_service
 
 GivenInputs = Path | str | ArrayLike | Mapping[str, ArrayLike]
 """Queries: a file, an array (n, ...), or an array for each input by name."""
@@ -68,6 +69,7 @@ class Evaluation(Printed):
         parts.append(accuracy_table(self.bundle, self.accuracy))
         if self.gates:
             parts.append(gate_table(self.gates, self.accuracy.metric))
+        parts += learned_in_service(self.bundle)
         if self.bundle.manifest.inference_times is not None:
             parts.append(inference_table(self.bundle))
         return parts
@@ -178,14 +180,6 @@ def calibrate(
     only = answered_classes(opened, answer_only)
     metric = metric_for(opened, metric)
     found = calibrate_gates(outputs, metric=metric, named=agreement, allowed=only)
-    for stand_in, gate in manifest.calibration.items():
-        now = found.get(stand_in)
-        if gate.levels and now is not None and not now.levels:
-            raise UserError(
-                f"{now.queries} queries show no level of agreement of the {stand_in}, which would "
-                "then answer without a gate; the bundle keeps the gates that it has. Give more "
-                "held-out queries; if there are hundreds already, train the stand-in again"
-            )
     return with_measured(opened, calibration=found)
 
 
@@ -208,7 +202,7 @@ def calibrate_gates(
     wanted = check_levels(named)
     agreement = agreement_for(metric, outputs.predictions)
     if allowed and agreement.kind != "classes":
-        raise UserError(f"{metric} does not judge classes; leave --answer-only out")
+        raise UserError(f"{metric} does not judge classes; leave {spell('answer_only')} out")
     gates: dict[StandIn, Calibration] = {}
     for stand_in, found in outputs.answers(independent=True).items():
         confidence = suited(agreement.kind, found.gave)

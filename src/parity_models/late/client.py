@@ -5,15 +5,21 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
+from random import Random
 from typing import Any
 
-from parity_models.bundle.backup import GatedBackup, Judged
+from numpy.typing import ArrayLike
+
+from parity_models.bundle.backup import GatedBackup, Refusal
+from parity_models.bundle.onnx_model import run_options
 from parity_models.errors import UserError
 from parity_models.late.values import Form, is_error
 from parity_models.roles import DEPLOYED
 from parity_models.scheduling.process_load import ProcessLoad
 from parity_models.scheduling.race import BURST, Budget, Rule
 from parity_models.scheduling.run_times import RunTimes
+from parity_models.scheduling.work import COMPARE, due
+from parity_models.tensors.signature import Array, Batch
 
 now = time.monotonic
 
@@ -27,12 +33,17 @@ CONGESTED times as long as these. Calls that were answered in another way before
 NEWEST = 1 / 32
 """The weight of the newest call in the share for which the target is slow."""
 
-FULL, OVERLOADED = 0.15, 0.6
-"""While the target is slow for the share FULL of calls, copies would make others wait. Calls that
-the stand-in refused, which are few, get copies up to the share OVERLOADED."""
+FULL = 0.15
+"""While the target is slow for this share of calls, copies would make others wait."""
+
+COMPARE_ONE_IN = 20
+"""One in this many answers of the stand-in is compared with the model's, and more of the first."""
+
+COMPARE_ONE_IN_TIME = round(1 / COMPARE)
+"""One in this many calls in time is compared, and more of the first."""
 
 MAX_COMPARED = 16
-"""The most calls that run at a time for a comparison; another one ends the oldest."""
+"""The most calls that run at a time for a comparison; meanwhile, none is drawn."""
 
 MAX_CALLERS, MAX_WAITING = 64, 64
 """The most blocking calls at a time, and the most calls that wait for a stand-in."""
@@ -53,11 +64,11 @@ class Client:
 
     """
 
-    idle = True
+    idle, busy = True, 0.0
 
     def __init__(self, backup: GatedBackup | None, copies: float, cpu: float) -> None:
         self.rule = Rule(0.0, copies, runs=RunTimes(first=KNOWN_AFTER), may_hang=True)
-        self.rule.copies = self.copies = _Copies(copies, self)
+        self.rule.copies = _Copies(copies, self)
         self.counts: Counter[str] = Counter()
         self.backup = backup
         self.form: Form | None = None
@@ -78,6 +89,9 @@ class Client:
         self._refilled = now()
         self._process_load = ProcessLoad()
         self._last_alarm = 0.0
+        self.random = Random()
+        self.drawn = {False: 0, True: 0}
+        """Comparisons that were drawn: of calls in time, and of late ones (True)."""
 
     @property
     def waiting(self) -> float:
@@ -140,7 +154,16 @@ class Client:
         turn = [1 + (self._last_server + each) % (calls - 1) for each in range(calls - 1)]
         return next((each for each in turn if each not in self._slow_servers), turn[0])
 
-    def compare(self, call: "asyncio.Future[Any]", started: float, answer: Judged) -> None:
+    def draws(self) -> bool:
+        """Draw whether a late call is compared."""
+        if len(self.compared) >= MAX_COMPARED or not due(
+            self.drawn[True], COMPARE_ONE_IN, self.random
+        ):
+            return False
+        self.drawn[True] += 1
+        return True
+
+    def compare(self, call: "asyncio.Future[Any]", started: float, made: Array) -> None:
         """Compare the backup's answer with the result of the call, once it is there."""
 
         def ended(call: "asyncio.Future[Any]") -> None:
@@ -150,18 +173,46 @@ class Client:
                 return
             self.answered(call)
             self.ended(0, now() - started, finished=True)
-            assert self.form is not None
-            assert self.backup is not None
-            if not is_error(call.result()):
-                output = self.form.read(call.result())
-                if output is not None and output.shape == answer.outputs.shape:
-                    self.counts["compared"] += 1
-                    self.counts["disagreed"] += not self.backup.compare(answer, output)
+            self._compare(made, call.result(), late=True)
 
-        if len(self.compared) >= MAX_COMPARED:
-            next(iter(self.compared)).cancel()
         self.compared[call] = None
         call.add_done_callback(ended)
+
+    def compare_in_time(self, inputs: ArrayLike | Batch, value: Any) -> None:
+        """Ask the backup as well for a call that was answered in time, now and then."""
+        backup = self.backup
+        if backup is None or self.computed or not self.open:  # late calls come first
+            return
+        if not due(self.drawn[False], COMPARE_ONE_IN_TIME, self.random):
+            return
+        self.drawn[False] += 1
+
+        def run() -> tuple[Array | Refusal, float]:
+            started = now()
+            return backup.run(backup.read(inputs), run_options()), now() - started
+
+        def ended(run: "asyncio.Future[tuple[Array | Refusal, float]]") -> None:
+            if run.cancelled() or run.exception() is not None:
+                return  # the rows do not fit, as a late call would say
+            made, seconds = run.result()
+            self.spent(seconds)
+            if not isinstance(made, Refusal):
+                self._compare(made, value, late=False)
+
+        running = self.threads.backup.submit(run)
+        self.computed.add(running)
+        running.add_done_callback(self.computed.discard)
+        asyncio.wrap_future(running).add_done_callback(ended)
+
+    def _compare(self, made: Array, value: Any, *, late: bool) -> None:
+        assert self.form is not None
+        assert self.backup is not None
+        output = None if is_error(value) else self.form.read(value)
+        if output is not None and len(output) == len(made):
+            agreed, given = self.backup.compare(made, output, late=late), " late" if late else ""
+            if agreed is not None:
+                self.counts["compared" + given] += 1
+                self.counts["disagreed" + given] += not agreed
 
 
 class _Copies(Budget):
@@ -170,12 +221,9 @@ class _Copies(Budget):
     def __init__(self, share: float, client: Client) -> None:
         super().__init__(share, BURST)
         self._client = client
-        self.refused = False
-        """True if the stand-in refused the call that is considered."""
 
     def spend(self) -> bool:
-        full = OVERLOADED if self.refused else FULL
-        return self._client.slowness < full and super().spend()
+        return self._client.slowness < FULL and super().spend()
 
 
 class Threads:

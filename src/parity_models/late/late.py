@@ -14,6 +14,7 @@ from parity_models.errors import UserError
 from parity_models.late.client import Client
 from parity_models.late.driver import Call, Driver, LateAnswer
 from parity_models.tensors.signature import Batch
+from parity_models.trust.evidence import evidence_of
 
 
 class Late:
@@ -33,6 +34,8 @@ class Late:
         differ: The share of all answers that may differ from the model's; 0: only copies.
         agreement: Minimum calibrated agreement with the model for each of the stand-in's answers.
             None: no minimum, unless the backup is limited to some classes.
+        state: The folder in which what is learned of the stand-in is kept, for the next Late and
+            other servers; None: nowhere.
         copies: Maximum copies per call, on average.
         cpu: Maximum computing time of stand-ins, as a share of one core.
 
@@ -49,6 +52,7 @@ class Late:
         *,
         differ: float = 0.001,
         agreement: float | None = None,
+        state: Path | str | None = None,
         copies: float = 0.1,
         cpu: float = 0.5,
     ) -> None:
@@ -60,12 +64,14 @@ class Late:
         if isinstance(bundle, Path | str):
             bundle = open_bundle(bundle)
         if isinstance(bundle, Bundle):
-            bundle = GatedBackup(bundle, agreement, budgeted=True)
+            kept = None if state is None else evidence_of(bundle, Path(state))
+            bundle = GatedBackup(bundle, agreement, budgeted=True, evidence=kept)
         self._client = Client(bundle, copies, cpu)
         self.counts = self._client.counts
         """The "calls"; the answers by source, "model", "copy" and "backup"; the "copies" and
         "backups" that were started; the backups asked "in place" of the call; the outputs of
-        backups that were "refused", that were "compared" with the model's, and that "disagreed"."""
+        backups that were "refused"; those of queries in time that were "compared" with the model's,
+        and that "disagreed"; and those that answered, "compared late" and "disagreed late"."""
         self._finalizer = weakref.finalize(self, self._client.threads.close)
         self.differ = differ
 
@@ -138,8 +144,11 @@ class Late:
             answer.cancel()  # if the caller was interrupted
 
     def close(self) -> None:
-        """End its threads. Blocking calls in flight are cancelled; others get no stand-in."""
+        """End its threads, and keep what was learned. Blocking calls in flight are cancelled;
+        others get no stand-in."""
         self._finalizer()
+        if self._client.backup is not None:
+            self._client.backup.close()
 
     def __enter__(self) -> Self:
         return self

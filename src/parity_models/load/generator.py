@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.load.result import SOURCES, LoadResult
+from parity_models.load.result import LoadResult
 from parity_models.load.spec import LoadSpec
 from parity_models.load.target import Ask, NoAnswerError, Queries, Target, target
+from parity_models.roles import SOURCES
 from parity_models.serving.garbage import freeze_modules
 from parity_models.tasks.metrics import METRICS
 from parity_models.tensors.queries import rows_in

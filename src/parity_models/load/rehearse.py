@@ -20,12 +20,12 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from parity_models.bundle.bundle import Bundle, open_bundle
-from parity_models.errors import UserError
+from parity_models.errors import UserError, spell
 from parity_models.evaluation.judging import GivenInputs, load_queries
 from parity_models.load import LoadSpec, offer_load
 from parity_models.load.result import LoadReport, report_of
 from parity_models.printed import Printed
-from parity_models.roles import Source
+from parity_models.roles import SOURCES
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import EqualResources
 from parity_models.serving.deployment import default_policy, stand_ins_of
@@ -66,7 +66,7 @@ class Rehearsal(Printed):
         )
         table = Table(box=box.SIMPLE_HEAD, padding=0, title=title, title_justify="left")
         table.add_column("policy", overflow="fold")
-        for heading in ("p50", "p99", "longest", *Source, "failed"):
+        for heading in ("p50", "p99", "longest", *SOURCES, "failed"):
             table.add_column(heading, justify="right", no_wrap=True)
         helped = self.with_stand_ins
         for policy, run in ((EqualResources.name, self.without), (self.policy, helped)):
@@ -75,15 +75,15 @@ class Rehearsal(Printed):
             table.add_row(
                 policy,
                 *(f"{each:.1f}" for each in (ms.p50_ms, ms.p99_ms, ms.max_ms)),
-                *(f"{run.came_from(source):,}" for source in Source),
+                *(f"{run.came_from(source):,}" for source in SOURCES),
                 f"{run.queries - run.answered:,}",
             )
-        stood_in = sum(helped.came_from(each) for each in Source if each.stands_in)
+        stood_in = sum(helped.came_from(each) for each in SOURCES if each.stands_in)
         said = f"{stood_in:,} of {helped.answered:,} answers were a stand-in's."
         if not stood_in:
             said = (
                 "The stand-in answered nothing: no query was late enough, a copy was as good, or "
-                "the stand-in was not sure; give queries like yours with --inputs."
+                f"the stand-in was not sure; give queries like yours with {spell('inputs')}."
             )
         return [table, said]
 

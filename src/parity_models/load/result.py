@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.load.spec import LoadSpec
-from parity_models.roles import Source
-
-SOURCES = tuple(Source)
+from parity_models.roles import SOURCES, Source
 
 
 @dataclass(frozen=True)

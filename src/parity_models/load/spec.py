@@ -4,13 +4,12 @@ import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, inf
-from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.errors import LoadError, UserError
-from parity_models.options import SECONDS, Option, Options
+from parity_models.errors import LoadError, UserError, spell
+from parity_models.options import Options, option
 from parity_models.simulation.arrivals import poisson_arrivals
 
 DURATION = 30.0
@@ -35,59 +34,43 @@ class LoadSpec(Options):
     """
 
     url: str = ""
-    model: Annotated[
-        str | None,
-        Option("The model; by default the server's only one.", metavar="NAME"),
-    ] = None
-    binary: Annotated[bool, Option("Send tensors as binary data, not as JSON.")] = False
-    inputs: Annotated[
-        str,
-        Option(
-            "Queries: .npy, or .npz with 'inputs' or an array per input, and optionally 'labels'.",
-            metavar="FILE",
-        ),
-    ] = ""
-    labels: Annotated[
-        str | None, Option("The right answers to --inputs, an .npy file.", metavar="FILE")
-    ] = None
+    model: str | None = option(None, "The model; by default the server's only one.", metavar="NAME")
+    binary: bool = option(False, "Send tensors as binary data, not as JSON.")
+    inputs: str = option(
+        "",
+        "Queries: .npy, or .npz with 'inputs' or an array per input, and optionally 'labels'.",
+        metavar="FILE",
+    )
+    labels: str | None = option(
+        None, "The right answers to the inputs, an .npy file.", metavar="FILE"
+    )
     metric: str = "top-1"
-    batch: Annotated[int, Option("Queries (rows) in a request.", at_least=1, at_most=4096)] = 1
-    rate: Annotated[
-        float | None,
-        Option("Queries per second, Poisson arrivals.", at_least=1e-3, at_most=1e6),
-    ] = None
-    trace: Annotated[
-        str | None,
-        Option(
-            "Send a request at each time in this file: seconds, one a line, in order.",
-            metavar="FILE",
-        ),
-    ] = None
-    queries: Annotated[
-        int | None,
-        Option("Queries to send and count.", at_least=1, at_most=MAX_QUERIES, excludes="duration"),
-    ] = None
-    duration: Annotated[
-        float | None,
-        Option(
-            f"Time to send for; by default {DURATION:g} s, or the whole trace.",
-            unit=SECONDS,
-            typed="s",
-            above=0,
-        ),
-    ] = None
-    warm_up: Annotated[int, Option("Queries not counted.", at_least=0, at_most=MAX_QUERIES)] = 0
+    batch: int = option(1, "Queries (rows) in a request.", ge=1, le=4096)
+    rate: float | None = option(None, "Queries per second, Poisson arrivals.", ge=1e-3, le=1e6)
+    trace: str | None = option(
+        None,
+        "Send a request at each time in this file: seconds, one a line, in order.",
+        metavar="FILE",
+    )
+    queries: int | None = option(None, "Queries to send and count.", ge=1, le=MAX_QUERIES)
+    duration: float | None = option(
+        None, f"Time to send for; by default {DURATION:g} s, or the whole trace.", unit="s", gt=0
+    )
+    warm_up: int = option(0, "Queries not counted.", ge=0, le=MAX_QUERIES)
     # Within the limit of descriptors of `select`, whose waits are precise.
-    connections: Annotated[int, Option("Requests in flight.", at_least=1, at_most=512)] = 256
-    timeout: Annotated[float, Option("Seconds.", at_least=1e-3, at_most=600)] = 10.0
-    seed: Annotated[int, Option("Fixes arrivals and queries.", at_least=0, at_most=2**63)] = 0
+    connections: int = option(256, "Requests in flight.", ge=1, le=512)
+    timeout: float = option(10.0, "Seconds.", ge=1e-3, le=600)
+    seed: int = option(0, "Fixes arrivals and queries.", ge=0, le=2**63 - 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.inputs:
-            raise UserError("say which queries to send: give a file with --inputs")
+            raise UserError(f"say which queries to send: give a file with {spell('inputs')}")
         if (self.rate is None) == (self.trace is None):
-            raise UserError("give --rate or --trace, to say when queries are sent, and not both")
+            one = f"{spell('rate')} or {spell('trace')}"
+            raise UserError(f"give {one}, to say when queries are sent, and not both")
+        if self.queries is not None and self.duration is not None:
+            raise UserError(f"give {spell('queries')} or {spell('duration')}, not both")
 
     @property
     def warm_up_requests(self) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from msgspec import structs
 from numpy.typing import NDArray
 
-from parity_models.errors import LoadError, UserError
+from parity_models.errors import LoadError, UserError, spell
 from parity_models.load.spec import LoadSpec
 from parity_models.roles import Source
 from parity_models.serving.client import (
@@ -140,7 +140,7 @@ async def target(
             names = [model] if model else await client.models()
             if len(names) != 1:
                 has = f"the models {', '.join(names)}" if names else "no model"
-                raise LoadError(f"{url} has {has}; choose one with --model")
+                raise LoadError(f"{url} has {has}; choose one with {spell('model')}")
             about = await client.model(names[0])
         except StatusError as error:
             text = f"{url} has no {asked}" if model else f"{url} does not say which models it has"
@@ -149,7 +149,8 @@ async def target(
             raise LoadError(f"{text} (HTTP {error.status})") from error
         except MalformedAnswerError as error:
             raise LoadError(
-                f"{asked} is not described as the protocol says: {error}; name one with --model"
+                f"{asked} is not described as the protocol says: {error}; name one with "
+                f"{spell('model')}"
             ) from error
         except ClientError as error:
             raise LoadError(f"no server answers at {url}: {error}") from error

@@ -91,12 +91,15 @@ class Answer(Action, frozen=True):
 
 
 class Audit(Action, frozen=True):
-    """Compare a stand-in's answer to the query with the model's prediction, which has arrived.
+    """Compare a stand-in's output for the query with the model's prediction; both have arrived.
 
-    The query was drawn at random among those that stand-ins answered.
+    The query was drawn at random among those for which a stand-in was asked. `late`: it was asked
+    as the query was late; else it was asked first. `answered`: its output was the answer.
     """
 
     query: int
+    late: bool
+    answered: bool
 
 
 class Fail(Action, frozen=True):
@@ -124,11 +127,14 @@ class Cancel(Action, frozen=True):
 class Compare(Action, frozen=True):
     """Let a stand-in's `unit` finish, and compare its outputs, which no query needs.
 
-    Compare them with the deployed model's predictions that have arrived; report `compared`.
+    Compare them with the deployed model's predictions that have arrived; report `compared`. `late`:
+    the stand-in was asked as the queries were late; else they were drawn at random among those
+    that the model answered in time.
     """
 
     instance: str
     unit: int
+    late: bool
 
 
 class Verify(Action, frozen=True):

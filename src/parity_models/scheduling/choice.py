@@ -3,11 +3,18 @@
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from parity_models.errors import UserError
+from parity_models.errors import UserError, spell
 from parity_models.options import declared_in
 from parity_models.roles import DEPLOYED
 from parity_models.scheduling.dispatch import RULES, Dispatch
-from parity_models.scheduling.policies import POLICIES, Adaptive, Erasures, Policy, StandIns
+from parity_models.scheduling.policies import (
+    POLICIES,
+    Adaptive,
+    Erasures,
+    Policy,
+    Requires,
+    StandIns,
+)
 
 DIFFER = next(each.option for each in declared_in(Adaptive.Options) if each.name == "differ")
 """The option of the share of all answers that may differ from the model's."""
@@ -75,7 +82,7 @@ class PolicyChoice:
         if differ is None:
             return self
         if "differ" in self.options:
-            raise UserError(f"give --differ or {self}, not both")
+            raise UserError(f"give {spell('differ')} or {self}, not both")
         return replace(self, options={**self.options, "differ": differ})
 
     def written_out(self) -> dict[str, Any]:
@@ -86,18 +93,16 @@ class PolicyChoice:
     def build(self, stand_ins: StandIns) -> tuple[Policy, Dispatch]:
         """Return the policy and its dispatch rule, for one scheduler.
 
-        Raises UserError if the policy needs a stand-in that is not among `stand_ins`.
+        Raises UserError if the policy requires a stand-in that is not among `stand_ins`.
         """
-        needs, command = "", "parity --model BUNDLE"
-        if self.policy.needs_code and stand_ins.code is None:
-            needs = "a parity model"
-        elif self.policy.needs_backup and not stand_ins.backup:
-            needs, command = "a backup", "backup --model BUNDLE --network linear"
-        elif self.policy.needs_stand_in and not stand_ins:
-            needs = "a parity model or a backup"
-        if needs:
+        requires = self.policy.requires
+        if requires is not Requires.NOTHING and not stand_ins.used(requires):
+            is_backup = requires is Requires.BACKUP
+            command = (
+                "backup --model BUNDLE --network linear" if is_backup else "parity --model BUNDLE"
+            )
             raise UserError(
-                f"the policy {self.name} needs {needs}, and there is none; make one with "
+                f"the policy {self.name} needs {requires.value}, and there is none; make one with "
                 f"`parm {command} --out BUNDLE`, or choose another policy"
             )
         policy = self.policy.build(POLICIES.options(self.name, self.options), stand_ins)
@@ -121,6 +126,6 @@ def extra_instances(
     if extra >= instances:
         raise UserError(
             f"the policy {choice.name} has stand-ins on instances of their own: {extra} of "
-            f"{instances} leave none for the model; give more --instances"
+            f"{instances} leave none for the model; give more {spell('instances')}"
         )
     return extra

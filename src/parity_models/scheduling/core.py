@@ -13,20 +13,11 @@ here waits, sleeps or reads a clock: the same events give the same actions.
 - A *node* is a machine; its instances fail together. A query and its copies, and the units of a
   coding group, run on different nodes, as far as there are instances on enough of them.
 - The *policy* (policies/) decides which redundant tasks are sent, and when a stand-in answers.
-  It acts through the port (port.py), which is this scheduler's state and verbs.
+  It acts through the port (port.py): the questions and verbs that it may use.
 - *Holds* on a query's tensors count their users: the query itself while pending, its coding group,
   and the padding kept for later groups. When the last is released, the driver forgets the tensors.
 
-The states of a query:
-
-    waiting    no task of it runs. `Admission` has taken it; the dispatch rule (dispatch.py) gives
-               its original to an instance. If it can no longer be in time while others wait, it
-               ends as if at its deadline, to make room.
-    running    a task of it runs. If that fails or its instance is lost, it waits again, up to
-               max_attempts times, or is tried alone as a suspect (poison.py).
-    decoding   it is being reconstructed, until the driver reports `decoded`.
-    over       answered by the model or a stand-in, or failed. At its deadline it is answered by
-               any stand-in that the policy has for it, or fails.
+states.py has the states of a query, and what changes them.
 
 A turn: the event takes effect, then timers that are due fire, then idle instances get tasks; the
 last two alternate until nothing more happens. Health (health.py) sees every unit and decides which
@@ -34,45 +25,55 @@ instances the dispatch rule has.
 """
 
 import heapq
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence, Sized
 from functools import partial
-from itertools import count
 from math import inf
 from operator import attrgetter
-from random import Random
+from typing import Any
 
-from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role, source_of
+from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.actions import (
     Action,
     Answer,
-    Audit,
+    Cancel,
     Compare,
-    Encode,
+    Decode,
     Fail,
-    ForgetGroup,
     ForgetQueries,
     Reason,
     Run,
+    Verify,
     WakeAt,
 )
+from parity_models.scheduling.admission import Admission, Refusal
+from parity_models.scheduling.comparison import Audits, BackgroundComparison
 from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.effect import Redundancy
 from parity_models.scheduling.health import Health, State
 from parity_models.scheduling.poison import Poison
-from parity_models.scheduling.policies.policy import Policy, StandIns, rows_needed
-from parity_models.scheduling.port import Port
-from parity_models.scheduling.run_times import RecentDurations
-from parity_models.scheduling.work import Query, SchedulerConfig, Task, Unit
+from parity_models.scheduling.policies.policy import Policy
+from parity_models.scheduling.process_load import ProcessLoad
+from parity_models.scheduling.states import (
+    ASKED_FIRST,
+    ENDED,
+    QUEUED,
+    STARTED,
+    TRANSITIONS,
+    UNSTARTED,
+    WITHHELD,
+    QueryEvent,
+)
+from parity_models.scheduling.work import MIN_DELAY, Query, SchedulerConfig, Task, Unit
+
+_log = logging.getLogger(__name__)
 
 _SUBJECT = attrgetter("subject")
-
-MAX_AUDITED = 64
-"""The most answers of stand-ins that wait at a time to be compared with the model's."""
 
 NO_DOUBTS: Mapping[int, float] = {}
 
 
-class Scheduler(Port):
+class Scheduler:
     """Events in, actions out; see the theory of operation above. Times in seconds.
 
     The contract with the driver: it reports what happened to one instance in order, but an event
@@ -96,19 +97,43 @@ class Scheduler(Port):
         config: SchedulerConfig | None = None,
         dispatch: Dispatch | None = None,
     ) -> None:
-        config = config or SchedulerConfig()
-        super().__init__(config, Dispatch(policy.rule) if dispatch is None else dispatch)
+        self.config = config = config or SchedulerConfig()
+        self.dispatch = dispatch = Dispatch(policy.rule) if dispatch is None else dispatch
+        self.now = 0.0
+        self.pace = dispatch.pace
+        self.max_batch = config.max_batch
+        self.queries: dict[int, Query] = {}
+        self.waiting = 0
+        """The number of queries that wait for an instance."""
+        self.units: dict[int, Unit] = {}
+        self.unit_on: dict[str, Unit | None] = {}
+        """The unit that each instance runs; None: it has none."""
+        self.process_load = ProcessLoad()
+        self.closed_gates: set[Source] = set()
+        self.redundancy_on = True
+        self._actions: list[Action] = []
+        self._decodes: dict[int, list[Decode]] = {}
+        """The Decodes of each group that are not reported as `decoded` yet, the oldest first."""
+        self._deciding = False
+        """This event led to a Decode; its outcome says which queries still need an instance."""
+        self._holds: dict[int, int] = {}
+        self._forgotten: list[int] = []
+        self._broken: list[tuple[int, str]] = []
+        """Queries that are to fail because a hook raised, and why."""
+        self._timers: list[tuple[float, int]] = []
+        """A heap of times and timers, cancelled ones among them; of two timers that are due at the
+        same time, the first that was set fires."""
+        self._last_timer, self._max_timers = 0, 64
+        self._callbacks: dict[int, tuple[Callable[[], None], Collection[int]]] = {}
+        """The callback of each timer that is set, and the queries that it is about."""
+        self._wake_at = inf
+        self._last_unit = 0
         self._policy = policy
-        self._admission = Admission(config, self.dispatch)
+        self._admission = Admission(config, dispatch)
         self._health = Health(self)
         self._poison = Poison(self, policy)
         self._background = BackgroundComparison(self, policy.asks)
-        self._random = Random(config.seed)
-        self._audited: set[Task] = set()
-        """The tasks of the model that run on, or wait, only to be compared."""
-        self._overdue: list[Query] = []
-        """Queries past their deadline that are being decoded."""
-        self._wake_at: float | None = None
+        self._audits = Audits(self)
 
     # Events
 
@@ -147,7 +172,7 @@ class Scheduler(Port):
         due = now + self.config.deadline if deadline is None else deadline
         lag = self.process_load.lag
         refusal = admitted or self._admission.refusal(
-            self.now, due, len(queries), waiting=len(self._waiting), lag=lag
+            self.now, due, len(queries), waiting=self.waiting, lag=lag
         )
         if isinstance(refusal, tuple):
             for query_id in queries:
@@ -164,7 +189,7 @@ class Scheduler(Port):
             query.coded = coded and not query.exact
             query.timer = self.set_timer(too_late, partial(self._too_late, query), (query_id,))
             self.queries[query_id] = query
-            self._waiting.add(query_id)
+            self.waiting += 1
             self._holds[query_id] = 1
             self.dispatch.add(original)
             try:
@@ -218,15 +243,14 @@ class Scheduler(Port):
         for task in known.tasks:
             usable = task.subject not in unusable
             if task.role != DEPLOYED:
+                task.has_output = True
                 if usable:
                     task.doubt = doubts.get(task.subject, 0.0)
                     self.tell((), self._policy.redundancy_finished, self, task)
                 elif task.role == BACKUP:
                     self._reject(task.subject, Source.BACKUP)
             elif task.audited:
-                if usable:
-                    self._actions.append(Audit(task.subject))
-                self._end_audit(task)
+                self._audits.finished(task, usable=usable)
             else:
                 self._predicted(task, usable=usable)
         return self._turn()
@@ -271,9 +295,9 @@ class Scheduler(Port):
                 elif query is not None:
                     query.decoding = False
                     self._reject(query.id, Source.RECONSTRUCTION)
-        overdue, self._overdue = self._overdue, []
-        for query in overdue:
-            self._expire(query, decoded=True)
+            for query in map(self.queries.get, decode.members):
+                if query is not None and query.timer not in self._callbacks:
+                    self._expire(query, decoded=True)
         return self._turn()
 
     def instance_joined(
@@ -320,6 +344,7 @@ class Scheduler(Port):
         """
         self.now = max(self.now, now)
         (self.closed_gates.discard if is_open else self.closed_gates.add)(source)
+        self._audits.begin()
         return self._turn()
 
     def process_measured(self, now: float, lag: float, busy: float) -> list[Action]:
@@ -349,16 +374,11 @@ class Scheduler(Port):
 
     # Questions of the driver
 
-    def refusal(self, now: float, queries: int, due: float, held: int = 0) -> "Refusal | None":
+    def refusal(self, now: float, queries: int, due: float, held: int = 0) -> Refusal | None:
         """Return the reason why this many queries, due at one time, would be refused; None if they
         would be admitted. The driver still holds back `held` queries that were admitted."""
-        waiting, lag = len(self._waiting) + held, self.process_load.lag
+        waiting, lag = self.waiting + held, self.process_load.lag
         return self._admission.refusal(max(self.now, now), due, queries, waiting=waiting, lag=lag)
-
-    @property
-    def waiting(self) -> int:
-        """The number of queries that wait for an instance."""
-        return len(self._waiting)
 
     @property
     def pending(self) -> int:
@@ -380,11 +400,10 @@ class Scheduler(Port):
 
     def size(self) -> int:
         """Return the number of objects that are remembered; few if no query is pending."""
-        known = (self.queries, self._waiting, self.units, self._decodes, self._holds)
-        others = (self._overdue, self._poison.set_aside)
+        known: list[Sized] = [self.queries, self.units, self._decodes, self._holds]
         tasks = sum(self.dispatch.depths.values()) + (self._background.task is not None)
         timers = len(self._callbacks) - (self._health.watch > 0)
-        return sum(map(len, (*known, *others))) + tasks + timers
+        return sum(map(len, known)) + len(self._poison.set_aside) + tasks + timers
 
     # Queries
 
@@ -398,8 +417,8 @@ class Scheduler(Port):
                 self._on_error(error, (task.subject,))
         query = self.queries.get(task.subject)
         if query is not None:
-            if self.now >= self._background.due:
-                self._background.answered(query)
+            self._background.answered(query)
+            self._audits.predicted(query)
             self._actions.append(Answer(query.id, Source.MODEL))
             self._end_query(query)
 
@@ -416,19 +435,14 @@ class Scheduler(Port):
         if query is not None and not query.exact:
             query.exact = True
             self.tell((query_id,), self._policy.refused, self, query, source)
-            if query.withheld and query.first is not None and source is Source.BACKUP:
+            if query.state in WITHHELD and source is Source.BACKUP:
                 self.queue_again(query.original)
-
-    def _replaced_by(self, task: Task) -> Query | None:
-        """Return the query whose original this task of a stand-in replaces, if any."""
-        query = self.queries.get(task.subject) if task.role == BACKUP else None
-        return query if query is not None and query.first is task else None
 
     def _too_late(self, query: Query) -> None:
         """End a waiting query that cannot be in time any more, if others wait as well."""
         if query.due > self.now:
             room = self.max_batch * self.dispatch.idle_for(DEPLOYED)
-            hopeless = query.id in self._waiting and len(self._waiting) > room
+            hopeless = query.state in UNSTARTED and self.waiting > room
             if not hopeless or self._policy.may_answer(self, query):
                 query.timer = self.set_timer(query.due, partial(self._expire, query), (query.id,))
                 return
@@ -440,25 +454,24 @@ class Scheduler(Port):
             self.tell((query.id,), self._policy.on_loss_or_deadline, self, query)
         if query.id not in self.queries:
             return
-        if query.decoding:
-            self._overdue.append(query)
-        else:
+        if not query.decoding:  # else `decoded` will end it
             waited = f"no answer within {self.now - query.arrived:.3f} s"
             self.fail(query, Reason.DEADLINE_EXCEEDED, waited)
 
     def _end_query(self, query: Query) -> None:
         del self.queries[query.id]
-        if query.id in self._waiting:
-            self._waiting.remove(query.id)
+        if query.state in UNSTARTED:
+            self.waiting -= 1
         else:
             self._admission.queries_ended += 1
+        query.state = ENDED
         callbacks = self._callbacks
         callbacks.pop(query.timer, None)
         callbacks.pop(query.alarm, None)
         for task in query.tasks:
             self.drop(task)
-        if query.first is not None:
-            self.drop(query.first)
+        if query.backup is not None:
+            self.drop(query.backup)
         try:
             self._policy.resolved(self, query)
         except Exception as error:
@@ -480,12 +493,12 @@ class Scheduler(Port):
             if task.comparing or task.audited:
                 continue
             if task.role != DEPLOYED:
-                if self._replaced_by(task) is not None:
+                if task.first:
                     unit.is_original = True
-                    self._waiting.discard(task.subject)
+                    self.advance(self.queries[task.subject], STARTED)
                 self.tell((), policy.redundancy_starts, self, task)
                 continue
-            self._waiting.discard(task.subject)
+            self.advance(self.queries[task.subject], STARTED)
             try:
                 policy.starts(self, task)
             except Exception as error:
@@ -495,34 +508,6 @@ class Scheduler(Port):
         self._health.started(unit)
         run = Run(instance, unit.id, unit.role, tuple(map(_SUBJECT, tasks)))
         self._actions += self._background.starts(unit, run) if unit.is_comparison else [run]
-
-    def _runs_on(self, unit: Unit) -> bool:
-        return self._background.takes(unit)
-
-    def _audit(self, query: Query) -> None:
-        original = query.original
-        drawn = self._random.random() * self.config.compare_one_in < 1
-        if not drawn or query.crashes or not original.wanted or len(self._audited) >= MAX_AUDITED:
-            return
-        original.audited = True
-        self._audited.add(original)
-        self.hold(query.id)
-        query.tasks.remove(original)
-        if original.unit is None:  # it needs not, and may not, delay others
-            self.dispatch.remove(original)
-            original.preemptible = True
-            self.dispatch.add(original)
-            self.set_timer(query.due, partial(self._give_up_audit, original))
-
-    def _give_up_audit(self, task: Task) -> None:
-        if task.queue is not None:
-            self.dispatch.remove(task)
-            self._end_audit(task)
-
-    def _end_audit(self, task: Task) -> None:
-        task.wanted = False
-        self._audited.discard(task)
-        self.release(task.subject)
 
     def _end_unit(
         self,
@@ -546,7 +531,7 @@ class Scheduler(Port):
         for task in unit.tasks:
             task.unit = task.instance = None
             if task.audited and not finished:
-                self._end_audit(task)
+                self._audits.end(task)
         if unit.is_original:
             self._admission.ended(self.now, unit, finished=finished)
         if unit.is_comparison or not unit.tasks:
@@ -562,12 +547,13 @@ class Scheduler(Port):
         for task in reversed(unit.tasks):
             if not task.wanted:
                 continue
-            if (asking := self._replaced_by(task)) is not None:
+            if task.first:
                 self.drop(task)
-                if asking.withheld:
-                    self.queue_again(asking.original)
+                query = self.queries.get(task.subject)
+                if query is not None and query.state in WITHHELD:
+                    self.queue_again(query.original)
                 continue
-            task.failed_on.append(unit.instance)
+            task.failed_on += (unit.instance,)
             task.turned_away += turned_away
             query = self.queries.get(task.subject) if task.role == DEPLOYED else None
             tries = len(task.failed_on)
@@ -611,20 +597,16 @@ class Scheduler(Port):
             self._forgotten.clear()
         # A wake-up that comes too early is harmless and sets the next one. So most events, which
         # only remove the earliest timer, need not replace the driver's.
-        if self._wake_at is not None and self._wake_at <= self.now:
-            self._wake_at = None
-        if self._timers and (self._wake_at is None or self._timers[0][0] < self._wake_at):
-            self._wake_for_next()
+        timers, wake_at = self._timers, self._wake_at if self._wake_at > self.now else inf
+        while timers and timers[0][0] < wake_at:
+            if timers[0][1] in self._callbacks:
+                self._wake_at = wake_at = timers[0][0]
+                self._actions.append(WakeAt(wake_at))
+            else:
+                heapq.heappop(timers)
         self._deciding = False
         actions, self._actions = self._actions, []
         return actions
-
-    def _wake_for_next(self) -> None:
-        while self._timers and self._timers[0][1] not in self._callbacks:
-            heapq.heappop(self._timers)
-        if self._timers and (self._wake_at is None or self._timers[0][0] < self._wake_at):
-            self._wake_at = self._timers[0][0]
-            self._actions.append(WakeAt(self._wake_at))
 
     def _fire_timers(self) -> None:
         while self._timers and self._timers[0][0] <= self.now:
@@ -632,273 +614,185 @@ class Scheduler(Port):
             if callback is not None:
                 self.tell(about, callback)
 
+    # The port: port.py describes these
 
-Refusal = tuple[Reason, str, float]
-"""A refusal of queries: the reason, a detail, and the seconds until a retry, jittered so that
-clients do not all come at once."""
+    @property
+    def nodes(self) -> int:
+        return self.dispatch.nodes
 
+    def queued(self, role: str) -> int:
+        return self.dispatch.depths[role]
 
-class Admission:
-    """Estimates how long queries wait and run, and refuses any that cannot be in time.
+    def up(self, role: str) -> int:
+        return len(self.dispatch.up[role])
 
-    A server that admits more queries than it can serve answers none in time. So a query is refused
-    at once if the queries that wait before it leave it no time to run. The wait follows from the
-    measured rate of the instances: the queries that ended, for each second that instances spent on
-    the deployed model. Copies, failed and cancelled units, and units that still run count as time
-    spent; preemptible units do not.
+    def idle_for(self, role: str) -> int:
+        return self.dispatch.idle_for(role)
 
-    A queue may absorb a burst; one that never empties only makes everybody late. While the queue
-    has not been empty for a second, a query is taken only if its wait is short: the controlled
-    delay of Maurer (Fail at Scale, ACM Queue 13(8), 2015), after Nichols and Jacobson (Controlling
-    Queue Delay, ACM Queue 10(5), 2012).
+    def shares_node(self, task: Task, others: Iterable[Task]) -> bool:
+        return self.dispatch.shares_node(task, others)
 
-    If nothing waits and there are idle instances for all queries of a request, they are always
-    taken, and an idle server forgets its estimates. So no estimate, however wrong, locks the server
-    up. Times in seconds.
-    """
+    def copies_in_flight(self, query: Query) -> int:
+        return sum(task.wanted and task.unit is not None for task in query.redundant)
 
-    STANDING, STANDING_RUNS = 1.0, 20
-    """A queue is *standing* if it has not been empty for this many seconds and median run times."""
+    # Tasks
 
-    SHORT, SHORT_RUNS, LEAST_RUNS, SHORT_SHARE = 0.5, 20, 3, 0.05
-    """The longest wait allowed in a standing queue: SHORT seconds or SHORT_RUNS median run times,
-    whichever is less, but at least LEAST_RUNS median run times and SHORT_SHARE of the time left."""
+    def submit(
+        self,
+        role: str,
+        group: int,
+        kind: Hashable,
+        members: Sequence[int],
+        apart: list[Task],
+        *,
+        preemptible: bool = False,
+    ) -> Task:
+        task = Task(role, group, kind, preemptible=preemptible, members=members)
+        self._submit(task, apart)
+        return task
 
-    SLACK = 1.2
-    """The factor by which waits are overestimated, as they vary."""
+    def ask(self, query: Query, *, first: bool = False, preemptible: bool = False) -> None:
+        if first:
+            self.advance(query, ASKED_FIRST)
+            self.dispatch.remove(query.original)
+            if query.backup is not None:
+                self.drop(query.backup)
+        apart: list[Task] = []
+        self.keep_apart(query, apart)
+        group = query.original.group
+        query.backup = Task(BACKUP, query.id, query.kind, group, preemptible, first=first)
+        self._submit(query.backup, apart)
 
-    LONG_RUN = 0.9
-    """The quantile of run times that a query is expected not to exceed."""
+    def _submit(self, task: Task, apart: list[Task]) -> None:
+        task.wanted = self.redundancy_on
+        task.apart.append(apart)
+        apart.append(task)
+        if task.wanted:
+            self.dispatch.add(task)
 
-    KNOWN = 5
-    """The units that must have ended before anything is estimated from them."""
+    def copy(self, query: Query) -> None:
+        if query.id not in self.queries or not self.redundancy_on:
+            return
+        group = query.original.group
+        apart = [query.tasks, *(t for t in query.original.apart if t is not query.tasks)]
+        task = Task(DEPLOYED, query.id, query.kind, group, apart=apart)
+        for tasks in apart:
+            tasks.append(task)
+        self.dispatch.add(task, first=True)
 
-    FORGOTTEN = 10.0
-    """Seconds after which an idle server forgets its estimates."""
+    def drop(self, task: Task) -> None:
+        if not task.wanted:
+            return
+        task.wanted = False
+        task.apart.clear()  # breaks a reference cycle, so that memory is freed at once
+        unit = task.unit
+        if unit is None:
+            if task.queue is not None:
+                self.dispatch.remove(task)
+        elif not any(other.wanted for other in unit.tasks):
+            takes = self._background.takes(unit)
+            where = unit.instance, unit.id
+            self._actions.append(Compare(*where, late=True) if takes else Cancel(*where))
 
-    NO_INSTANCES_RETRY, LEAST_RETRY = 1.0, 0.1
-    """Seconds until a retry while no instance is up, and the minimum otherwise."""
+    def keep_apart(self, query: Query, apart: list[Task], group: int | None = None) -> None:
+        query.original.apart.append(apart)
+        apart.append(query.original)
+        if group is not None:
+            for task in query.tasks:
+                task.group = group
 
-    def __init__(self, config: SchedulerConfig, dispatch: Dispatch) -> None:
-        self._config = config
-        self._dispatch = dispatch
-        self._random = Random(config.seed)
-        self._runs = RecentDurations(window=100, every=self.KNOWN)
-        self.typical_run = 0.0
-        """The median run time; 0 while it is unknown."""
-        self.queries_ended = 0.0
-        """The queries that did not wait and were answered or failed; old ones count less."""
-        self._units = 0
-        self._running = 0
-        self._spent = 0.0
-        self._spent_until = 0.0
-        self._empty_at = 0.0
-        self._last_end = 0.0
+    def keep_idle(self, instances: int) -> None:
+        self.dispatch.reserve = instances
 
-    def spend(self, now: float, started: int = 0) -> None:
-        """Count the time that instances have spent; `started` more of them run from now on."""
-        self._spent += self._running * (now - self._spent_until)
-        self._spent_until = now
-        self._running += started
+    def queue_again(self, task: Task) -> None:
+        if task.wanted and task.unit is None:
+            self.dispatch.add(task, first=True)
+        query = self.queries.get(task.subject) if task.role == DEPLOYED else None
+        if query is not None and not any(copy.unit for copy in query.tasks):
+            self.advance(query, QUEUED)
 
-    def ended(self, now: float, unit: Unit, *, finished: bool) -> None:
-        self._spent += self._running * (now - self._spent_until)
-        self._spent_until = self._last_end = now
-        self._running -= 1
-        self._units += 1
-        # About the last four units of each instance count, and at least 100 in all.
-        newest = 1 / max(100, 4 * len(self._dispatch.up[DEPLOYED]))
-        self._spent -= newest * self._spent
-        self.queries_ended -= newest * self.queries_ended
-        if finished and self._runs.add(unit.took):
-            self.typical_run = self._runs.quantile(0.5) or 0.0
+    # Timers
 
-    def refusal(
-        self, now: float, due: float, queries: int, *, waiting: int, lag: float
-    ) -> Refusal | None:
-        """Return the reason for refusing these queries, which are due at one time, or None.
+    def set_timer(
+        self, at: float, callback: Callable[[], None], about: Collection[int] = ()
+    ) -> int:
+        self._last_timer = timer = self._last_timer + 1
+        self._callbacks[timer] = callback, about
+        heapq.heappush(self._timers, (at, timer))
+        if len(self._timers) > self._max_timers:
+            self._timers = [entry for entry in self._timers if entry[1] in self._callbacks]
+            heapq.heapify(self._timers)
+            self._max_timers = 64 + 4 * len(self._timers)
+        return timer
 
-        `waiting` queries wait for instances; everything also waits `lag` seconds for the server's
-        own process.
-        """
-        max_queue = self._config.max_queue
-        if not waiting:
-            self._empty_at = now
-            room = self._dispatch.idle_for(DEPLOYED) * self._config.max_batch
-            if queries <= min(room, max_queue):
-                return None
-        instances = len(self._dispatch.up[DEPLOYED])
-        if not instances:
-            detail = "no instance of the model is up; try again later"
-            return Reason.NO_INSTANCES, detail, self._jittered(self.NO_INSTANCES_RETRY)
-        rate = self.capacity(now)
-        if waiting + queries > max_queue:
-            detail = f"{waiting} queries wait, and at most {max_queue} may (max_queue)"
-            return self._overloaded(detail, waiting / rate if rate else 0.0)
-        if not rate:
-            return None
-        left = due - now
-        run, long_run = self.typical_run, self._runs.quantile(self.LONG_RUN) or 0.0
-        wait = waiting / rate
-        # The last of these queries starts after all before it, once a running unit has ended.
-        takes = lag + self.SLACK * ((waiting + queries - 1) / rate + run / instances) + long_run
-        short = max(
-            min(self.SHORT, self.SHORT_RUNS * run), self.LEAST_RUNS * run, self.SHORT_SHARE * left
-        )
-        standing = now - self._empty_at
-        if takes > left:
-            beyond = takes - left
-            until = f"an answer takes {takes:.3f} s, and is due in {left:.3f} s"
-        elif standing > max(self.STANDING, self.STANDING_RUNS * run) and wait > short:
-            beyond = wait - short
-            until = f"queries have waited for {standing:.1f} s without a break, now {wait:.3f} s"
-        else:
-            return None
-        if queries > 1:
-            until = f"{queries} queries at once are many: {until}"
-        there = f"{waiting} wait for {instances} instances, which answer {rate:.1f} a second"
-        return self._overloaded(f"{until}: {there}", beyond)
+    def cancel_timer(self, *timers: int) -> None:
+        for timer in timers:
+            self._callbacks.pop(timer, None)
 
-    def capacity(self, now: float) -> float:
-        """Return how many queries a second the instances answer while all are busy; 0: unknown."""
-        self.spend(now)
-        if self._units < self.KNOWN or not self._spent or not self.queries_ended:
-            return 0.0
-        if not self._running and now - self._last_end > self.FORGOTTEN:
-            return 0.0
-        return len(self._dispatch.up[DEPLOYED]) * self.queries_ended / self._spent
+    def set_alarm(self, query: Query, at: float, callback: Callable[[], None]) -> None:
+        self._callbacks.pop(query.alarm, None)
+        query.alarm = self.set_timer(max(at, self.now + MIN_DELAY), callback, (query.id,))
 
-    def _overloaded(self, detail: str, seconds: float) -> Refusal:
-        detail = f"{detail}; try again later"
-        return Reason.OVERLOADED, detail, self._jittered(max(self.LEAST_RETRY, seconds))
+    def tell(self, about: Collection[int], hook: Callable[..., None], *args: Any) -> None:
+        try:
+            hook(*args)
+        except Exception as error:
+            self._on_error(error, about)
 
-    def _jittered(self, seconds: float) -> float:
-        return seconds * self._random.uniform(1, 2)
+    def _on_error(self, error: Exception, about: Collection[int]) -> None:
+        _log.exception("the policy failed")
+        self._broken += [(query, f"the policy failed: {error!r}") for query in about]
 
+    # Answers
 
-class BackgroundComparison:
-    """Compares stand-ins with the model in the background, so their accuracy is always known.
+    def act(self, action: Action) -> None:
+        self._actions.append(action)
 
-    Most queries are answered before the output of their stand-in arrives, and its unit is
-    cancelled. One in `compare_one_in` of these units may finish, and its outputs are compared with
-    the model's predictions. While the gate of their source is closed, every such unit is compared,
-    one at a time, to reopen it soon.
+    def decode(self, decode: Decode) -> None:
+        for slot in decode.slots:
+            self.queries[decode.members[slot]].decoding = True
+        self._decodes.setdefault(decode.group, []).append(decode)
+        self._deciding = True
+        self._actions.append(decode)
 
-    While no query is late, no stand-in is asked. So at most once in `compare_every` seconds, a
-    query that the deployed model has just answered runs on a stand-in as well, only to be compared.
-    The stand-ins take turns; any without an instance that is up is skipped. A parity model needs
-    a whole group of answered queries, of one kind and tenant.
+    def answer(self, query: Query, source: Source, doubt: float = 0.0) -> None:
+        self._actions.append(Answer(query.id, source, doubt))
+        if source.stands_in:
+            self._audits.answered(query)
+        self._end_query(query)
 
-    It costs little: one unit at a time is compared. An answered query runs only if an instance is
-    idle at once and no query waits; it is never tried again, and nothing is kept of it once it
-    runs. Times in seconds.
-    """
+    def fail(self, query: Query, reason: Reason, detail: str) -> None:
+        self._actions.append(Fail(query.id, reason, detail))
+        self._end_query(query)
 
-    def __init__(self, port: Port, stand_ins: StandIns) -> None:
-        self._port = port
-        self._every = port.config.compare_every
-        self._not_needed = 0
-        self._compared: int | None = None
-        """The unit that is compared, or was last."""
-        self._group_sizes = {BACKUP: 1} if stand_ins.backup else {}
-        """The number of queries in a task of each role, in the order of their turns."""
-        code = stand_ins.code
-        if code is not None and rows_needed(code)[:1] == [1]:
-            self._group_sizes[parity_role(0)] = code.k
-        self.due = 0.0 if self._every > 0 and self._group_sizes else inf
-        """The time of the next comparison of an answered query."""
-        self._is_first = True
-        self._members: list[int] = []
-        """Answered queries that wait for as many others as are in a group."""
-        self._sharers: tuple[Hashable, Hashable] = (None, None)
-        self._waiting_since = 0.0
-        self.task: Task | None = None
-        """The queued task of a comparison, if any."""
-        self._ids = count(-1, -1)  # policies' groups have ids above 0
-
-    def takes(self, unit: Unit) -> bool:
-        """Return whether a unit that is no longer needed may finish, for a comparison.
-
-        If so, a queued comparison of an answered query is given up for it.
-        """
-        if unit.role == DEPLOYED:
+    def hold(self, query: int) -> bool:
+        if query not in self._holds:
             return False
-        self._not_needed += 1
-        port = self._port
-        is_due = self._not_needed % port.config.compare_one_in == 0
-        if port.closed_gates and source_of(unit.role) in port.closed_gates:
-            is_due = True
-        if self._compared in port.units or not is_due:
-            return False
-        self._compared = unit.id
-        self.give_up()
+        self._holds[query] += 1
         return True
 
-    def answered(self, query: Query) -> None:
-        """The deployed model's prediction for this query has arrived, and a comparison is due."""
-        port, now = self._port, self._port.now
-        if self._is_first:
-            self._is_first, self.due = False, now + self._every
-            return
-        busy = self.task is not None or self._compared in port.units
-        if busy or query.exact or query.crashes:
-            return
-        role = next(iter(self._group_sizes))
-        shares = role == BACKUP or query.tenant is not None or port.config.share_groups
-        if not (shares and port.up(role)):
-            self._next_stand_in()
-        elif port.dispatch.idle_for(role) and not port.queued(DEPLOYED):
-            self._add_member(query)
-            if len(self._members) == self._group_sizes[role]:
-                subject = query.id if role == BACKUP else next(self._ids)
-                self.task = Task(
-                    role, subject, query.kind, preemptible=True, alone=True, comparing=True
-                )
-                port.dispatch.add(self.task)
+    def release(self, query: int) -> None:
+        self._holds[query] -= 1
+        if not self._holds[query]:
+            del self._holds[query]
+            self._forgotten.append(query)
 
-    def starts(self, unit: Unit, run: Run) -> list[Action]:
-        """The queued task is about to run as `run`. Return the actions to carry out, in order.
+    def advance(self, query: Query, event: QueryEvent) -> None:
+        was = query.state
+        try:
+            query.state = state = TRANSITIONS[was][event]
+        except KeyError:
+            raise RuntimeError(f"query {query.id} is {was.name}, not to be {event.name}") from None
+        if state is not was:
+            self.waiting += (state in UNSTARTED) - (was in UNSTARTED)
 
-        The predictions are taken at `Compare`, so that nothing is kept from then on.
-        """
-        (task,) = unit.tasks
-        task.wanted = False  # it is not tried again
-        self._compared = unit.id
-        actions: list[Action] = [run, Compare(unit.instance, unit.id)]
-        if task.role != BACKUP:
-            encode = Encode(task.subject, tuple(self._members), 0.0)
-            actions = [encode, *actions, ForgetGroup(task.subject)]
-        self.task = None
-        self.due = self._port.now + self._every
-        self._next_stand_in()
-        return actions
+    # Instances
 
-    def give_up(self) -> None:
-        """Give up the queued task of a comparison, which did not start at once."""
-        if self.task is not None:
-            self._port.dispatch.remove(self.task)
-            self.task.wanted = False
-            self.task = None
-            self._release()
-
-    def _add_member(self, query: Query) -> None:
-        sharers = (query.kind, query.tenant)
-        if self._members and sharers != self._sharers:
-            if self._port.now < self._waiting_since + self._every:
-                return  # more of the kept kind and tenant may come
-            self._release()
-        if not self._members:
-            self._sharers, self._waiting_since = sharers, self._port.now
-        self._port.hold(query.id)
-        self._members.append(query.id)
-
-    def _release(self) -> None:
-        for query in self._members:
-            self._port.release(query)
-        self._members.clear()
-
-    def _next_stand_in(self) -> None:
-        """Let the next stand-in take its turn."""
-        self._release()
-        role = next(iter(self._group_sizes))
-        self._group_sizes[role] = self._group_sizes.pop(role)
+    def verify(
+        self, instance: str, role: str, probe: int, query: int | None = None, kind: Hashable = None
+    ) -> Unit:
+        self._last_unit += 1
+        unit = Unit(self._last_unit, instance, role, [], self.now, kind)
+        self.units[unit.id] = self.unit_on[instance] = unit
+        self._actions.append(Verify(instance, unit.id, role, probe, query))
+        return unit

@@ -25,7 +25,7 @@ from math import inf, log
 
 from parity_models.roles import DEPLOYED
 from parity_models.scheduling.actions import Recycle, RecycleReason
-from parity_models.scheduling.port import Port
+from parity_models.scheduling.port import Core
 from parity_models.scheduling.work import Task, Unit
 
 BACK_OFF, MAX_BACK_OFF = 1.0, 60.0
@@ -262,13 +262,13 @@ class Member:
 
 
 class Health:
-    """Decides which instances the dispatch rule has; acts through the port."""
+    """Decides which instances the dispatch rule has; acts through the core."""
 
-    def __init__(self, port: Port) -> None:
-        self._port = port
-        self._dispatch = port.dispatch
-        self._verify_every = port.config.verify_every
-        self._sample_every = port.config.sample_every
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._dispatch = core.dispatch
+        self._verify_every = core.config.verify_every
+        self._sample_every = core.config.sample_every
         self._members: dict[str, Member] = {}
         self._away: list[tuple[frozenset[str], float]] = []
         """The roles of instances that are away, and until when they count as out."""
@@ -280,7 +280,7 @@ class Health:
         """Samples on whose answer two instances agreed lately."""
         self._wrong: list[tuple[frozenset[str], str | None, int]] = []
         """The roles and node of quarantined instances that left, and their quarantines in a row."""
-        self._limits = RunLimits(port.config.deadline)
+        self._limits = RunLimits(core.config.deadline)
         self.watch = 0
         """The timer of the next search for hung units."""
         self._over_limit: dict[int, float] = {}
@@ -317,10 +317,10 @@ class Health:
 
     def left(self, instance: str) -> None:
         member = self._members.pop(instance)
-        self._port.cancel_timer(member.timer)
+        self._core.cancel_timer(member.timer)
         if member.is_in:
             self._dispatch.leave(instance)
-        now = self._port.now
+        now = self._core.now
         self._away = [away for away in self._away if away[1] > now]
         self._away.append((member.roles, now + REPLACED_WITHIN))
         self._failures.clear(instance)
@@ -332,8 +332,8 @@ class Health:
     def _set_timer(
         self, member: Member, seconds: float, callback: Callable[[Member], None]
     ) -> None:
-        at = self._port.now + seconds
-        member.timer = self._port.set_timer(at, partial(callback, member))
+        at = self._core.now + seconds
+        member.timer = self._core.set_timer(at, partial(callback, member))
 
     def _come_in(self, member: Member) -> None:
         """Verify an instance that joins or comes back: with all checks, if it replaces a wrong
@@ -352,7 +352,7 @@ class Health:
         """Return whether it can be spared: at most half of each role's instances would be out."""
         if not member.is_in:
             return True
-        now = self._port.now
+        now = self._core.now
         for role in member.roles:
             alike = [other for other in self._members.values() if role in other.roles]
             away = sum(role in roles for roles, until in self._away if until > now)
@@ -366,14 +366,14 @@ class Health:
         if member.is_in:
             self._dispatch.leave(member.name)
         member.is_in = False
-        self._port.act(Recycle(member.name, reason, why))
+        self._core.act(Recycle(member.name, reason, why))
 
     # Units
 
     def started(self, unit: Unit) -> None:
         unit.sound = self._members[unit.instance].sound
         if not self.watch:
-            self.watch = self._port.set_timer(unit.started + self._limits.least, self._find_hung)
+            self.watch = self._core.set_timer(unit.started + self._limits.least, self._find_hung)
 
     def ended(self, unit: Unit, *, finished: bool, rest: float = 0.0) -> None:
         """A unit is off its instance, which is idle now, or will be after `rest` seconds."""
@@ -464,12 +464,12 @@ class Health:
 
         It comes before a unit that begins now can reach its limit.
         """
-        now = self._port.now
-        confirm_after = min(CONFIRM_AFTER, CONFIRM_SHARE * self._port.config.deadline)
+        now = self._core.now
+        confirm_after = min(CONFIRM_AFTER, CONFIRM_SHARE * self._core.config.deadline)
         before, self._over_limit = self._over_limit, {}
         self.watch = 0
-        again = now + self._limits.least if self._port.units else inf
-        for unit in self._port.units.values():
+        again = now + self._limits.least if self._core.units else inf
+        for unit in self._core.units.values():
             limit, member = self._limits.of(unit), self._members[unit.instance]
             if limit is None or member.replaced:
                 continue
@@ -485,7 +485,7 @@ class Health:
                 why = f"has had a unit of {unit.role} {took}"
                 self._take_out(member, RecycleReason.HUNG, why)
         if again < inf:
-            self.watch = self._port.set_timer(again, self._find_hung)
+            self.watch = self._core.set_timer(again, self._find_hung)
 
     # Wrong answers: golden queries
 
@@ -567,7 +567,7 @@ class Health:
         if check.query is None:
             member.served[role] = 0
             self._probes[role] += 1
-        self.started(self._port.verify(member.name, role, probe, check.query, check.kind))
+        self.started(self._core.verify(member.name, role, probe, check.query, check.kind))
 
     # Wrong answers to clients: some queries are answered again elsewhere, and a third decides
 
@@ -575,10 +575,10 @@ class Health:
         """Have another instance answer a query that this one has just answered, if one can."""
         member.samples += 1
         member.until_sample = min(self._sample_every, 2**member.samples)
-        query = self._port.queries.get(unit.tasks[0].subject)
+        query = self._core.queries.get(unit.tasks[0].subject)
         if query is None or query.crashes or any(task.failed_on for task in query.tasks):
             return
-        if self._port.up(DEPLOYED) < 2 or len(self._asked) >= MAX_ASKED:
+        if self._core.up(DEPLOYED) < 2 or len(self._asked) >= MAX_ASKED:
             return
         check = Check(DEPLOYED, query.id, unit.kind, [[member.name]])
         self._hold(check)
@@ -615,7 +615,7 @@ class Health:
             elif check.suspect is None and answer != check.agreed:
                 why = "answered a client's query differently from two others, again and again"
                 self._quarantine(member, why)
-            self._port.release(query)
+            self._core.release(query)
             return
         groups = check.answers
         if answer == len(groups):
@@ -633,14 +633,14 @@ class Health:
                 confirm = replace(check, repeats_left=CONFIRMED, suspect=others[0])
                 member.to_verify.appendleft(confirm)
                 return
-        elif len(groups) == 2 and self._port.up(DEPLOYED) > 2:
+        elif len(groups) == 2 and self._core.up(DEPLOYED) > 2:
             self._ask_another(check)
             return
         else:
             for name in (groups[agreed][0], *others):
                 if name in self._members:
                     self._suspect(self._members[name])
-        self._port.release(query)
+        self._core.release(query)
 
     def _examine(self, name: str, check: Check) -> None:
         member = self._members.get(name)
@@ -659,11 +659,11 @@ class Health:
 
     def _hold(self, check: Check) -> None:
         assert check.query is not None
-        self._port.hold(check.query)
+        self._core.hold(check.query)
 
     def _let_go(self, check: Check) -> None:
         if check.query is not None:
-            self._port.release(check.query)
+            self._core.release(check.query)
 
 
 def _in_order(roles: frozenset[str]) -> list[str]:

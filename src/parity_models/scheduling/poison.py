@@ -21,7 +21,8 @@ a query counts as poison only if it ran alone on one that ended, or on two that 
 from parity_models.roles import DEPLOYED
 from parity_models.scheduling.actions import Reason
 from parity_models.scheduling.policies import Policy
-from parity_models.scheduling.port import Port
+from parity_models.scheduling.port import Core
+from parity_models.scheduling.states import LOST
 from parity_models.scheduling.work import Query, Task, Unit
 
 CRASHES = 3
@@ -38,59 +39,61 @@ all are enough."""
 class Poison:
     """Retries or fails the queries that instances ran when they were lost."""
 
-    def __init__(self, port: Port, policy: Policy) -> None:
-        self._port = port
+    def __init__(self, core: Core, policy: Policy) -> None:
+        self._core = core
         self._policy = policy
         self.set_aside: dict[Query, Task | None] = {}
         """The suspects that are to be tried alone, or to fail, and the task to try."""
 
     def lost(self, unit: Unit) -> None:
-        port, policy = self._port, self._policy
+        core, policy = self._core, self._policy
         suspects: dict[Query, bool] = {}
         for task in unit.tasks:
             counts = unit.sound
-            for query_id in policy.inputs_of(task):
-                query = port.queries.get(query_id)
+            for query_id in task.inputs:
+                query = core.queries.get(query_id)
                 if query is not None and query not in suspects:
                     counts = unit.sound or query.excused_crashes >= MAX_EXCUSED
-                    if unit.hung and port.now - unit.started < query.due - query.arrived:
+                    if unit.hung and core.now - unit.started < query.due - query.arrived:
                         counts = False  # it may merely be slow
                     suspects[query] = counts
                     query.crashes += counts
                     query.excused_crashes += not counts
             if task.wanted:
-                task.failed_on.append(unit.instance)
+                task.failed_on += (unit.instance,)
                 task.turned_away += not counts
             if task.role != DEPLOYED:
-                port.drop(task)
+                core.drop(task)
         for query, counts in suspects.items():
             if counts and len(suspects) == 1:
                 query.solo_crashes += HUNG if unit.hung else ENDED
-            port.tell((query.id,), policy.on_suspected_poison, port, query)
-            query.withheld = False  # it is queued once it may be tried alone
+            if query.backup is not None and query.backup.unit is None:
+                core.drop(query.backup)
+            core.tell((query.id,), policy.on_suspected_poison, core, query)
             kept = self._keep_one(query)
             if kept is not None or _is_poison(query):
                 self.set_aside[query] = kept
-            port.tell((query.id,), policy.on_loss_or_deadline, port, query)
+                core.advance(query, LOST)
+            core.tell((query.id,), policy.on_loss_or_deadline, core, query)
 
     def retry(self) -> None:
         """Queue or fail each query that was set aside, once its fate is known."""
-        port = self._port
+        core = self._core
         for query, task in reversed(list(self.set_aside.items())):
-            if query.id in port.queries:
+            if query.id in core.queries:
                 if query.decoding:
                     continue
                 if task is None or _is_poison(query):
                     lost = f"{query.crashes} instances were lost while they ran it"
-                    port.fail(query, Reason.POISON, lost)
-                elif len(task.failed_on) - task.turned_away >= port.config.max_attempts:
+                    core.fail(query, Reason.POISON, lost)
+                elif len(task.failed_on) - task.turned_away >= core.config.max_attempts:
                     tries = f"tried {len(task.failed_on)} times"
                     detail = f"{tries}; the last time, its instance was lost"
-                    port.fail(query, Reason.INSTANCES_FAILED, detail)
+                    core.fail(query, Reason.INSTANCES_FAILED, detail)
                 elif self._must_wait(query):
                     continue
                 else:
-                    port.queue_again(task)
+                    core.queue_again(task)
             del self.set_aside[query]
 
     def _keep_one(self, query: Query) -> Task | None:
@@ -102,9 +105,9 @@ class Poison:
             if kept is None:
                 kept = task
                 task.alone = True
-                self._port.dispatch.remove(task)
+                self._core.dispatch.remove(task)
             else:
-                self._port.drop(task)
+                self._core.drop(task)
         return kept
 
     def _must_wait(self, query: Query) -> bool:
@@ -112,7 +115,7 @@ class Poison:
         task could cost too many instances."""
         if any(task.unit for task in query.tasks):
             return True
-        exposed = self._policy.copies_in_flight(self._port, query)
+        exposed = self._core.copies_in_flight(query)
         return exposed > 0 and query.crashes + exposed >= CRASHES
 
 

@@ -23,6 +23,11 @@ cheap enough (LIGHT) also may delay the model. Else the stand-in is asked once t
 once its unit has run longer than most, and the surest outputs would soon be worth their price. A
 query that is still late gets an exact copy, within a budget.
 
+All this costs the driver's event loop time. So help for late queries takes at most a share of the
+time that the loop has left, and goes to the oldest while there is little. Once no redundant work
+may be sent, no backup is asked first until the queries of that time have begun: it would overtake
+them.
+
 Nothing here reads a clock or does I/O. The server's policy (policies/adaptive.py), its simulation
 and the client library (late/) drive the same races: they report events, and carry out the actions
 that the methods return. Times are in seconds.
@@ -72,7 +77,15 @@ MAX_TASKS = 3
 slow everywhere is slow itself, and one that crashes instances should not crash more of them."""
 
 BURST = 20.0
-"""Copies that may be sent at once after a time in which few were."""
+"""Copies, or redundant tasks, that may be sent at once after a time in which few were."""
+
+SPARE = 0.05
+"""An event loop that is busy for the share b of the time can spare (1 - b) / b of the work of a
+query for each query. Help for late queries takes at most this share of it."""
+
+OLDEST, RESERVE = 3.0, 10.0
+"""Once fewer tasks than RESERVE are left of that, queries must be the older to be helped, up to
+this many medians."""
 
 WHILE_BUSY = 0.1
 """Minimum seconds until queries are reconsidered while nothing redundant may be sent."""
@@ -120,22 +133,22 @@ ASK_BACKUP, ASK_MODEL = Ask(BACKUP), Ask(DEPLOYED)
 
 class Budget:
     """Allow `share` redundant tasks per query on average: at most `burst` + share * n for n
-    consecutive queries."""
+    consecutive queries. `left` may be spent now."""
 
     def __init__(self, share: float, burst: float = 10.0) -> None:
-        self._share = share
-        self._burst = self._saved = burst
+        self.share = share
+        self._burst = self.left = burst
 
     def earn(self) -> None:
         """Add the share of a query that arrived."""
-        saved = self._saved + self._share
-        self._saved = saved if saved < self._burst else self._burst
+        left = self.left + self.share
+        self.left = left if left < self._burst else self._burst
 
     def spend(self) -> bool:
         """Spend a task. Return whether the budget allowed it."""
-        if self._saved < 1:
+        if self.left < 1:
             return False
-        self._saved -= 1
+        self.left -= 1
         return True
 
 
@@ -214,6 +227,10 @@ class View(Protocol):
     def helps(self) -> bool:
         """True if redundant work may be sent."""
 
+    @property
+    def busy(self) -> float:
+        """The share of the time in which the driver's event loop is busy."""
+
 
 class Rule:
     """What the races of one model share: budgets, prices, and measured times.
@@ -241,6 +258,10 @@ class Rule:
         """Seconds that reports wait for the driver's process: no lateness of an instance."""
         self.purse = Purse(differ)
         self.copies = Budget(copies, BURST)
+        self.help = Budget(inf, BURST)
+        """Tasks for late queries that the event loop has time for."""
+        self.passed_over: Race | None = None
+        """The newest query that waits, and that may not ask the backup first."""
         self.runs = RunTimes(every=50) if runs is None else runs
         """Run times of the model."""
         self.effect = Effect()
@@ -262,11 +283,13 @@ class Rule:
         self._asked_after = self._copied_after = 0.0
         self._renew()
 
-    def earn(self) -> None:
-        """Add the budgets of a query that arrived."""
+    def earn(self, busy: float) -> None:
+        """Add the budgets of a query that arrived while the event loop is this `busy`."""
         self._arrived += 1
         self.purse.earn()
         self.copies.earn()
+        self.help.share = SPARE * (1 - busy) / busy if busy > 0 else inf
+        self.help.earn()
 
     def ended(self, role: str, seconds: float, *, finished: bool) -> None:
         """Record the run time of a unit, which ran to its end or not."""
@@ -337,6 +360,12 @@ class Rule:
         released = self.released_after(surest) - self.backup_share * self.median
         return max(at, arrived + released)
 
+    def helps_from(self, group: int, arrived: float) -> float:
+        """Return the time from which help may be sent for a query of this group of `effect`."""
+        left = self.help.left
+        age = OLDEST * (1 - left / RESERVE) * self.median if left >= 1 else inf
+        return max(arrived + age, self.effect.helps_from(group, arrived))
+
     @property
     def copied_after(self) -> float:
         """The run time after which a unit is copied."""
@@ -401,9 +430,12 @@ class Race:
     def begin(self, now: float, view: View) -> Collection[Action]:
         """The query has arrived."""
         rule = self._rule
-        rule.earn()
+        rule.earn(view.busy)
         self._group = rule.effect.arrived(now)
-        if self.exact or not rule.asks or not view.open or not view.helps:
+        if self.exact or not rule.asks or not view.open:
+            return (ASK_MODEL,)
+        if self._keeps_place(view):
+            rule.passed_over = self
             return (ASK_MODEL,)
         waiting = view.waiting
         if not rule.asks_first(waiting):
@@ -420,6 +452,7 @@ class Race:
     def started(self, now: float, *, slow: bool = False) -> Collection[Action]:
         """The model, or a copy, runs from now on; on a `slow` instance the query is late."""
         self._started = now
+        self._leave_queue()
         if self._first is None:
             self._first = -inf if slow else now
         self.withheld = False
@@ -482,6 +515,7 @@ class Race:
     def ended(self, now: float) -> None:
         """The query was answered, or has failed."""
         effect, rule = self._rule.effect, self._rule
+        self._leave_queue()
         effect.ended(now, self._group, now - self.arrived, rule.helped_by)
 
     def alarm(self, now: float, view: View) -> Collection[Action]:
@@ -504,19 +538,29 @@ class Race:
         helps = view.helps
         may_ask = helps and self._tasks < MAX_TASKS and self._may_ask(view)
         if first is None or started is None:
-            if may_ask and rule.asks_first(view.waiting):
+            if may_ask and not self._keeps_place(view) and rule.asks_first(view.waiting):
                 self._asked = now
                 actions.append(ASK_BACKUP)
-        elif helps and now >= rule.effect.helps_from(self._group, self.arrived):
-            if may_ask and now >= rule.asked_at(self.arrived, first):
+        elif helps and now >= rule.helps_from(self._group, self.arrived):
+            if may_ask and now >= rule.asked_at(self.arrived, first) and rule.help.spend():
                 self._asked = now
                 actions.append(ASK_BACKUP)
             if now >= self._copied_at(started) and rule.copies.spend():
+                rule.help.spend()
                 self._tasks += 1
                 self._started = inf  # until the copy starts
                 actions.append(ASK_MODEL)
         wait = 0.0 if helps else WHILE_BUSY
         return *actions, *self._next(now, again=True, wait=wait)
+
+    def _keeps_place(self, view: View) -> bool:
+        """Return whether the backup may not be asked first: no redundant work may be sent, or none
+        might when an older query arrived that still waits, and would be overtaken."""
+        return not view.helps or self._rule.passed_over is not None
+
+    def _leave_queue(self) -> None:
+        if self._rule.passed_over is self:
+            self._rule.passed_over = None
 
     def _may_ask(self, view: View) -> bool:
         unasked = self._asked is None and not self.exact

@@ -1,8 +1,13 @@
 """The scheduler's data: its bounds, queries, tasks and units. Times are in seconds."""
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from random import Random
+from typing import Final
+
+from parity_models.roles import DEPLOYED
+from parity_models.scheduling.states import QueryState
 
 MIN_DELAY = 1e-4
 """Minimum delay, in seconds, before a postponed decision is reconsidered.
@@ -10,6 +15,16 @@ MIN_DELAY = 1e-4
 A delay learned from units that took no time would be 0, and the decision would be reconsidered for
 ever at one instant.
 """
+
+
+COMPARE: Final = 0.03
+"""The usual share of queries that are compared: 10,000 an hour at 100 queries a second."""
+
+
+def due(seen: int, one_in: int, random: Random) -> bool:
+    """Draw whether to compare an answer: one in `one_in`, and more while few were `seen`, so that a
+    stand-in that is wrong from the start is found out at once."""
+    return random.random() * min(one_in, 1 + seen / one_in) < 1
 
 
 @dataclass(frozen=True)
@@ -25,11 +40,11 @@ class SchedulerConfig:
             queries of that role, and when it is suspected; 0: never.
         sample_every: One in this many answers of an instance is checked, more at first: another
             instance answers the query as well, and if they differ, a third decides; 0: never.
+        compare: The share of queries in time, drawn at random, that idle instances run on a
+            stand-in as well, only to compare it.
         compare_one_in: One in this many stand-in units that are no longer needed may finish, to be
             compared with the deployed model. The model runs on for one in this many answers of
-            stand-ins, drawn at random, to be compared with them.
-        compare_every: Minimum seconds between answered queries that idle instances run on a
-            stand-in, only to compare it; 0: never.
+            stand-ins, and for more of the first ones, to be compared with them.
         seed: The seed of the random waits that refused clients are asked for; unique to a server.
         share_groups: True if queries without a tenant share coding groups; a tenant's always do.
 
@@ -41,8 +56,8 @@ class SchedulerConfig:
     max_attempts: int = 5
     verify_every: int = 0
     sample_every: int = 0
+    compare: float = COMPARE
     compare_one_in: int = 20
-    compare_every: float = 10.0
     share_groups: bool = True
     seed: int = 0
 
@@ -65,8 +80,14 @@ class Task:
     """It runs only on capacity that originals do not need."""
     alone: bool = False
     """It shares its batch with no other task."""
+    first: bool = False
+    """It asks the backup in place of its query's original."""
+    members: Sequence[int] = ()
+    """The queries in its parity query."""
     doubt: float = 0.0
     """The probability that the output of the backup differs from the model's prediction."""
+    has_output: bool = False
+    """The backup has run it."""
     audited: bool = False
     """A stand-in has answered its query; the model runs only to be compared with it."""
     comparing: bool = False
@@ -77,12 +98,17 @@ class Task:
     queue: "OrderedDict[Task, None] | None" = None
     """The queue that it waits in."""
     wanted: bool = True
-    failed_on: list[str] = field(default_factory=list)
+    failed_on: tuple[str, ...] = ()
     turned_away: int = 0
     """The number of instances in `failed_on` that were only busy."""
     charge: tuple[str, float] | None = None
     """The instance that was charged with its failure, and by how much (health.py)."""
     apart: list[list["Task"]] = field(default_factory=list)
+
+    @property
+    def inputs(self) -> Sequence[int]:
+        """The queries whose inputs it contains."""
+        return self.members or (self.subject,)
 
 
 @dataclass(slots=True, eq=False)
@@ -127,10 +153,9 @@ class Query:
     tenant: Hashable = None
     exact: bool = False
     coded: bool = True
-    first: Task | None = None
-    """The newest task of a stand-in in place of the original."""
-    withheld: bool = False
-    """Its original is not queued, as a stand-in is asked first."""
+    backup: Task | None = None
+    """The newest task of the backup for it."""
+    state: QueryState = QueryState.WAITING
     decoding: bool = False
     """It is being reconstructed."""
     crashes: int = 0
@@ -143,3 +168,8 @@ class Query:
     """The timer of its deadline."""
     alarm: int = 0
     """The policy's last timer for it, which ends with the query; 0: none was set."""
+
+    @property
+    def redundant(self) -> list[Task]:
+        """The tasks of stand-ins that contain its input."""
+        return [task for tasks in self.original.apart for task in tasks if task.role != DEPLOYED]

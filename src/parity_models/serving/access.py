@@ -11,10 +11,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from parity_models.errors import UserError
-from parity_models.options import Option, Options
+from parity_models.errors import UserError, spell
+from parity_models.options import Options, option
 from parity_models.serving.errors import ForbiddenError, UnauthorizedError
 
 if TYPE_CHECKING:
@@ -51,33 +51,28 @@ class Access(Options):
     Raises UserError for options that do not fit together.
     """
 
-    tls_cert: Annotated[
-        str | None, Option("The certificate chain in PEM, for HTTP and gRPC.", metavar="FILE")
-    ] = None
-    tls_key: Annotated[
-        str | None, Option("The certificate's private key in PEM.", metavar="FILE")
-    ] = None
-    tokens: Annotated[
-        str | None,
-        Option("Bearer tokens of clients, one per line, plain or as sha256:HASH.", metavar="FILE"),
-    ] = None
-    admin_tokens: Annotated[
-        str | None,
-        Option(
-            "Bearer tokens of administrators, who alone may load models and change the budget.",
-            metavar="FILE",
-        ),
-    ] = None
-    metrics_port: Annotated[
-        int | None,
-        Option("Port for /metrics, without TLS and tokens; 0: any.", at_least=0, at_most=MAX_PORT),
-    ] = None
+    tls_cert: str | None = option(
+        None, "The certificate chain in PEM, for HTTP and gRPC.", metavar="FILE"
+    )
+    tls_key: str | None = option(None, "The certificate's private key in PEM.", metavar="FILE")
+    tokens: str | None = option(
+        None, "Bearer tokens of clients, one per line, plain or as sha256:HASH.", metavar="FILE"
+    )
+    admin_tokens: str | None = option(
+        None,
+        "Bearer tokens of administrators, who alone may load models and change the budget.",
+        metavar="FILE",
+    )
+    metrics_port: int | None = option(
+        None, "Port for /metrics, without TLS and tokens; 0: any.", ge=0, le=MAX_PORT
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.tls_cert is None) != (self.tls_key is None):
             raise UserError(
-                "TLS needs a certificate and its key; give both, --tls-cert and --tls-key"
+                "TLS needs a certificate and its key; give both, "
+                f"{spell('tls_cert')} and {spell('tls_key')}"
             )
 
     def certificate(self) -> "Certificate | None":
@@ -245,7 +240,7 @@ class Clients:
         if self.administrators is None or not self.administrators.admits(authorization):
             raise ForbiddenError(
                 "models and budgets are changed by administrators alone; start the server with "
-                "--admin-tokens FILE, and send one of its tokens (Authorization: Bearer ...)"
+                f"{spell('admin_tokens')}, and send one of its tokens (Authorization: Bearer ...)"
             )
 
 
@@ -265,7 +260,7 @@ def tenant_header(name: str) -> str:
     lower = name.lower()
     if _HEADER.fullmatch(lower) is None or lower.startswith("grpc-") or lower.endswith("-bin"):
         raise UserError(
-            f"--tenant-header must be a header's name: letters, digits, '-', '_' and "
+            f"{spell('tenant_header')} must be a header's name: letters, digits, '-', '_' and "
             f"'.', at most 100, and neither grpc-... nor ...-bin; got {name!r}"
         )
     return lower

@@ -4,15 +4,16 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from parity_models.bundle.bundle import Bundle
 from parity_models.bundle.onnx_model import PinnedModel
-from parity_models.errors import UserError
+from parity_models.errors import UserError, spell
 from parity_models.roles import BACKUP, DEPLOYED, parity_role
 from parity_models.scheduling.choice import PolicyChoice, extra_instances
-from parity_models.scheduling.policies import Adaptive, NoRedundancy, Policy, StandIns
+from parity_models.scheduling.policies import Adaptive, NoRedundancy, Policy, Requires, StandIns
 from parity_models.scheduling.work import SchedulerConfig
 from parity_models.serving.engine import Parts
 from parity_models.serving.frontend import Frontend, Golden
@@ -22,30 +23,18 @@ from parity_models.serving.options import EngineChoice, ServeOptions
 from parity_models.serving.page.feed import Feed
 from parity_models.serving.page.watch import Watch
 from parity_models.simulation.emulation import FaultPlan
+from parity_models.trust.evidence import evidence_of
 from parity_models.trust.gates import (
     OutputGate,
     calibrations_of,
     choose_gates,
+    closed,
     doubtful,
-    ungated,
 )
 from parity_models.trust.golden import golden
-from parity_models.trust.stand_ins import ClosedGates
 
 if TYPE_CHECKING:
     from parity_models.serving.tracing import Tracing
-
-_UNSCREENED = (
-    "the bundle does not say which inputs its parity model learned from, so one client's "
-    "query can spoil the reconstruction of another's; make it again with parm parity, or serve it "
-    "with --policy none"
-)
-
-_NOT_SHARED = (
-    "the code does not isolate the slots of a group, so only queries of one tenant are encoded "
-    "together; name tenants with --tenant-header, or, if all clients trust one another, serve with "
-    "--share-groups"
-)
 
 _log = logging.getLogger(__name__)
 
@@ -97,9 +86,6 @@ class Deployment(ServedVersion):
 
     """
 
-    frontend: Frontend
-    metrics: Metrics
-
     def __init__(
         self,
         bundle: Bundle,
@@ -112,11 +98,10 @@ class Deployment(ServedVersion):
         engine = options.engine
         self.choice = choice = chosen_policy(bundle, options)
         """The policy with its options."""
-        needs = choice.policy
-        # A policy for which any stand-in will do uses those that the engine runs.
-        stand_ins = stand_ins_of(bundle, engine if needs.needs_stand_in else None)
+        requires = choice.policy.requires
+        # A policy for which either stand-in will do uses those that the engine runs.
+        stand_ins = stand_ins_of(bundle, engine if requires is Requires.EITHER else None)
         policy, dispatch = choice.build(stand_ins)
-        uses_code = needs.needs_code or (needs.needs_stand_in and stand_ins.code is not None)
         fixed = engine.kind.fixed_roles(engine.settings, bundle)
         self.roles = _roles(choice, policy, bundle, options, fixed)
         """The roles of each instance."""
@@ -124,18 +109,23 @@ class Deployment(ServedVersion):
         budgeted = policy.differ is not None
         gates = choose_gates(bundle, used, options.agreement, budgeted=budgeted)
         envelope = bundle.envelope()
-        self.notes: Sequence[str] = tuple(
-            ungated(bundle, used, options.agreement)
-            if policy.differ is None
-            else doubtful(bundle, used, policy.differ)
-        )
-        """Surprises for a user: stand-ins without a gate, an envelope, or enough evidence."""
+        self.notes = (*closed(gates), *doubtful(bundle, used, policy.differ or 0.0))
         if envelope is None and parity_role(0) in used and not bundle.isolated:
-            self.notes = (*self.notes, _UNSCREENED)
-        code = bundle.code() if uses_code else None
+            unscreened = (
+                "the bundle does not say which inputs its parity model learned from, so one "
+                "client's query can spoil the reconstruction of another's; make it again with parm "
+                f"parity, or serve it with {spell('policy', 'none')}"
+            )
+            self.notes = (*self.notes, unscreened)
+        code = bundle.code() if stand_ins.used(requires).code is not None else None
         share_groups = options.share_groups or code is None or code.isolated
         if not share_groups and parity_role(0) in used and options.tenant_header is None:
-            self.notes = (*self.notes, _NOT_SHARED)
+            not_shared = (
+                "the code does not isolate the slots of a group, so only queries of one tenant are "
+                f"encoded together; name tenants with {spell('tenant_header')}, or, if all "
+                f"clients trust one another, serve with {spell('share_groups', True)}"
+            )
+            self.notes = (*self.notes, not_shared)
         # The bundle's times say nothing about upstreams, or about times that a fault plan sets.
         times = bundle.manifest.inference_times if fixed is None and not options.faults else None
         self.max_batch = options.max_batch or (1 if times is None else times.batch)
@@ -155,7 +145,7 @@ class Deployment(ServedVersion):
         )
         self.engine = engine.kind(engine.settings, parts)
         signature = bundle.manifest.deployed.signature
-        frontend = Frontend(
+        self.frontend = frontend = Frontend(
             self.engine,
             policy,
             SchedulerConfig(
@@ -164,6 +154,7 @@ class Deployment(ServedVersion):
                 deadline=options.deadline,
                 verify_every=options.verify_every,
                 sample_every=options.verify_every,
+                compare=options.compare,
                 share_groups=share_groups,
                 seed=secrets.randbits(32),
             ),
@@ -173,7 +164,7 @@ class Deployment(ServedVersion):
             imitated=bundle.manifest.imitated if len(signature.outputs) > 1 else None,
             dispatch=dispatch,
             gate=OutputGate(gates, envelope, calibrations_of(bundle, used)),
-            closed_gates=ClosedGates(bundle.path, bundle.digest),
+            store=None if used == {DEPLOYED} else evidence_of(bundle, options.state),
             faults=self._faults,
         )
         imitated = bundle.manifest.imitated_output if used != {DEPLOYED} else None
@@ -189,12 +180,15 @@ class Deployment(ServedVersion):
         super().__init__(frontend, model, metrics)
         if tracing is not None:
             tracing.observe(frontend, model)
-        self.feed: Feed | None = None
-        """The feed of its live page, if it has one."""
+        self.instances = len(self.roles)
+        alike = Counter(" + ".join(sorted(roles)) for roles in self.roles)
+        instances = ", ".join(f"{count} of {roles}" for roles, count in alike.items())
+        self.description = f"policy {choice.name}; instances: {instances}"
+        self._feed: Feed | None = None
         if options.ui:
             watch = Watch(frontend, choice.name, time.monotonic())
             frontend.observers.append(watch)
-            self.feed = Feed(watch)
+            self._feed = Feed(watch)
 
     async def start(self) -> None:
         """Start all instances; return when they are warm and verified.
@@ -203,35 +197,35 @@ class Deployment(ServedVersion):
             ServingError: An instance does not start. Nothing is left running.
 
         """
-        if self.feed is not None:
-            self.feed.start()
+        if self._feed is not None:
+            self._feed.start()
         golden = await asyncio.to_thread(golden_of, self._bundle, self._models, self.roles)
         await self.frontend.start(self.roles, golden)
 
     def retire(self) -> None:
-        """End the live feed, and stop being ready, but still take queries."""
-        if self.feed is not None:
-            self.feed.close()
-        self.frontend.retire()
-
-    def begin_faults(self) -> None:
-        """Start the clock of the options' fault plan, if there is one."""
-        if self._faults != FaultPlan():
-            self.engine.inject_faults(self._faults)
-
-    def feed_of(self, asked: Mapping[str, str]) -> Feed | None:
-        """Return the live feed, whatever is asked for."""
-        return self.feed
-
-    async def drain(self) -> None:
-        """Take no more queries; return when those in flight have ended."""
-        await self.frontend.drain()
+        if self._feed is not None:
+            self._feed.close()
+        super().retire()
 
     async def stop(self) -> None:
-        """Stop all instances, and the live feed, at once."""
-        if self.feed is not None:
-            self.feed.close()
-        await self.frontend.stop()
+        if self._feed is not None:
+            self._feed.close()
+        await super().stop()
+
+    def frames_of(self, asked: Mapping[str, str]) -> AsyncGenerator[bytes, None] | None:
+        return None if self._feed is None else self._feed.follow()
+
+    def switch_redundancy(self, on: bool) -> None:
+        self.frontend.switch_redundancy(on)
+
+    def change_budget(self, differ: float) -> None:
+        if self.frontend.differ is None:
+            super().change_budget(differ)
+        self.frontend.change_budget(differ)
+
+    def begin_faults(self) -> None:
+        if self._faults != FaultPlan():
+            self.engine.inject_faults(self._faults)
 
 
 def golden_of(
@@ -274,7 +268,7 @@ def _roles(
         if given and not extra:
             raise UserError(
                 f"the policy {choice.name} has no instances that run stand-ins only; leave "
-                "--extra-instances out"
+                f"{spell('extra_instances')} out"
             )
         roles: Sequence[frozenset[str]] = policy.roles(instances - extra, extra)
     else:

@@ -26,7 +26,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from parity_models.codes import Code
-from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role, source_of
+from parity_models.roles import BACKUP, DEPLOYED, SOURCES, Source, parity_role, source_of
 from parity_models.scheduling.actions import (
     Action,
     Answer,
@@ -55,13 +55,15 @@ from parity_models.serving import errors
 from parity_models.serving.engine import Engine
 from parity_models.serving.limits import LARGE
 from parity_models.serving.metrics import ANSWERED, CANCELLED, COPY, PARITY, SENT, Metrics
+from parity_models.serving.models import Result
 from parity_models.serving.request_log import CURRENT, RequestLog, headers_for
 from parity_models.simulation.emulation import FaultPlan
 from parity_models.tensors.signature import Signature, one_row, tensors_in
+from parity_models.trust.evidence import EvidenceStore
 from parity_models.trust.gate import served
 from parity_models.trust.gates import OutputGate
 from parity_models.trust.golden import is_near
-from parity_models.trust.stand_ins import ClosedGates, Made, Outputs, StandIns
+from parity_models.trust.stand_ins import Made, Outputs, StandIns
 
 # Not the loop's time(): uvloop's is cached and counts whole milliseconds.
 now = time.monotonic
@@ -112,18 +114,6 @@ _ERRORS: Mapping[Reason, type[errors.RequestError]] = {
 _log = logging.getLogger(__name__)
 
 
-class Result(Struct, frozen=True, eq=False):
-    """The answers to a request: `outputs` (n, *output shape), and the source of each row.
-
-    `doubts` (n,) are the probabilities that rows differ from the model's predictions; empty if all
-    are the model's own.
-    """
-
-    outputs: NDArray[Any]
-    sources: Sequence[Source]
-    doubts: Sequence[float] = ()
-
-
 class InFlight(Struct, eq=False):
     """A request in flight; its `future` is of a Result, or of a RequestError.
 
@@ -164,7 +154,7 @@ class InFlight(Struct, eq=False):
             tenant=self.tenant,
             outputs={
                 key: made._replace(output=made.output.copy())
-                for source in Source
+                for source in SOURCES
                 if (made := self.outputs.get(key := (query, source))) is not None
             },
         )
@@ -211,13 +201,15 @@ class _Group(NamedTuple):
 class _Unit(NamedTuple):
     """A unit that the engine has, and how many of its subjects are redundant.
 
-    `predictions` are those for its subjects, if it only runs to be compared with them.
+    `predictions` are those for its subjects, if it only runs to be compared with them; `late`, if
+    these queries were late.
     """
 
     action: Run | Verify
     began: float
     redundant: int = 0
     predictions: Mapping[int, Outputs] = {}
+    late: bool = False
 
 
 class Frontend:
@@ -235,7 +227,7 @@ class Frontend:
         dispatch: The dispatch rule; None for the policy's own choice.
         gate: Decides which inputs are served exact, and which outputs of stand-ins may answer; by
             default, all that are finite.
-        closed_gates: The gates that an earlier server has closed, if these are kept.
+        store: Keeps what is learned of stand-ins.
         faults: A fault plan, which may set doubts, and bar stand-ins from answering.
 
     """
@@ -252,7 +244,7 @@ class Frontend:
         imitated: str | None = None,
         dispatch: Dispatch | None = None,
         gate: OutputGate | None = None,
-        closed_gates: ClosedGates | None = None,
+        store: EvidenceStore | None = None,
         faults: FaultPlan | None = None,
     ) -> None:
         self.metrics = metrics
@@ -292,6 +284,7 @@ class Frontend:
         """The first unit of the deployed model to run each query; a later one runs a copy."""
         self._redundant = cache(lambda kind, fate: metrics.redundant.labels(kind, fate).inc)
         self._timed = cache(lambda role: metrics.unit_run.labels(role).observe)
+        self._store = store
         self.stand_ins = StandIns(
             code,
             self._gate,
@@ -300,11 +293,12 @@ class Frontend:
             faults=faults or FaultPlan(),
             gate_turned=partial(self._report, self.scheduler.gate_turned),
             one_in=config.compare_one_in,
-            closed=closed_gates,
+            store=store,
         )
         """Judges the outputs of stand-ins."""
-        if closed_gates is not None:
-            self.scheduler.closed_gates.update(closed_gates.sources & self._gate.chosen.keys())
+        self.scheduler.closed_gates.update(
+            source for source, judge in self.stand_ins.judges.items() if not judge.asks
+        )
         self._failed_observers: set[Observer] = set()
         self._reports: deque[Callable[[], Sequence[Action] | None]] = deque()
         self._wake_at = WakeAt(0.0)
@@ -558,6 +552,8 @@ class Frontend:
             request.fail(errors.UnavailableError("the server was stopped"))
         self._room_again.set()
         await self._engine.stop()
+        if self._store is not None:
+            self._store.close()
 
     def switch_redundancy(self, on: bool) -> None:
         """Switch redundant work on or off."""
@@ -647,24 +643,21 @@ class Frontend:
             self._carry_out(self.scheduler.unit_verified(at, unit, right, answer))
             return
         j, source = self._parity_rows.get(run.role), _SOURCES.get(run.role, Source.RECONSTRUCTION)
-        comparable = run.role != DEPLOYED
         for subject, output in zip(run.subjects, outputs, strict=True):
             if j is None:
                 request = self.in_flight.get(subject)
                 if request is not None and (subject, source) not in request.outputs:
                     made = Made(output, run.instance, request.tenant)
                     request.outputs[subject, source] = made
-                    comparable |= len(request.outputs) > 1
             elif subject in self._groups:
                 self._groups[subject].outputs[j] = Made(output, run.instance)
         refused: Collection[int] = ()
         doubts: Mapping[int, float] = {}
         if run.role == BACKUP:
-            refused = self.stand_ins.refused(source, run.subjects, outputs)
-            doubts = self.stand_ins.doubts(source, run.subjects, outputs)
-        if comparable and self._has_stand_ins:
+            refused, doubts = self.stand_ins.judge(source, run.subjects, outputs)
+        if given.predictions:
             try:
-                self._compare_outputs(run, outputs, given.predictions)
+                self.stand_ins.compare_unit(j, run, outputs, given.predictions, late=given.late)
             except Exception:  # a user's own decoder may raise; queries are unaffected
                 _log.exception("unit %d could not be compared", unit)
         self._carry_out(
@@ -720,23 +713,6 @@ class Frontend:
         if number == len(known):
             known.append(output)
         return number
-
-    def _compare_outputs(
-        self, run: Run, outputs: NDArray[Any], predictions: Mapping[int, Outputs]
-    ) -> None:
-        """Compare outputs of stand-ins and the model for the same queries."""
-        j = self._parity_rows.get(run.role)
-        if j is None and self.stand_ins.watches(Source.BACKUP):
-            for query in run.subjects:
-                request = self.in_flight.get(query)
-                if request is None:
-                    continue
-                stand_in = request.outputs.get((query, Source.BACKUP))
-                prediction = None if stand_in is None else self._prediction(query)
-                if stand_in is not None and prediction is not None:
-                    self.stand_ins.compare(Source.BACKUP, stand_in, prediction)
-        if predictions:
-            self.stand_ins.compare_unit(j, run, outputs, predictions)
 
     def _prediction(self, query: int) -> Made | None:
         """Return the deployed model's (imitated) output for a query, if it has arrived."""
@@ -866,10 +842,10 @@ class Frontend:
         for slot in action.slots:
             query, output = action.members[slot], decoded[slot]
             self.in_flight[query].outputs[query, source] = Made(output, "")
-            if self.stand_ins.refused(source, (query,), output[np.newaxis]):
+            refused, found = self.stand_ins.judge(source, (query,), output[np.newaxis])
+            if refused:
                 wrong.append(slot)
             else:
-                found = self.stand_ins.doubts(source, (query,), output[np.newaxis])
                 doubts[slot] = found[query]
         self._report(self.scheduler.decoded, action.group, wrong, doubts)
 
@@ -898,9 +874,14 @@ class Frontend:
 
     def _audit(self, action: Audit) -> None:
         request, prediction = self.in_flight[action.query], self._prediction(action.query)
-        source = request.sources[action.query - request.first]
+        source = Source.BACKUP
+        if action.answered:
+            source = request.sources[action.query - request.first] or source
         assert prediction is not None
-        self.stand_ins.audit(source, request.outputs[action.query, source], prediction)
+        stand_in = request.outputs[action.query, source]
+        self.stand_ins.compare(
+            source, stand_in, prediction, late=action.late, answered=action.answered
+        )
 
     def _fail(self, action: Fail) -> None:
         """Fail a query, and its request with it."""
@@ -935,7 +916,7 @@ class Frontend:
             if unit.action.role != BACKUP:  # groups that are over have none
                 queries = self._groups[subject].members if subject in self._groups else ()
             predictions[subject] = [self._prediction(query) for query in queries]
-        self._units[action.unit] = unit._replace(predictions=predictions)
+        self._units[action.unit] = unit._replace(predictions=predictions, late=action.late)
 
     def _verify(self, action: Verify) -> None:
         golden = self._golden.get(action.role)

@@ -35,8 +35,8 @@ from parity_models.serving.errors import (
     RefusedError,
     RequestError,
 )
-from parity_models.serving.protocol import HEAD
 from parity_models.serving.rest import Headers, Request, Response, Rest
+from parity_models.serving.rest_codec import HEAD
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ _SPARE = 16
 
 _PARTING, _LINGER = 0.5, 5.0
 """Seconds that a client has to close its side of a connection that ends; _LINGER if it may still
-send a refused body: data that meets a closed socket would cost it the answer."""
+send a refused body. Closing early resets the connection, and the client loses the response."""
 
 _PROGRESS = 16 * 2**10
 """Bytes of unread answers that a client has to take in each write timeout."""
@@ -471,10 +471,10 @@ def _check_head(request: Request, version: str) -> None:
         text = f"this server speaks HTTP/1.1, not HTTP/{version}"
     elif host is None:
         text = "an HTTP/1.1 request must have a Host header; this one has none"
-    elif "host" in request.repeated:
-        text = f"a request must have one Host header; this one has {len(request.repeated['host'])}"
-    elif _HOST.fullmatch(host) is None:
+    elif _HOST.fullmatch(host) is None:  # as are several, joined
         text = f"the Host header {host[:40]!r} is not a host with an optional port"
+        if (hosts := len(request.values("host"))) > 1:
+            text = f"a request must have one Host header; this one has {hosts}"
     elif is_old and coding is not None:
         text = "HTTP/1.0 has no Transfer-Encoding; send a Content-Length"
     elif not request.target.isascii():

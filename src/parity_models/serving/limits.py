@@ -4,10 +4,9 @@ import asyncio
 import logging
 import resource
 from dataclasses import dataclass
-from typing import Annotated
 
-from parity_models.errors import UserError
-from parity_models.options import BYTES, SCALES, Option, Options
+from parity_models.errors import UserError, spell
+from parity_models.options import Options, option
 from parity_models.serving.errors import OverloadedError, Refused, RequestError, TooLargeError
 
 OTHER_FILES = 64
@@ -37,18 +36,15 @@ class Limits(Options):
     Raises UserError for values out of range.
     """
 
-    max_connections: Annotated[
-        int,
-        Option("Maximum number of connections, for HTTP and gRPC separately.", at_least=1),
-    ] = 1024
-    max_body: Annotated[
-        int,
-        Option(
-            "Maximum size of a request's body in MiB; over gRPC, half that.",
-            unit=BYTES,
-            above=0,
-        ),
-    ] = 64 * 2**20
+    max_connections: int = option(
+        1024, "Maximum number of connections, for HTTP and gRPC separately.", ge=1
+    )
+    max_body: int = option(
+        64 * 2**20,
+        "Maximum size of a request's body in MiB; over gRPC, half that.",
+        unit="MiB",
+        gt=0,
+    )
     max_rpcs: int = 1024
     max_json: int = 8 * 2**20
     max_in_flight: int = 2**30
@@ -63,10 +59,10 @@ class Limits(Options):
             if value <= 0:
                 raise UserError(f"{name} must be above 0, got {value:g}")
         if self.max_in_flight < self.max_body:
-            held, body = (size / SCALES["MiB"] for size in (self.max_in_flight, self.max_body))
+            held, body = (size / 2**20 for size in (self.max_in_flight, self.max_body))
             raise UserError(
-                f"--max-body ({body:g} MiB) must not be above what all requests may hold together "
-                f"(max_in_flight, {held:g} MiB)"
+                f"{spell('max_body')} ({body:g} MiB) must not be above what all requests may hold "
+                f"together (max_in_flight, {held:g} MiB)"
             )
 
 
@@ -123,4 +119,5 @@ def allow_descriptors(connections: int, workers: int) -> None:
     if possible < least:
         raise UserError(f"{text}, or serve with fewer instances")
     if possible < needed:
-        _log.warning("%s, or lower --max-connections: further ones will be refused", text)
+        lower = spell("max_connections")
+        _log.warning("%s, or lower %s: further ones will be refused", text, lower)

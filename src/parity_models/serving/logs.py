@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from logging.handlers import QueueHandler, QueueListener
-from typing import IO, Annotated, Any
+from typing import IO, Any
 
-from parity_models.options import Option, Options
+from parity_models.options import Options, option
 
 ACCESS = "parity_models.access"
 """The logger of requests."""
@@ -46,17 +46,14 @@ class LogLevel(StrEnum):
 class Logging(Options):
     """Logging to standard error, and tracing of requests."""
 
-    log_format: Annotated[LogFormat, Option("text, or json: an object per line.")] = LogFormat.TEXT
-    log_level: Annotated[
-        LogLevel, Option("Minimum level of messages; libraries log warnings and errors.")
-    ] = LogLevel.INFO
-    access_log: Annotated[bool, Option("Log a line per request, except health and metrics.")] = (
-        False
+    log_format: LogFormat = option(LogFormat.TEXT, "text, or json: an object per line.")
+    log_level: LogLevel = option(
+        LogLevel.INFO, "Minimum level of messages; libraries log warnings and errors."
     )
-    traces: Annotated[
-        bool,
-        Option("Send OpenTelemetry spans, set up by OTEL_... variables; needs the extra otel."),
-    ] = False
+    access_log: bool = option(False, "Log a line per request, except health and metrics.")
+    traces: bool = option(
+        False, "Send OpenTelemetry spans, set up by OTEL_... variables; needs the extra otel."
+    )
 
 
 class JsonFormatter(logging.Formatter):

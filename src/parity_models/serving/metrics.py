@@ -17,7 +17,7 @@ from parity_models import __version__
 from parity_models.roles import BACKUP, Source
 from parity_models.scheduling.actions import Reason, RecycleReason
 from parity_models.scheduling.policies import Redundancy
-from parity_models.serving.errors import Refused
+from parity_models.serving.errors import Refused, RequestError, UnauthorizedError
 
 _STEPS = (1, 1.5, 2, 3, 5, 7.5)
 _LATENCIES = (*(scale * step for scale in (1e-3, 1e-2, 1e-1, 1) for step in _STEPS), 10, 30)
@@ -145,17 +145,27 @@ class Metrics:
         )
         self.compared_answers = counter(
             "parm_stand_in_answers_compared",
-            "Outputs of stand-ins that may answer, compared with the model's for the same query.",
+            "Outputs of stand-ins, compared with the model's for the same query, by whether the "
+            "query was in time or late.",
             "source",
+            "given",
         )
         self.disagreed_answers = counter(
-            "parm_stand_in_answers_disagreed", "Compared outputs that disagreed.", "source"
+            "parm_stand_in_answers_disagreed", "Compared outputs that disagreed.", "source", "given"
         )
         self.gate_open = gauge(
-            "parm_gate_open", "1: the stand-in may answer; 0: it agrees too seldom.", "source"
+            "parm_gate_open",
+            "1: outputs that are sure enough may answer; 0: none, until it agrees often enough.",
+            "source",
         )
         self.gate_agreement = gauge(
-            "parm_gate_agreement", "The gate's calibrated agreement with the model.", "source"
+            "parm_gate_agreement", "The agreement with the model that the gate promises.", "source"
+        )
+        self.gate_coverage = gauge(
+            "parm_gate_coverage", "The share of queries that the gate lets answer.", "source"
+        )
+        self.gate_turns = counter(
+            "parm_gate_turns", "Times that the gate opened further or stepped back.", "source", "to"
         )
 
         # Answers that may differ
@@ -204,6 +214,13 @@ class Metrics:
         for value in known:
             made.labels(value)
         return made
+
+    def refuse(self, error: RequestError) -> None:
+        """Count a request that ends with this error, if it was refused."""
+        if error.why is not None:
+            self.refusals.labels(error.why).inc()
+        elif isinstance(error, UnauthorizedError):
+            self.unauthorized.inc()
 
     def budget(self, differ: Callable[[], tuple[float, float, float]]) -> None:
         """Show the share of all answers that may differ, the estimate of the share that does, and

@@ -3,39 +3,35 @@
 A server has one model, or a repository. A name may have several versions. One of them answers all
 of a request: it is chosen when the request is read, and asked before anything is awaited. Names,
 datatypes and shapes of tensors are checked here, however they arrive (JSON, bytes after JSON,
-protobuf).
+protobuf, arrays).
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
+from typing import Any, NamedTuple, Protocol, Self
 
 from msgspec import Struct
 from msgspec.structs import replace
+from numpy.typing import NDArray
 from prometheus_client.registry import Collector
 
 from parity_models.bundle.bundle import Bundle
+from parity_models.errors import spell
 from parity_models.roles import Source
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, Refused, TooLargeError
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.protocol import (
     GateMetadata,
-    Known,
     ModelMetadata,
     RequestedOutput,
-    TensorMessage,
     TensorMetadata,
+    TensorParameters,
 )
 from parity_models.tensors.signature import Signature, Sizes, Tensor
 from parity_models.trust.gates import ChosenGate
-
-if TYPE_CHECKING:
-    from parity_models.serving.frontend import Frontend
-    from parity_models.serving.repository import Repository
-    from parity_models.serving.stand_in_only import StandInOnly
 
 VERSION = "1"
 """The version of a bundle that is served on its own."""
@@ -44,6 +40,10 @@ PLATFORM = "onnxruntime_onnx"
 """The protocol's name for the model's runtime."""
 
 _NAME = attrgetter("name")
+
+
+TensorHead = tuple[str, str, Sequence[int]]
+"""Name, datatype and shape of a tensor of a request."""
 
 
 class Fitting(NamedTuple):
@@ -86,7 +86,7 @@ class ServedModel:
             digest=bundle.digest,
             sha256=manifest.deployed.sha256,
             gates={
-                source: GateMetadata(gate.level.level, gate.level.coverage, gate.classes)
+                source: GateMetadata(gate.level, gate.coverage, gate.classes)
                 for source, gate in gates.items()
             },
             **more,
@@ -122,8 +122,8 @@ class ServedModel:
         return tuple(name for name in self._outputs if name not in self.stood_in)
 
     @cached_property
-    def known(self) -> dict[tuple[bytes, int], Known]:
-        """JSON objects of earlier requests, by their bytes and the length of the body."""
+    def known(self) -> dict[tuple[bytes, int], Any]:
+        """Earlier requests that the REST codec keeps, by their JSON and the length of the body."""
         return {}
 
     @cached_property
@@ -138,23 +138,19 @@ class ServedModel:
         """Return whether a request for these outputs is served exact: stand-ins lack some."""
         return bool(self.stood_in) and not self.stood_in.issuperset(map(_NAME, outputs))
 
-    def check_request(
-        self,
-        inputs: Sequence[TensorMessage],
-        outputs: Sequence[RequestedOutput],
-    ) -> Fitting:
+    def check_request(self, inputs: Sequence[TensorHead], outputs: Sequence[str] = ()) -> Fitting:
         """Return rows, sizes and outputs of a request; without `outputs`, it asks for all.
 
         Raises:
-            InvalidRequestError: Tensors are unknown, repeated, missing, unfit or in shared memory.
+            InvalidRequestError: Tensors are unknown, repeated, missing or unfit.
             TooLargeError: There are too many rows.
 
         """
-        given: dict[str, TensorMessage] = {}
+        given: dict[str, TensorHead] = {}
         for each in inputs:
-            given[each.name] = each
+            given[each[0]] = each
         if len(given) != len(inputs) or given.keys() != self._inputs.keys():
-            self._refuse_names("input", self._inputs, [each.name for each in inputs])
+            self._refuse_names("input", self._inputs, [each[0] for each in inputs])
         sizes: dict[str, int] = {}
         rows = 0
         for name, tensor in self._inputs.items():
@@ -167,27 +163,33 @@ class ServedModel:
             rows = count
         asked = self.signature.outputs
         if outputs:
-            names = [each.name for each in outputs]
-            if len(set(names)) != len(names) or not self._outputs.keys() >= set(names):
-                self._refuse_names("output", self._outputs, names)
-            asked = tuple([self._outputs[name] for name in names])
-        parts: list[TensorMessage | RequestedOutput] = [*inputs, *outputs]
-        for part in parts:
-            if part.parameters is None:
-                continue
-            if part.parameters.shared_memory_region is not None:
-                raise InvalidRequestError(
-                    f"a tensor of model {self.name!r} is in shared memory, which this server "
-                    "neither reads nor writes; leave it in the messages"
-                )
-            if part.parameters.classification and isinstance(part, RequestedOutput):
-                raise InvalidRequestError(
-                    f"output {part.name!r} is requested as classifications; this server "
-                    "returns the tensor itself"
-                )
+            if len(set(outputs)) != len(outputs) or not self._outputs.keys() >= set(outputs):
+                self._refuse_names("output", self._outputs, outputs)
+            asked = tuple([self._outputs[name] for name in outputs])
         return Fitting(rows, tuple(map(sizes.__getitem__, self.signature.axes)), asked)
 
-    def _refuse_names(self, role: str, tensors: Mapping[str, Tensor], given: list[str]) -> None:
+    def check_parameters(
+        self, inputs: Iterable[TensorParameters | None], outputs: Iterable[RequestedOutput]
+    ) -> None:
+        """Raise InvalidRequestError for tensors in shared memory, and for classifications."""
+        for each in inputs:
+            self._check_memory(each)
+        for output in outputs:
+            self._check_memory(output.parameters)
+            if output.parameters is not None and output.parameters.classification:
+                raise InvalidRequestError(
+                    f"output {output.name!r} is requested as classifications; this server "
+                    "returns the tensor itself"
+                )
+
+    def _check_memory(self, parameters: TensorParameters | None) -> None:
+        if parameters is not None and parameters.shared_memory_region is not None:
+            raise InvalidRequestError(
+                f"a tensor of model {self.name!r} is in shared memory, which this server "
+                "neither reads nor writes; leave it in the messages"
+            )
+
+    def _refuse_names(self, role: str, tensors: Mapping[str, Tensor], given: Sequence[str]) -> None:
         """Raise InvalidRequestError for unknown, repeated or missing names."""
         for name in given:
             if name not in tensors:
@@ -207,24 +209,24 @@ class ServedModel:
             if name not in given:
                 raise InvalidRequestError(f"input {name!r} is missing; give it once")
 
-    def _check_input(self, tensor: Tensor, given: TensorMessage, sizes: dict[str, int]) -> int:
+    def _check_input(self, tensor: Tensor, given: TensorHead, sizes: dict[str, int]) -> int:
         """Return the number of rows of a tensor; note, or compare, the `sizes` of dynamic axes.
 
         Raises InvalidRequestError if it does not fit the model, TooLargeError for too many rows.
         """
-        name = tensor.name
-        if given.datatype != tensor.datatype:
+        name, datatype, whole = given
+        if datatype != tensor.datatype:
             raise InvalidRequestError(
-                f"input {name!r} has datatype {tensor.datatype}, got {given.datatype!r}"
+                f"input {name!r} has datatype {tensor.datatype}, got {datatype!r}"
             )
-        rows, *shape = given.shape or (0,)
+        rows, *shape = whole or (0,)
         fits = len(shape) == len(tensor.shape)
         for each, size in zip(tensor.shape, shape, strict=False):
             fits = fits and (each == size or isinstance(each, str))
         if not fits or rows < 1:
             raise InvalidRequestError(
                 f"input {name!r} has shape {list(_open_shape(tensor))} with one row or "
-                f"more, got {list(given.shape)}"
+                f"more, got {list(whole)}"
             )
         for axis, at in tensor.axes.items() if self.signature.axes else ():
             size, bound = shape[at], self.signature.axes[axis].bound
@@ -268,62 +270,111 @@ class IndexEntry(Struct, frozen=True, omit_defaults=True):
     reason: str = ""
 
 
-class ServedVersion:
-    """A version of a model that takes requests; also the Models of a server of one bundle.
+class Result(Struct, frozen=True, eq=False):
+    """The answers to a request: `outputs` (n, *output shape), and the source of each row.
 
-    Args:
-        frontend: Answers its queries.
-        model: The model as clients see it.
-        metrics: Count its requests; all requests, if the server has one bundle.
-
+    `doubts` (n,) are the probabilities that rows differ from the model's predictions; empty if all
+    are the model's own.
     """
 
-    extensions: Sequence[str] = ()
-    """The protocol extensions that its models add."""
-
-    def __init__(
-        self, frontend: "Frontend | StandInOnly", model: ServedModel, metrics: Metrics
-    ) -> None:
-        self.frontend = frontend
-        self.model = model
-        self.metrics = metrics
-        self.registry: Collector = metrics.registry
-        """The metrics of the server and its models."""
-
-    def change_budget(self, differ: float) -> None:
-        """Change the share of all answers that may differ from the model's.
-
-        Raises InvalidRequestError if its policy has no such budget.
-        """
-        if self.frontend.differ is None:
-            raise InvalidRequestError(
-                f"the policy of model {self.model.name!r} has no budget of answers that may "
-                "differ; serve it with --policy adaptive"
-            )
-        self.frontend.change_budget(differ)
-
-    def metadata(self) -> ModelMetadata:
-        """Return the metadata of its model."""
-        return replace(
-            self.model.metadata,
-            differ=self.frontend.differ,
-            quarantined_instances=tuple(self.frontend.quarantined),
-        )
+    outputs: NDArray[Any]
+    sources: Sequence[Source]
+    doubts: Sequence[float] = ()
 
     @property
-    def why_unready(self) -> str:
-        """The reason why the server is not ready; empty if it is."""
-        return "" if self.frontend.ready else "no instance of the deployed model takes queries now"
+    def parameters(self) -> dict[str, str]:
+        """The response's parameters on its rows: their sources and, if any are stand-ins, the
+        probability that each row agrees with the model's prediction."""
+        parameters = {"source": ",".join(self.sources)}
+        if any(each.stands_in for each in self.sources):
+            doubts = self.doubts or [0.0] * len(self.sources)
+            parameters["agreement"] = ",".join(map(_agreement, doubts))
+        return parameters
+
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """Headers, or gRPC's trailing metadata, for gateways and logs: the sources, each once, and
+        the lowest agreement of a row."""
+        if self.sources.count(Source.MODEL) == len(self.sources):
+            return OF_MODEL
+        kinds = ",".join(dict.fromkeys(self.sources))
+        return (SOURCE, kinds), (AGREEMENT, _agreement(max(self.doubts, default=0.0)))
+
+
+SOURCE, AGREEMENT = "x-parm-source", "x-parm-agreement"
+OF_MODEL = ((SOURCE, str(Source.MODEL)), (AGREEMENT, "1"))
+"""The headers of an answer from the model alone."""
+
+
+def _agreement(doubt: float) -> str:
+    return f"{1 - doubt:.6g}"
+
+
+class Predictor(Protocol):
+    """Answers queries: a frontend with its instances, or a stand-in alone."""
+
+    @property
+    def ready(self) -> bool:
+        """True if a query would be answered."""
+
+    @property
+    def differ(self) -> float | None:
+        """The share of all answers that may differ from the model's; None without a budget."""
+
+    @property
+    def quarantined(self) -> Collection[str]:
+        """The instances that answered wrongly, the latest last."""
+
+    def check_admission(self, rows: int, timeout: float | None = None) -> None:
+        """Raise the error of a request of this many rows, still unread, if it would be refused."""
+
+    async def infer(
+        self,
+        rows: NDArray[Any],
+        timeout: float | None = None,
+        *,
+        tenant: str | None = None,
+        exact: bool = False,
+    ) -> Result:
+        """Answer a query per row of `rows`. Raises a RequestError if one gets no answer."""
+
+    def retire(self) -> None:
+        """Stop being ready, so that clients go elsewhere, but still take queries."""
+
+    async def drain(self) -> None:
+        """Take no more queries; return when all earlier ones have ended."""
+
+    async def stop(self) -> None:
+        """Stop all that runs. Queries in flight get an error."""
+
+
+class Models(Protocol):
+    """The models of a server, by name, while it runs."""
+
+    metrics: Metrics
+    """The metrics of the server."""
+    registry: Collector
+    """The metrics of the server and its models."""
+    title: str
+    """A name for all of it, for people."""
+    extensions: Sequence[str]
+    """The protocol extensions that its models add."""
 
     @property
     def only(self) -> "ServedVersion | None":
         """The version of a server of a single bundle; None for a repository."""
-        return self
+
+    @property
+    def instances(self) -> int:
+        """The number of worker processes to expect."""
 
     @property
     def largest(self) -> ServedModel | None:
         """The model whose requests may be the largest, if there is one."""
-        return self.model
+
+    @property
+    def why_unready(self) -> str:
+        """The reason why the server is not ready; empty if it is."""
 
     def find(self, name: str, version: str | None) -> "ServedVersion":
         """Return the version that is meant; for None or "", the server's choice.
@@ -333,6 +384,103 @@ class ServedVersion:
             UnavailableError: It takes no requests.
 
         """
+
+    def index(self) -> Sequence[IndexEntry]:
+        """Return all versions that are known."""
+
+    def switch_redundancy(self, on: bool) -> None:
+        """Switch redundant work, where there is any, on or off for the versions that run now."""
+
+    def frames_of(self, asked: Mapping[str, str]) -> AsyncGenerator[bytes, None] | None:
+        """Return the live frames of the model and version asked for; None if they have none."""
+
+    async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Load a model from its folder; return when it takes requests.
+
+        Raises a RequestError, and changes nothing, if that is not possible.
+        """
+
+    async def unload(self, name: str) -> None:
+        """Stop serving a model; return when its requests have been answered."""
+
+    async def start(self) -> None:
+        """Start all models; return when they take requests, or cannot.
+
+        Raises:
+            ServingError: An instance of the only model does not start; nothing is left running.
+
+        """
+
+    def retire(self) -> None:
+        """Report not ready from now on, but still take requests."""
+
+    async def drain(self) -> None:
+        """Take no more requests; return when those in flight have ended."""
+
+    async def stop(self) -> None:
+        """Stop all models at once."""
+
+
+class ServedVersion:
+    """A version of a model that takes requests; also the Models of a server of one bundle.
+
+    Args:
+        predictor: Answers its queries.
+        model: The model as clients see it.
+        metrics: Count its requests; all requests, if the server has one bundle.
+
+    """
+
+    extensions: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    """Surprises for a user."""
+    instances = 0
+    description = ""
+    """How it is served, for people."""
+
+    def __init__(self, predictor: Predictor, model: ServedModel, metrics: Metrics) -> None:
+        self.predictor = predictor
+        self.model = model
+        self.metrics = metrics
+        self.registry: Collector = metrics.registry
+        self.title = model.name
+
+    def metadata(self) -> ModelMetadata:
+        """Return the metadata of its model."""
+        return replace(
+            self.model.metadata,
+            differ=self.predictor.differ,
+            quarantined_instances=tuple(self.predictor.quarantined),
+        )
+
+    def change_budget(self, differ: float) -> None:
+        """Change the share of all answers that may differ from the model's.
+
+        Raises InvalidRequestError if its policy has no such budget.
+        """
+        raise InvalidRequestError(
+            f"the policy of model {self.model.name!r} has no budget of answers that may "
+            f"differ; serve it with {spell('policy', 'adaptive')}"
+        )
+
+    def begin_faults(self) -> None:
+        """Start the clock of its fault plan, if it has one."""
+
+    # Models of one bundle
+
+    @property
+    def only(self) -> "ServedVersion":
+        return self
+
+    @property
+    def largest(self) -> ServedModel:
+        return self.model
+
+    @property
+    def why_unready(self) -> str:
+        return "" if self.predictor.ready else "no instance of the deployed model takes queries now"
+
+    def find(self, name: str, version: str | None) -> "ServedVersion":
         model = self.model
         if name != model.name:
             raise NotFoundError(f"no model is called {name!r}; this server has {model.name!r}")
@@ -343,23 +491,31 @@ class ServedVersion:
         return self
 
     def index(self) -> Sequence[IndexEntry]:
-        """Return all versions that are known."""
         state = "UNAVAILABLE" if self.why_unready else "READY"
         return (IndexEntry(self.model.name, self.model.version, state),)
 
-    async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
-        """Load a model from its folder; return when it takes requests.
+    def switch_redundancy(self, on: bool) -> None:
+        """Do nothing, by default."""
 
-        Raises a RequestError, and changes nothing, if that is not possible.
-        """
+    def frames_of(self, asked: Mapping[str, str]) -> AsyncGenerator[bytes, None] | None:
+        return None
+
+    async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
         raise InvalidRequestError(
-            "this server serves one bundle; start it with --repository to load and unload models"
+            "this server serves one bundle; parm serve --repository loads and unloads models"
         )
 
     async def unload(self, name: str) -> None:
-        """Stop serving a model; return when its requests have been answered."""
         await self.load(name, {})
 
+    async def start(self) -> None:
+        """Do nothing: what needs a start has its own."""
 
-Models: TypeAlias = "ServedVersion | Repository"
-"""The models of a server, by name."""
+    def retire(self) -> None:
+        self.predictor.retire()
+
+    async def drain(self) -> None:
+        await self.predictor.drain()
+
+    async def stop(self) -> None:
+        await self.predictor.stop()

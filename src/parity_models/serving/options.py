@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
-from parity_models.errors import UserError
-from parity_models.options import SECONDS, SHARE, Option, Options, Value
+from parity_models.errors import UserError, spell
+from parity_models.options import Options, Value, option
 from parity_models.registry import Registry
-from parity_models.scheduling.choice import DIFFER, DIFFER_OR_DEFAULT, PolicyChoice
+from parity_models.scheduling.choice import DIFFER_OR_DEFAULT, PolicyChoice
+from parity_models.scheduling.work import COMPARE
 from parity_models.serving.access import MAX_PORT, Access, tenant_header
 from parity_models.serving.engine import Engine, Placement
 from parity_models.serving.limits import Limits
@@ -24,13 +26,6 @@ ENGINES = Registry[Engine]("engine", Engine, LocalEngine, ThreadEngine, RemoteEn
 """All engines."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Budget(Options):
-    """A change of the budget of a running server."""
-
-    differ: Annotated[float, DIFFER]
-
-
 @dataclass(frozen=True)
 class EngineChoice:
     """An engine by name, and its given options as plain values, as in a file.
@@ -45,6 +40,11 @@ class EngineChoice:
 
     def __post_init__(self) -> None:
         _ = self.settings
+
+    @classmethod
+    def parse(cls, text: str) -> "EngineChoice":
+        """Parse an engine such as ray@address=auto. Raises UserError as EngineChoice does."""
+        return cls(*ENGINES.read(text))
 
     @property
     def kind(self) -> type[Engine]:
@@ -79,121 +79,104 @@ class ServeOptions(Options):
 
     policy: PolicyChoice | None = None
     engine: EngineChoice = field(default_factory=EngineChoice)
-    instances: Annotated[
-        int | None, Option("Workers in all; by default 3.", at_least=1, at_most=100_000)
-    ] = None
-    extra_instances: Annotated[
-        int | None,
-        Option(
-            "How many of these run only stand-ins, if the policy has any; by default r of k + r.",
-            at_least=1,
-        ),
-    ] = None
-    stand_in_only: Annotated[
-        bool,
-        Option("Serve the backup alone, behind a proxy: 200 if its gate lets it answer, else 503."),
-    ] = False
-    name: Annotated[
-        str | None, Option("The model's name; by default the bundle's.", metavar="NAME")
-    ] = None
-    host: Annotated[
-        str, Option("The address to listen on; 0.0.0.0 for every network.", metavar="ADDRESS")
-    ] = "127.0.0.1"
-    port: Annotated[
-        int | None,
-        Option("The port to listen on; 0 takes any that is free.", at_least=0, at_most=MAX_PORT),
-    ] = 8000
-    reuse_port: Annotated[
-        bool,
-        Option(
-            "Share the ports with your other servers, so that a restart in place loses nothing."
-        ),
-    ] = False
-    ui: Annotated[bool, Option("Show a live page, at /ui/, to browsers on this machine.")] = False
-    grpc_port: Annotated[
-        int | None,
-        Option(
-            "Speak gRPC too, on this port (Triton's is 8001); 0 takes any that is free.",
-            at_least=0,
-            at_most=MAX_PORT,
-        ),
-    ] = None
-    max_batch: Annotated[
-        int | None,
-        Option(
-            "Maximum number of queries in a batch; by default 4 if the model batches well, else 1.",
-            at_least=1,
-        ),
-    ] = None
-    max_queue: Annotated[
-        int,
-        Option("Queries that may wait for an instance; more are refused (503).", at_least=1),
-    ] = 1000
-    deadline: Annotated[
-        float,
-        Option(
-            "Time until a query fails (504); a request's timeout can shorten it.",
-            unit=SECONDS,
-            typed="s",
-            above=0,
-            at_most=86_400,
-        ),
-    ] = 10.0
+    instances: int | None = option(None, "Workers in all; by default 3.", ge=1, le=100_000)
+    extra_instances: int | None = option(
+        None,
+        "How many of these run only stand-ins, if the policy has any; by default r of k + r.",
+        ge=1,
+    )
+    stand_in_only: bool = option(
+        False, "Serve the backup alone, behind a proxy: 200 if its gate lets it answer, else 503."
+    )
+    name: str | None = option(None, "The model's name; by default the bundle's.", metavar="NAME")
+    host: str = option(
+        "127.0.0.1", "The address to listen on; 0.0.0.0 for every network.", metavar="ADDRESS"
+    )
+    port: int | None = option(
+        8000, "The port to listen on; 0 takes any that is free.", ge=0, le=MAX_PORT
+    )
+    reuse_port: bool = option(
+        False, "Share the ports with your other servers, so that a restart in place loses nothing."
+    )
+    ui: bool = option(False, "Show a live page, at /ui/, to browsers on this machine.")
+    grpc_port: int | None = option(
+        None,
+        "Speak gRPC too, on this port (Triton's is 8001); 0 takes any that is free.",
+        ge=0,
+        le=MAX_PORT,
+    )
+    max_batch: int | None = option(
+        None,
+        "Maximum number of queries in a batch; by default 4 if the model batches well, else 1.",
+        ge=1,
+    )
+    max_queue: int = option(
+        1000, "Queries that may wait for an instance; more are refused (503).", ge=1
+    )
+    deadline: float = option(
+        10.0,
+        "Time until a query fails (504); a request's timeout can shorten it.",
+        unit="s",
+        gt=0,
+        le=86_400,
+    )
     limits: Limits = field(default_factory=Limits)
     access: Access = field(default_factory=Access)
-    tenant_header: Annotated[
-        str | None,
-        Option(
-            "The header or gRPC metadata key of a request's tenant; requests without it are exact.",
-            metavar="HEADER",
-        ),
-    ] = None
-    share_groups: Annotated[
-        bool,
-        Option(
-            "Let requests without a tenant share coding groups, where one query can spoil others.",
-        ),
-    ] = False
+    tenant_header: str | None = option(
+        None,
+        "The header or gRPC metadata key of a request's tenant; requests without it are exact.",
+        metavar="HEADER",
+    )
+    share_groups: bool = option(
+        False,
+        "Let requests without a tenant share coding groups, where one query can spoil others.",
+    )
     faults: FaultPlan | None = None
     placements: tuple[Placement, ...] = ()
-    shutdown_delay: Annotated[
-        float,
-        Option(
-            "Time after SIGTERM in which the server is not ready, but still takes requests.",
-            unit=SECONDS,
-            typed="s",
-            at_least=0,
-            at_most=86_400,
-        ),
-    ] = 0.0
-    verify_every: Annotated[
-        int,
-        Option(
-            "Queries between two checks of an instance with a golden query. 0: no checks.",
-            at_least=0,
-        ),
-    ] = 100
+    shutdown_delay: float = option(
+        0.0,
+        "Time after SIGTERM in which the server is not ready, but still takes requests.",
+        unit="s",
+        ge=0,
+        le=86_400,
+    )
+    verify_every: int = option(
+        100, "Queries between two checks of an instance with a golden query. 0: no checks.", ge=0
+    )
     differ: Annotated[float | None, DIFFER_OR_DEFAULT] = None
-    agreement: Annotated[
-        float | None,
-        Option(
-            "Minimum agreement of single answers of stand-ins: a gate. 0: no gates.",
-            at_least=0,
-            below=1,
-            unit=SHARE,
-        ),
-    ] = None
+    agreement: float | None = option(
+        None,
+        "Minimum agreement of single answers of stand-ins: a gate. 0: no gates.",
+        ge=0,
+        lt=1,
+        unit="share",
+    )
+
+    compare: float = option(
+        COMPARE,
+        "Share of queries that idle instances run on a stand-in too, to learn from.",
+        ge=0,
+        le=1,
+        unit="share",
+    )
+    state: Path | None = option(
+        None,
+        "Where what is learned of stand-ins is kept; by default in the bundle.",
+        metavar="DIR",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.name is not None and (not self.name or "/" in self.name):
             raise UserError(f"a model cannot be called {self.name!r}; leave out slashes")
         if not self.host:
-            raise UserError("--host is an address; for every network write 0.0.0.0")
+            raise UserError(f"{spell('host')} is an address; for every network write 0.0.0.0")
         if self.tenant_header is not None:
             object.__setattr__(self, "tenant_header", tenant_header(self.tenant_header))
         if self.ui and self.port is None:
-            raise UserError("the live page needs a port; give --port, or leave --ui out")
+            raise UserError(
+                f"the live page needs a port; give {spell('port')}, or leave {spell('ui')} out"
+            )
         if self.stand_in_only:
             self._check_stand_in_only()
         engine = self.engine
@@ -207,8 +190,8 @@ class ServeOptions(Options):
         for name in needless:
             if getattr(self, name) not in (None, False):
                 raise UserError(
-                    f"--{name.replace('_', '-')} is for servers that run the model; leave it out "
-                    "with --stand-in-only"
+                    f"{spell(name)} is for servers that run the model; leave it out with "
+                    f"{spell('stand_in_only')}"
                 )
 
     @property

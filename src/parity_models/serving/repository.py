@@ -8,7 +8,15 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -21,13 +29,12 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from parity_models.bundle.bundle import open_bundle
-from parity_models.errors import ParityModelsError, UserError
+from parity_models.errors import ParityModelsError, UserError, spell
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, UnavailableError
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import REPOSITORY, IndexEntry, ServedModel, ServedVersion
 from parity_models.serving.options import ServeOptions
-from parity_models.serving.page.feed import Feed
 from parity_models.serving.protocol import read_json
 
 if TYPE_CHECKING:
@@ -46,6 +53,9 @@ _OF_SERVER = frozenset(
 
 _REQUESTS = "parm_requests"
 """Counted with the model that answers, or with the server if no model is found."""
+
+_INSTANCES = 64
+"""Instances of all models for which file descriptors are reserved."""
 
 _NO_VERSION = "has no version: a folder named 1, 2, ... that is a bundle"
 
@@ -211,8 +221,8 @@ class RepositoryModel:
     async def _warm(self, version: str) -> Deployment:
         """Start a version's instances; nothing is left of them if that fails."""
         # A version that starts must not take all cores from one that serves.
-        at_once = None if self.current is None else max(1, (os.cpu_count() or 1) // 4)
-        deployment = await asyncio.to_thread(self._open_version, version, at_once)
+        together = None if self.current is None else max(1, (os.cpu_count() or 1) // 4)
+        deployment = await asyncio.to_thread(self._open_version, version, together)
         try:
             await deployment.start()
         except BaseException:
@@ -261,6 +271,7 @@ class Repository(Collector):
 
     extensions: Sequence[str] = (REPOSITORY,)
     only = None
+    instances = _INSTANCES
 
     def __init__(
         self,
@@ -269,16 +280,17 @@ class Repository(Collector):
         allow_code: Collection[str] = (),
         tracing: "Tracing | None" = None,
     ) -> None:
-        for option, given in (
-            ("--name", options.name is not None),
-            ("--deployed", "deployed" in options.engine.options),
+        for needless, given in (
+            (spell("name"), options.name is not None),
+            (spell("deployed"), "deployed" in options.engine.options),
             ("a placement", bool(options.placements)),
         ):
             if given:
-                raise UserError(f"{option} is for a server of one bundle; leave it out")
+                raise UserError(f"{needless} is for a server of one bundle; leave it out")
         self.metrics = Metrics()
         """The metrics of the server; each version has its own."""
-        self.registry = self
+        self.registry: Collector = self
+        self.title = folder.resolve().name
         self._folder = folder
         self._options = options
         self._allow_code = allow_code
@@ -309,11 +321,10 @@ class Repository(Collector):
         """End all models at once."""
         await asyncio.gather(*(each.stop() for each in self._models.values()))
 
-    def feed_of(self, asked: Mapping[str, str]) -> Feed | None:
-        """Return the live feed of the model and version asked for; None if it does not run."""
+    def frames_of(self, asked: Mapping[str, str]) -> AsyncGenerator[bytes, None] | None:
         model = self._models.get(asked.get("model", ""))
         running = None if model is None else model.running.get(asked.get("version", ""))
-        return None if running is None else running.feed
+        return None if running is None else running.frames_of({})
 
     @property
     def why_unready(self) -> str:
@@ -321,15 +332,11 @@ class Repository(Collector):
         answer. Models that could not be loaded, or were unloaded, do not count."""
         if self._state:
             return f"the server is {self._state}"
-        if not self.names:
+        served = [name for name, model in self._models.items() if model.current is not None]
+        if not served:
             return "no model is served; load one"
-        troubles = ((name, self.find(name, None).why_unready) for name in self.names)
+        troubles = ((name, self.find(name, None).why_unready) for name in served)
         return "; ".join(f"{name}: {trouble}" for name, trouble in troubles if trouble)
-
-    @property
-    def names(self) -> Sequence[str]:
-        """The models with a version that takes requests."""
-        return [name for name, model in self._models.items() if model.current is not None]
 
     @property
     def largest(self) -> ServedModel | None:
@@ -373,6 +380,10 @@ class Repository(Collector):
             ]
         return families.values()
 
+    def switch_redundancy(self, on: bool) -> None:
+        for running in self.running():
+            running.switch_redundancy(on)
+
     def running(self) -> list[Deployment]:
         """Return the versions that run now."""
         return [each for model in self._models.values() for each in model.running.values()]
@@ -384,10 +395,10 @@ class Repository(Collector):
                 folder = self._folder / name
                 self._models[name] = RepositoryModel(folder, partial(self._open, folder))
 
-    def _open(self, folder: Path, version: str, at_once: int | None) -> Deployment:
+    def _open(self, folder: Path, version: str, together: int | None) -> Deployment:
         bundle = open_bundle(folder / version, self._allow_code)
         options = replace(self._options, name=folder.name)
-        return Deployment(bundle, options, version, starts_at_once=at_once, tracing=self._tracing)
+        return Deployment(bundle, options, version, starts_at_once=together, tracing=self._tracing)
 
     def _known(self, name: str) -> RepositoryModel:
         if name not in self._models:

@@ -14,14 +14,13 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
-    Iterable,
     Mapping,
     Sequence,
 )
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -31,7 +30,8 @@ from prometheus_client.registry import Collector
 
 from parity_models import __version__
 from parity_models.errors import UserError
-from parity_models.options import gather
+from parity_models.options import Options, gather
+from parity_models.scheduling.choice import DIFFER
 from parity_models.serving.access import CHALLENGE, HEALTH, METRICS, Clients
 from parity_models.serving.errors import (
     AbandonedError,
@@ -47,27 +47,23 @@ from parity_models.serving.errors import (
     UnauthorizedError,
     UnavailableError,
 )
-from parity_models.serving.limits import LARGE, ByteBudget, Limits
-from parity_models.serving.models import Models
-from parity_models.serving.options import Budget
+from parity_models.serving.inference import Call, Inference, InferRequest
+from parity_models.serving.limits import Limits
+from parity_models.serving.models import Result, ServedModel
 from parity_models.serving.protocol import (
     BINARY,
     HEADER_LENGTH,
-    JSON_OBJECT,
-    SLICE,
     SOFTWARE,
     ServerMetadata,
     read_json,
+)
+from parity_models.serving.request_log import ACCESS_LOG, RequestLog
+from parity_models.serving.rest_codec import (
+    JSON_OBJECT,
     read_request,
-    row_headers,
     rows_in_head,
-    take_tenant,
     write_response,
 )
-from parity_models.serving.request_log import ACCESS_LOG, CURRENT, RequestLog
-
-if TYPE_CHECKING:
-    from parity_models.serving.tracing import Tracing
 
 _log = logging.getLogger(__name__)
 
@@ -85,8 +81,6 @@ _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 _DECOMPRESS_STEP = 2**20
 """Bytes read, and bytes written, by one step of decompression; limits are checked between steps."""
-
-_NOTHING = ByteBudget(0)
 
 
 @dataclass(slots=True, eq=False)
@@ -106,56 +100,45 @@ class Response:
     retry_after: float = 0.0
 
 
-class Request:
+class Request(Call[Response]):
     """A request: `target` as it was sent, `headers` by their names in lower case. Without a
     `method`, its head could not be read, and it has no id.
 
-    Repeated headers are joined by commas in `headers`, and one by one in `repeated`. The service
-    sets the `handler` of its path, the `model` and `version` that it names, and whether it is an
-    `inference`. Its carrier sets `is_local`, if it comes from this machine, `keeps`, if the
-    connection goes on after it, and `answer`, if its head was enough to refuse it. The `body` comes
-    in pieces; its bytes are held from the `budget`. `is_json`: its body has a lower limit;
-    `is_large`: it may be refused by its body's first bytes, and `peeks` until they have come.
+    Repeated headers are joined by commas in `headers`. The service sets the `handler` of its path,
+    the `model` and `version` that it names, and whether it is an `inference`. Its carrier sets
+    `is_local`, if it comes from this machine, `keeps`, if the connection goes on after it, and
+    `answer`, if its head was enough to refuse it. The `body` comes in pieces. `is_json`: its body
+    has a lower limit; `is_large`: it may be refused by its body's first bytes, and `peeks` until
+    they have come.
     """
 
+    log: RequestLog
     handler: "Handler | None" = None
-    model = ""
-    version: str | None = None
     inference = is_json = is_local = is_large = peeks = False
     keeps = True
     answer: Response | None = None
     body: bytes | bytearray = b""
-    held, budget, max_body = 0, _NOTHING, 0
+    max_body = 0
 
-    def __init__(self, method: str, target: str, fields: Iterable[tuple[bytes, bytes]]) -> None:
+    def __init__(self, method: str, target: str, fields: Sequence[tuple[bytes, bytes]]) -> None:
         self.method = method
         self.target = target
         self.headers = headers = dict[str, str]()
-        self.repeated: dict[str, list[str]] = {}
+        self._fields = fields
         for name, value in fields:
             key, text = name.decode("latin-1").lower(), value.decode("latin-1").rstrip(" \t")
-            if key in headers:
-                self.repeated.setdefault(key, [headers[key]]).append(text)
-                headers[key] += f", {text}"
-            else:
-                headers[key] = text
+            headers[key] = f"{headers[key]}, {text}" if key in headers else text
         self.log = RequestLog(method, target, headers)
 
     def values(self, name: str) -> Sequence[str]:
-        """Return all values of a header, as they were given."""
-        if name in self.repeated:
-            return self.repeated[name]
-        return [self.headers[name]] if name in self.headers else []
+        named = (value for key, value in self._fields if key.decode("latin-1").lower() == name)
+        return [value.decode("latin-1").rstrip(" \t") for value in named]
 
     def add(self, piece: bytes) -> None:
         """Add a piece to the body. Raises TooLargeError or OverloadedError."""
-        size, budget = len(piece), self.budget
-        if len(self.body) + size > self.max_body:
+        if len(self.body) + len(piece) > self.max_body:
             raise self.too_large()
-        if budget.held + size > budget.most:
-            raise budget.exceeded(size)
-        budget.held += size
-        self.held += size
+        self.hold(len(piece))
         if not self.body:
             self.body = piece
         else:
@@ -163,11 +146,15 @@ class Request:
                 self.body = bytearray(self.body)
             self.body += piece
 
-    def release(self) -> None:
-        """Return its bytes to the budget. It may be called twice."""
-        self.budget.held -= self.held
-        self.held = 0
-        self.body = b""
+    def read(self, model: ServedModel) -> InferRequest:
+        return read_request(self.body, self.headers.get(HEADER_LENGTH), model)
+
+    async def write(self, asked: InferRequest, result: Result) -> Response:
+        head, binary = await write_response(asked, result, self.budget.turn)
+        said = _encoded(result.headers)
+        if not binary:
+            return Response(200, head, JSON + said)
+        return Response(200, head, (_BINARY, (_HEADER_LENGTH, b"%d" % len(head)), *said), binary)
 
     def check_encoding(self) -> str:
         """Return the content encoding of the body. Raises RefusedError if it is not supported."""
@@ -205,8 +192,7 @@ class Request:
             raise InvalidRequestError(f"the body is not in {encoding} encoding: {error}") from error
         if not decompressor.eof or decompressor.unused_data or at < len(whole):
             raise InvalidRequestError(f"the body is not one whole stream in {encoding} encoding")
-        self.held -= compressed
-        self.budget.held -= compressed
+        self.hold(-compressed)
 
     def too_large(self) -> TooLargeError:
         """Return the error of a request whose body is larger than `max_body`."""
@@ -265,35 +251,38 @@ class _SmallRequest(Struct):
 _SMALL = msgspec.json.Decoder(_SmallRequest)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Budget(Options):
+    """A change of the budget of a running server."""
+
+    differ: Annotated[float, DIFFER]
+
+
 class Rest:
     """The service: it refuses a request by its head, or answers it when its body has arrived.
 
-    `limits` and `budget` bound the bytes of bodies. Only `clients` may ask for more than the
-    server's health and `open_paths`. Paths in `lacks` do not exist; if `only` is given, only its
-    paths do. `pages` are further handlers, with their methods, by path. `tracing` makes spans of
-    requests.
+    `inference` answers for the models; `limits` bound the bytes of bodies. Only `clients` may ask
+    for more than the server's health and `open_paths`. Paths in `lacks` do not exist; if `only` is
+    given, only its paths do. `pages` are further handlers, with their methods, by path.
     """
 
     def __init__(
         self,
-        models: Models,
+        inference: Inference,
         limits: Limits,
-        budget: ByteBudget,
         *,
         clients: Clients = Clients(),
         lacks: Collection[str] = (),
         only: Collection[str] | None = None,
         pages: Mapping[str, tuple[str, Handler]] | None = None,
         open_paths: Collection[str] = (),
-        tracing: "Tracing | None" = None,
     ) -> None:
         self.limits = limits
-        self.budget = budget
-        self._models = models
+        self.budget = inference.budget
+        self._models = models = inference.models
         self.metrics = models.metrics
         self._clients = clients
         self._open = frozenset((*HEALTH, *open_paths))
-        self._tracing = tracing
         self._fixed: dict[str, tuple[str, Handler]] = {
             "/v2": ("GET", self._server_metadata),
             HEALTH[0]: ("GET", self._live),
@@ -305,7 +294,7 @@ class Rest:
         self._of_model: dict[str | None, tuple[str, Handler]] = {
             None: ("GET", self._model_metadata),
             "/ready": ("GET", self._model_ready),
-            "/infer": ("POST", self._infer),
+            "/infer": ("POST", inference.answer),
             "/budget": ("POST", self._budget),
             "/load": ("POST", self._load),
             "/unload": ("POST", self._unload),
@@ -323,7 +312,7 @@ class Rest:
         """
         target, asks, kept = request.target, None, None
         path = unquote(target.partition("?")[0] if target[:1] == "/" else _path_of_url(target))
-        if path not in self._open:
+        if self._clients.tokens is not None and path not in self._open:
             self._clients.check(request.headers.get("authorization"))
         method, handler = self._fixed.get(path, ("", None))
         found = _OF_MODEL.fullmatch(path) if handler is None and self._of_model else None
@@ -367,19 +356,15 @@ class Rest:
             version = self._models.find(request.model, request.version)
             if rows > version.model.max_rows:
                 raise version.model.too_many(rows)
-            version.frontend.check_admission(rows, None)
+            version.predictor.check_admission(rows, None)
 
     async def answer(self, request: Request) -> Response:
         """Answer a request that began and was not refused. Cancelling it abandons its queries."""
         assert request.handler is not None
-        log = request.log
-        CURRENT.set(log)
         try:
-            if self._tracing is None or not request.inference:
-                response = await request.handler(request)
-            else:
-                with self._tracing.request(log, request.headers):
-                    response = await request.handler(request)
+            if request.inference and "content-encoding" in request.headers:
+                await request.decompress()
+            response = await request.handler(request)
         except asyncio.CancelledError:
             self.abandoned(request)
             raise
@@ -387,7 +372,7 @@ class Rest:
             return self.refused(request, error)
         except Exception as error:
             text = "%s %s failed, id=%s"
-            _log.error(text, request.method, request.target, log.id, exc_info=error)
+            _log.error(text, request.method, request.target, request.log.id, exc_info=error)
             response = error_response(
                 "the server failed to handle the request; its log says why", 500
             )
@@ -396,12 +381,10 @@ class Rest:
 
     def refused(self, request: Request, error: RequestError) -> Response:
         """Return the answer to a request that ends with this error."""
-        if error.why is not None:
-            self.metrics.refusals.labels(error.why).inc()
+        self.metrics.refuse(error)
         self._ended(request, error.status)
         headers: Headers = ()
         if isinstance(error, UnauthorizedError):
-            self.metrics.unauthorized.inc()
             headers = ((b"www-authenticate", CHALLENGE),)
         elif isinstance(error, MethodError):
             headers = ((b"allow", error.allow.encode()),)
@@ -438,49 +421,6 @@ class Rest:
         if always or self._models.only is None:
             self._clients.check_administrator(request.headers.get("authorization"))
 
-    # Inference
-
-    async def _infer(self, request: Request) -> Response:
-        if "content-encoding" in request.headers:
-            await request.decompress()
-        while True:
-            # The version that answers is chosen here, and asked before anything is awaited.
-            version = self._models.find(request.model, request.version)
-            model, log, budget = version.model, request.log, self.budget
-            log.metrics = version.metrics
-            asked = read_request(request.body, request.headers.get(HEADER_LENGTH), model)
-            if model.tenant_header is not None:
-                take_tenant(asked, model.tenant_header, request.values(model.tenant_header))
-            if asked.id is not None:
-                log.id_in_body(asked.id)
-            if asked.count > LARGE:
-                version.frontend.check_admission(asked.count, asked.timeout)
-            size = asked.answer_size()
-            if budget.held + size > budget.most:
-                raise budget.exceeded(size)
-            budget.held += size
-            request.held += size
-            rows = asked.rows
-            if rows is None:
-                rows = await asked.read_rows(budget.turn)
-            if len(request.body) <= SLICE or version is self._models.find(
-                request.model, request.version
-            ):
-                break
-            budget.held -= size  # another version took over as the rows were read
-            request.held -= size
-        result = await version.frontend.infer(
-            rows, asked.timeout, tenant=asked.tenant, exact=asked.exact
-        )
-        log.model, log.version, log.sources = model.name, model.version, result.sources
-        said = _encoded(row_headers(result.sources, result.doubts))
-        head, binary = await write_response(
-            asked, result.outputs, result.sources, budget.turn, doubts=result.doubts
-        )
-        if not binary:
-            return Response(200, head, JSON + said)
-        return Response(200, head, (_BINARY, (_HEADER_LENGTH, b"%d" % len(head)), *said), binary)
-
     # Other requests
 
     async def _live(self, request: Request) -> Response:
@@ -497,7 +437,7 @@ class Rest:
                 about,
                 bundle_digest=only.model.digest,
                 model_sha256=only.model.sha256,
-                quarantined_instances=tuple(only.frontend.quarantined) or None,
+                quarantined_instances=tuple(only.predictor.quarantined) or None,
             )
         return json_response(about)
 

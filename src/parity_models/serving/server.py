@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Collection, Coroutine, Mapping
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,19 +15,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from parity_models.bundle.bundle import Bundle, open_bundle
 from parity_models.errors import UserError
+from parity_models.options import gather
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.access import HEALTH, METRICS, watch
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.http import GRACE, HttpServer, listen, url_of
+from parity_models.serving.inference import AskedOutput, Call, Inference, InferRequest
 from parity_models.serving.limits import ByteBudget, allow_descriptors
-from parity_models.serving.models import ServedVersion
+from parity_models.serving.models import Models, Result, ServedModel
 from parity_models.serving.options import EngineChoice, ServeOptions
 from parity_models.serving.page.feed import Page
-from parity_models.serving.protocol import TensorMessage
 from parity_models.serving.repository import Repository
 from parity_models.serving.rest import Rest
-from parity_models.serving.stand_in_only import StandInOnly
+from parity_models.serving.stand_in_only import stand_in_only
 from parity_models.tensors.signature import cut, padded
 
 if TYPE_CHECKING:
@@ -38,9 +39,6 @@ __all__ = ["Predictions", "ServeOptions", "Server", "Serving", "serve"]
 
 _SCRAPERS = 32
 """Connections to the port for metrics at a time."""
-
-_OF_REPOSITORY = 64
-"""Instances of a repository's models for which file descriptors are reserved."""
 
 Returned = TypeVar("Returned")
 
@@ -86,44 +84,33 @@ class Server:
         self.options = options = options or ServeOptions()
         """The options that it serves with."""
         self._tracing = tracing
-        self.models: Deployment | StandInOnly | Repository
+        self.models = _models(models, options, allow_code, tracing)
         """The models, as the protocols see them."""
-        if isinstance(models, Bundle):
-            if options.stand_in_only:
-                self.models = StandInOnly(models, options)
-            else:
-                self.models = Deployment(models, options, tracing=tracing)
-            title = self.models.model.name
-            self._instances = len(self.models.roles)
-        else:
-            self.models = Repository(models, options, allow_code, tracing)
-            title = models.resolve().name
-            self._instances = _OF_REPOSITORY
-        self._budget = ByteBudget(options.limits.max_in_flight)
+        budget = ByteBudget(options.limits.max_in_flight)
+        make = Inference if tracing is None else tracing.inference
+        self._inference = inference = make(self.models, budget)
         self._certificate = certificate = options.access.certificate()
         self._clients = options.access.clients()
         self._https: list[HttpServer] = []
         if options.port is not None:
             page = None
             if options.ui:
-                several = isinstance(self.models, Repository)
-                page = Page(title, self.models.feed_of, repository=several)
+                several = self.models.only is None
+                page = Page(self.models.title, self.models.frames_of, repository=several)
             rest = Rest(
-                self.models,
+                inference,
                 options.limits,
-                self._budget,
                 clients=self._clients,
                 lacks=() if options.access.metrics_port is None else (METRICS,),
                 pages=None if page is None else page.routes(),
                 open_paths=() if page is None else page.open_paths,
-                tracing=tracing,
             )
             tls = None if certificate is None else lambda: certificate.context
             self._https.append(HttpServer(rest, tls))
         if options.access.metrics_port is not None:
             few = replace(options.limits, max_connections=_SCRAPERS)
             only = (METRICS, *HEALTH)
-            self._https.append(HttpServer(Rest(self.models, few, self._budget, only=only)))
+            self._https.append(HttpServer(Rest(inference, few, only=only)))
         self._grpc: GrpcServer | None = None
         self._was_started = False
         self._watching: asyncio.Task[None] | None = None
@@ -133,7 +120,7 @@ class Server:
         """The URL of the metrics, once the server is started, if they have a port of their own."""
         metrics = self.models.metrics
         metrics.connections.set_function(lambda: sum(each.connections for each in self._https))
-        metrics.bytes_in_flight.set_function(lambda: self._budget.held)
+        metrics.bytes_in_flight.set_function(lambda: budget.held)
 
     @property
     def deployment(self) -> Deployment:
@@ -165,7 +152,7 @@ class Server:
         connections = limits.max_connections
         connections += 0 if options.grpc_port is None else limits.max_rpcs
         connections += 0 if options.access.metrics_port is None else _SCRAPERS
-        allow_descriptors(connections, self._instances)
+        allow_descriptors(connections, self.models.instances)
         steps = [self._open, self.models.start]
         try:
             for step in reversed(steps) if options.reuse_port else steps:
@@ -193,14 +180,6 @@ class Server:
         finally:
             await self.models.stop()
             await self._close()
-
-    def switch_redundancy(self, on: bool) -> None:
-        """Switch redundant work on or off for the models loaded now; later ones have it on."""
-        models = self.models
-        running = models.running() if isinstance(models, Repository) else [models]
-        for each in running:
-            if isinstance(each, Deployment):
-                each.frontend.switch_redundancy(on)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -234,23 +213,16 @@ class Server:
             RequestError: A query got no answer.
 
         """
-        assert isinstance(self.models, ServedVersion), "the server is of a repository"
-        model, frontend = self.models.model, self.models.frontend
-        signature = model.signature
-        named = inputs if isinstance(inputs, Mapping) else {signature.inputs[0].name: inputs}
-        tensors = {each.name: each for each in signature.inputs}
-        arrays, given = {}, []
-        for name, values in named.items():
-            tensor = tensors.get(name)  # None: unknown input; check_request reports it
-            arrays[name] = _as_array(name, values, None if tensor is None else tensor.dtype)
-            datatype = "" if tensor is None else tensor.datatype
-            given.append(TensorMessage(name, datatype, arrays[name].shape))
-        fitting = model.check_request(given, ())
-        rows = padded(arrays, signature, fitting.sizes)
-        exact = exact or model.is_exact(fitting.outputs)
-        result = await frontend.infer(rows, timeout, tenant=tenant, exact=exact)
-        outputs = cut(result.outputs, signature, fitting.sizes)
-        return Predictions(outputs, tuple(map(str, result.sources)))
+        only = self.models.only
+        assert only is not None, "the server is of a repository"
+        if not isinstance(inputs, Mapping):
+            inputs = {only.model.signature.inputs[0].name: inputs}
+        budget = self._inference.budget
+        call = _Predict(only.model.name, inputs, timeout, tenant, exact, budget)
+        try:
+            return await self._inference.answer(call)
+        finally:
+            call.release()
 
     async def _open(self) -> None:
         options, shares = self.options, self.options.reuse_port
@@ -259,12 +231,10 @@ class Server:
             from parity_models.serving.grpc.grpc_server import GrpcServer
 
             self._grpc = GrpcServer(
-                self.models,
+                self._inference,
                 options.limits,
-                self._budget,
                 clients=self._clients,
                 reuse_port=shares,
-                tracing=self._tracing,
             )
             tls = None if self._certificate is None else self._certificate.grpc_credentials()
             self.grpc_url = await self._grpc.start(options.host, options.grpc_port, tls)
@@ -295,6 +265,70 @@ class Server:
             await self._grpc.stop(grace)
         for each in self._https:
             await each.stop(grace)
+
+
+def _models(
+    models: Bundle | Path,
+    options: ServeOptions,
+    allow_code: Collection[str],
+    tracing: "Tracing | None",
+) -> Models:
+    if not isinstance(models, Bundle):
+        return Repository(models, options, allow_code, tracing)
+    if options.stand_in_only:
+        return stand_in_only(models, options)
+    return Deployment(models, options, tracing=tracing)
+
+
+class _Predict(Call[Predictions]):
+    """A call of `predict`, with rows of inputs by name."""
+
+    def __init__(
+        self,
+        model: str,
+        inputs: Mapping[str, ArrayLike],
+        timeout: float | None,
+        tenant: str | None,
+        exact: bool,
+        budget: ByteBudget,
+    ) -> None:
+        self.model = model
+        self.body = inputs
+        self.timeout = timeout
+        self.budget = budget
+        self._tenant = tenant
+        self._exact = exact
+
+    def values(self, header: str) -> Sequence[str]:
+        return () if self._tenant is None else (self._tenant,)
+
+    def read(self, model: ServedModel) -> InferRequest:
+        signature = model.signature
+        dtypes = {each.name: each.dtype for each in signature.inputs}
+        datatypes = {each.name: each.datatype for each in signature.inputs}
+        arrays = {name: _as_array(name, rows, dtypes.get(name)) for name, rows in self.body.items()}
+        # check_request reports unknown inputs
+        fitting = model.check_request(
+            [(name, datatypes.get(name, ""), each.shape) for name, each in arrays.items()]
+        )
+        rows = padded(arrays, signature, fitting.sizes)
+        self.hold(rows.nbytes)
+        return InferRequest(
+            model,
+            fitting.rows,
+            id=None,
+            timeout=None,
+            outputs=[AskedOutput(each, binary=True) for each in fitting.outputs],
+            exact=self._exact or model.is_exact(fitting.outputs),
+            tenant=self._tenant,
+            sizes=fitting.sizes,
+            tensors={},
+            rows=rows,
+        )
+
+    async def write(self, asked: InferRequest, result: Result) -> Predictions:
+        outputs = cut(result.outputs, asked.model.signature, asked.sizes)
+        return Predictions(outputs, tuple(map(str, result.sources)))
 
 
 def _as_array(name: str, values: ArrayLike, dtype: Any) -> NDArray[Any]:
@@ -382,8 +416,9 @@ def serve(
     Args:
         bundle: The bundle, or its folder.
         options: How to serve it; by default it listens on no port.
-        **given: Fields of ServeOptions, in place of `options`. A policy or an engine may be given
-            by its name. With a `port`, the server speaks the protocol at `server.url`.
+        **given: Fields of ServeOptions, in place of `options`. A policy or an engine may be text,
+            as hedging@hedge-delay=5ms. With a `port`, the server speaks the protocol at
+            `server.url`.
 
     Returns:
         A context. The server starts as the block is entered, and stops at its end, when queries in
@@ -397,9 +432,8 @@ def serve(
     if options is None:
         for field, choice in (("policy", PolicyChoice), ("engine", EngineChoice)):
             if isinstance(given.get(field), str):
-                given[field] = choice(given[field])
-        options = ServeOptions(**{"port": None, **given})
-    elif given:
-        raise TypeError("give options as one ServeOptions or by name, not both")
+                given[field] = choice.parse(given[field])
+        given = {"port": None, **given}
+    options = gather(ServeOptions, options, given)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
     return Serving(Server(opened, options))

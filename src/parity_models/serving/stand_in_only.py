@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,10 +13,10 @@ from parity_models.bundle.bundle import Bundle
 from parity_models.bundle.onnx_model import run_options
 from parity_models.roles import BACKUP, Source
 from parity_models.serving.errors import NoStandInError
-from parity_models.serving.frontend import Result
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.models import ServedModel, ServedVersion
+from parity_models.serving.models import Result, ServedModel, ServedVersion
 from parity_models.serving.options import ServeOptions
+from parity_models.trust.evidence import WRITE_EVERY, evidence_of
 
 _WHY = {
     Refusal.UNLIKE: "an input is unlike those that the stand-in learned from",
@@ -26,40 +26,26 @@ _WHY = {
 }
 
 
-class StandInOnly(ServedVersion):
-    """A bundle's backup in threads of this process, as many as the options' `instances`.
+class BackupPredictor:
+    """Answers by a bundle's backup, in `threads` threads of this process.
 
     There is no queue: a request is refused if all threads are busy, or if the backup may not answer
-    each of its rows.
-
-    Raises:
-        UserError: The bundle has no backup that is calibrated for the agreement.
-
+    each of its rows. It sees no model, so it compares nothing: it reads what servers and clients of
+    the same bundle have learned, from their files.
     """
 
-    metrics: Metrics
-    feed = None
     differ = None
-    notes: Sequence[str] = ()
-    roles: Sequence[frozenset[str]] = ()
     quarantined: Collection[str] = ()
 
-    def __init__(self, bundle: Bundle, options: ServeOptions) -> None:
-        self._backup = GatedBackup(bundle, options.agreement)
-        self._free = self.threads = options.workers
-        self._threads = ThreadPoolExecutor(self.threads, "parm-backup")
+    def __init__(self, backup: GatedBackup, threads: int, metrics: Metrics) -> None:
+        self._backup = backup
+        self._metrics = metrics
+        self._read_at = time.monotonic()
+        self._free = self._all = threads
+        self._threads = ThreadPoolExecutor(threads, "parm-backup")
         self.ready = True
         """True until the server stops."""
         self._idle = asyncio.Event()
-        gate = self._backup.gate
-        model = ServedModel.of(
-            bundle,
-            options.name,
-            {} if gate is None else {Source.BACKUP: gate},
-            max_rows=options.max_queue,
-            stood_in=frozenset({self._backup.output.name}),
-        )
-        super().__init__(self, model, Metrics(bundle.digest))
 
     def check_admission(self, rows: int, timeout: float | None = None) -> None:
         """Raise NoStandInError if all threads are busy."""
@@ -80,6 +66,9 @@ class StandInOnly(ServedVersion):
         self.check_admission(len(rows))
         self._free -= 1
         began, run = time.monotonic(), run_options()
+        if began > self._read_at + WRITE_EVERY:
+            self._read_at = began
+            self._threads.submit(self._backup.refresh)
         try:
             answering = asyncio.get_running_loop().run_in_executor(
                 self._threads, self._backup.answer, rows, run
@@ -90,20 +79,17 @@ class StandInOnly(ServedVersion):
             run.terminate = True
             raise
         if isinstance(answer, Refusal):
-            self.metrics.refused_answers.labels(BACKUP, answer).inc(len(rows))
+            self._metrics.refused_answers.labels(BACKUP, answer).inc(len(rows))
             raise NoStandInError(_WHY[answer], answer)
         took = time.monotonic() - began
         for _ in rows:
-            self.metrics.latency(Source.BACKUP).observe(took)
+            self._metrics.latency(Source.BACKUP).observe(took)
         return Result(answer.outputs, [Source.BACKUP] * len(rows), answer.doubts.tolist())
 
     def _answered(self, _: object) -> None:
         self._free += 1
-        if self._free == self.threads:
+        if self._free == self._all:
             self._idle.set()
-
-    async def start(self) -> None:
-        """Do nothing: the backup is loaded and warm."""
 
     def retire(self) -> None:
         """Stop being ready, but still answer."""
@@ -112,12 +98,33 @@ class StandInOnly(ServedVersion):
     async def drain(self) -> None:
         """Return when the requests in flight have ended."""
         self._idle.clear()
-        if self._free < self.threads:
+        if self._free < self._all:
             await self._idle.wait()
 
     async def stop(self) -> None:
         """End the threads, once they are idle."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def feed_of(self, asked: Mapping[str, str]) -> None:
-        """Return no live feed."""
+
+def stand_in_only(bundle: Bundle, options: ServeOptions) -> ServedVersion:
+    """Return a bundle's backup to be served alone, with as many threads as the options' workers.
+
+    Raises:
+        UserError: The bundle has no backup.
+
+    """
+    evidence = evidence_of(bundle, options.state, keep=False)
+    backup = GatedBackup(bundle, options.agreement, evidence=evidence)
+    metrics = Metrics(bundle.digest)
+    model = ServedModel.of(
+        bundle,
+        options.name,
+        {} if backup.gate is None else {Source.BACKUP: backup.gate},
+        max_rows=options.max_queue,
+        stood_in=frozenset({backup.output.name}),
+    )
+    served = ServedVersion(BackupPredictor(backup, options.workers, metrics), model, metrics)
+    served.title = f"the stand-ins of {model.name}"
+    served.description = f"threads: {options.workers}"
+    served.notes = tuple(backup.notes)
+    return served

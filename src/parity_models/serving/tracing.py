@@ -10,8 +10,7 @@ OpenTelemetry, so it is imported only if spans are wanted.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 from opentelemetry.propagate import extract, inject
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
@@ -23,8 +22,9 @@ from parity_models import __version__
 from parity_models.roles import BACKUP, DEPLOYED
 from parity_models.scheduling.actions import Action, Encode, ForgetGroup, Run, Verify
 from parity_models.serving.frontend import Frontend, InFlight, Observer
-from parity_models.serving.models import ServedModel
-from parity_models.serving.request_log import RequestLog
+from parity_models.serving.inference import Answer, Call, Inference
+from parity_models.serving.limits import ByteBudget
+from parity_models.serving.models import Models, ServedModel
 
 
 def exporting() -> TracerProvider:
@@ -48,26 +48,37 @@ class Tracing:
         about = {"parm.model": model.name, "parm.version": model.version}
         frontend.observers.append(QuerySpans(self._tracer, about, frontend.in_flight))
 
-    @contextmanager
-    def request(self, log: RequestLog, carrier: Mapping[str, str]) -> Iterator[None]:
-        """Make a span of the request answered inside; `carrier` has its headers or metadata."""
+    def inference(self, models: Models, budget: ByteBudget) -> Inference:
+        """Return an Inference that makes a span of each call."""
+        return _TracedInference(self._tracer, models, budget)
+
+    def close(self) -> None:
+        """Send the spans that wait."""
+        self._provider.shutdown()
+
+
+class _TracedInference(Inference):
+    def __init__(self, tracer: Tracer, models: Models, budget: ByteBudget) -> None:
+        super().__init__(models, budget)
+        self._tracer = tracer
+
+    async def answer(self, call: Call[Answer]) -> Answer:
+        log = call.log
+        if log is None:
+            return await super().answer(call)
         # Not the path: clients spell it in endless ways (%6dodel).
-        context = extract(carrier)
+        context = extract(call.headers)
         with self._tracer.start_as_current_span("infer", context, SpanKind.SERVER) as span:
             if span.is_recording():
                 span.set_attribute("parm.request_id", log.id)
                 log.span = span
             log.trace_id = f"{span.get_span_context().trace_id:032x}"
-            yield
-            if log.sources:
-                span.update_name(f"infer {log.model}")
-                span.set_attribute("parm.model", log.model)
-                span.set_attribute("parm.version", log.version)
-                span.set_attribute("parm.sources", ",".join(log.sources))
-
-    def close(self) -> None:
-        """Send the spans that wait."""
-        self._provider.shutdown()
+            answer = await super().answer(call)
+            span.update_name(f"infer {log.model}")
+            span.set_attribute("parm.model", log.model)
+            span.set_attribute("parm.version", log.version)
+            span.set_attribute("parm.sources", ",".join(log.sources))
+        return answer
 
 
 class QuerySpans(Observer):

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import UserError
-from parity_models.roles import BACKUP, DEPLOYED, Source
+from parity_models.roles import BACKUP, DEPLOYED, SOURCES, Source
 from parity_models.scheduling.actions import (
     Action,
     Answer,
@@ -42,9 +42,6 @@ from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.policies import Policy
 from parity_models.scheduling.work import SchedulerConfig
 from parity_models.simulation.emulation import Distribution, FaultPlan, Transfers, WorkerFaults
-
-SOURCES = tuple(Source)
-"""The sources that the indices in SimulationResult.sources stand for."""
 
 FAILED = -1
 """The source of a query that failed."""
@@ -96,6 +93,38 @@ class Simulation:
     warm_up: int = 0
     further_rows: Mapping[str, float] = field(default_factory=dict)
 
+    def run(
+        self,
+        policy: Policy,
+        dispatch: Dispatch | None = None,
+        driver: "Callable[..., Driver] | None" = None,
+    ) -> "SimulationResult":
+        """Run the simulation to its end.
+
+        Args:
+            policy: The redundancy policy.
+            dispatch: The dispatch rule, by default the policy's.
+            driver: A subclass of Driver that simulates more of a machine.
+
+        Returns:
+            The fate of each query, and the work that was done.
+
+        Raises:
+            UserError: The queries arrive over more than MAX_SECONDS.
+        """
+        seconds = self.arrivals[-1] if len(self.arrivals) else 0.0
+        if seconds > MAX_SECONDS:
+            raise UserError(
+                f"the queries arrive over {seconds:.3g} simulated seconds; {MAX_SECONDS:.3g} are "
+                "simulated at most: give a higher rate or fewer queries"
+            )
+        thresholds = gc.get_threshold()
+        gc.set_threshold(GC_THRESHOLD, *thresholds[1:])
+        try:
+            return (driver or Driver)(self, policy, dispatch).run()
+        finally:
+            gc.set_threshold(*thresholds)
+
 
 @dataclass(frozen=True)
 class SimulationResult:
@@ -115,40 +144,6 @@ class SimulationResult:
     recycled: Counter[RecycleReason] = field(default_factory=Counter)
     rows: Counter[str] = field(default_factory=Counter)
     lag: float = 0.0
-
-
-def simulate(
-    simulation: Simulation,
-    policy: Policy,
-    dispatch: Dispatch | None = None,
-    driver: "Callable[..., Driver] | None" = None,
-) -> SimulationResult:
-    """Run a simulation to its end.
-
-    Args:
-        simulation: The workload and the instances.
-        policy: The redundancy policy.
-        dispatch: The dispatch rule, by default the policy's.
-        driver: A subclass of Driver that simulates more of a machine.
-
-    Returns:
-        The fate of each query, and the work that was done.
-
-    Raises:
-        UserError: The queries arrive over more than MAX_SECONDS.
-    """
-    seconds = simulation.arrivals[-1] if len(simulation.arrivals) else 0.0
-    if seconds > MAX_SECONDS:
-        raise UserError(
-            f"the queries arrive over {seconds:.3g} simulated seconds; {MAX_SECONDS:.3g} are "
-            "simulated at most: give a higher rate or fewer queries"
-        )
-    thresholds = gc.get_threshold()
-    gc.set_threshold(GC_THRESHOLD, *thresholds[1:])
-    try:
-        return (driver or Driver)(simulation, policy, dispatch).run()
-    finally:
-        gc.set_threshold(*thresholds)
 
 
 @dataclass(eq=False)

@@ -25,8 +25,8 @@ from rich.console import RenderableType
 
 from parity_models.bundle.bundle import Bundle
 from parity_models.documents import content_of
-from parity_models.errors import UserError
-from parity_models.options import flag_of, gather
+from parity_models.errors import UserError, spell
+from parity_models.options import gather
 from parity_models.printed import Printed
 from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.choice import PolicyChoice
@@ -161,14 +161,14 @@ class AccessLog:
             upstreams[upstream].append((arrival - first, latency))
         if instances is None and [*upstreams] == [UNNAMED]:
             raise UserError(
-                f"{path} names no upstream; give --instances, the number of requests that the "
-                "servers run at a time"
+                f"{path} names no upstream; give {spell('instances')}, the number of requests "
+                "that the servers run at a time"
             )
         slots = ceil((instances or 1) / len(upstreams))
         if instances is not None and slots * len(upstreams) != instances:
             raise UserError(
                 f"{path} names {len(upstreams)} upstreams, which run equal numbers of requests at "
-                f"a time; --instances is a multiple of {len(upstreams)}"
+                f"a time; {spell('instances')} is a multiple of {len(upstreams)}"
             )
         runs = [[*_runs(upstreams[each], slots)] for each in sorted(upstreams)]
         overtaken = sum(took < -TOLERANCE for server in runs for _, took in server)
@@ -176,7 +176,7 @@ class AccessLog:
             raise UserError(
                 f"{overtaken / len(requests):.0%} of the requests of {path} end before one that "
                 f"came earlier to the same server, so it runs more than {slots} at a time; "
-                "give --instances, the number that all servers run at a time"
+                f"give {spell('instances')}, the number that all servers run at a time"
             )
         arrivals, latencies = np.array([each[:2] for each in requests]).T
         servers = [
@@ -245,7 +245,7 @@ class LogAdvice(Printed):
             f"{len(log.servers)} x {log.slots} at a time; the median takes {1e3 * log.run:.1f} ms."
         )
         stand_in = (
-            "Give BUNDLE or --backup-time for the rows of a stand-in."
+            f"Give a bundle or {spell('backup_time')} for the rows of a stand-in."
             if self.backup is None
             else f"A stand-in takes {1e3 * self.backup:.1f} ms and may answer {self.coverage:.0%}."
         )
@@ -304,7 +304,7 @@ def advise(
     if type(chosen)(**{name: getattr(chosen, name) for name in TAKEN}) != chosen:
         raise UserError(
             "an access log gives the load and the model's times; with it, give only "
-            f"BUNDLE, {', '.join(map(flag_of, TAKEN[:-1]))}"
+            f"a bundle, {', '.join(map(spell, TAKEN[:-1]))}"
         )
     log = AccessLog.read(Path(log_file), chosen.instances)
     run = log.run

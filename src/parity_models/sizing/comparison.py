@@ -9,7 +9,7 @@ from rich.console import RenderableType
 
 from parity_models.bundle.bundle import Bundle
 from parity_models.codes import CodeSpec
-from parity_models.errors import UserError
+from parity_models.errors import UserError, spell
 from parity_models.options import gather
 from parity_models.printed import Printed
 from parity_models.scheduling.choice import PolicyChoice
@@ -115,7 +115,7 @@ def simulate(
     ]
     if chosen.differ is not None:
         if not any(each.has_budget for each in asked):
-            raise UserError(f"--differ is for the policy {Adaptive.name}; leave it out")
+            raise UserError(f"{spell('differ')} is for the policy {Adaptive.name}; leave it out")
         asked = [each.within(chosen.differ) if each.has_budget else each for each in asked]
     baselines = [
         PolicyChoice(NoRedundancy.name, dispatch=None if rule == SINGLE_QUEUE else rule)

@@ -77,11 +77,9 @@ class Contender:
     exported: Exported
     bundle: Bundle
 
-    def calibrate(self, level: float | None, risk: float) -> Calibration | None:
-        """Return its calibration, and record the share that it may answer at the level.
-
-        None if the calibration queries do not show that it reaches the level.
-        """
+    def calibrate(self, level: float | None, risk: float) -> Calibration:
+        """Return its calibration, and record the share that it may answer at the level, if the
+        calibration queries show that it reaches it."""
         context = self.candidate.context
         assert context.queries.calibration is not None
         (gate,) = calibrate_gates(
@@ -91,11 +89,8 @@ class Contender:
             allowed=context.allowed,
             risk=risk,
         ).values()
-        if level is None:
-            return gate
-        if (reached := gate.at_least(level)) is None:
-            return None
-        self.finalist.covered = reached.coverage
+        if level is not None and (reached := gate.at_least(level)) is not None:
+            self.finalist.covered = reached.coverage
         return gate
 
 
@@ -157,19 +152,18 @@ def preferred(among: Sequence[Contender]) -> Contender:
     return max(alike, key=lambda one: one.finalist.saving)
 
 
-def choose(
-    trained: Sequence[Contender], level: float | None
-) -> tuple[Contender, Calibration] | None:
+def choose(trained: Sequence[Contender], level: float | None) -> tuple[Contender, Calibration]:
     """Return the preferred finalist and its calibration, which shows this `level` of agreement.
 
-    If calibration does not show it, take the next; None if it shows it for none.
+    If calibration does not show it, take the next. If it shows it for none, return the first, whose
+    gate then starts closed.
     """
-    left, risk = list(trained), RISK
+    left, risk, found = list(trained), RISK, list[tuple[Contender, Calibration]]()
     while left:
         best = preferred(left)
-        gate = best.calibrate(level, FIRST_CHOICE * risk)
-        if gate is not None:
-            return best, gate
+        found.append((best, best.calibrate(level, FIRST_CHOICE * risk)))
+        if level is None or found[-1][1].at_least(level) is not None:
+            return found[-1]
         left.remove(best)
         risk *= 1 - FIRST_CHOICE
-    return None
+    return found[0]

@@ -4,14 +4,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, inf
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from rich.console import RenderableType
 
 from parity_models.bundle.bundle import Bundle, open_bundle
-from parity_models.errors import UserError
+from parity_models.errors import UserError, spell
 from parity_models.evaluation.accuracy import replacement
-from parity_models.options import SECONDS, SHARE, Option, gather
+from parity_models.options import gather, option
 from parity_models.printed import Printed
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Adaptive, EqualResources, Hedging
@@ -43,21 +43,13 @@ ANSWERED = 0.999
 class Goal(SimulationOptions):
     """The tail that a service is sized for, and the options of its simulation. Times in seconds."""
 
-    p99: Annotated[
-        float | None, Option("99 % of the answers come within this time.", unit=SECONDS, above=0)
-    ] = None
-    p999: Annotated[
-        float | None, Option("99.9 % of the answers come within this time.", unit=SECONDS, above=0)
-    ] = None
-    headroom: Annotated[
-        float,
-        Option(
-            "The share of the instances' time to keep idle.",
-            unit=SHARE,
-            at_least=0,
-            below=1,
-        ),
-    ] = 0.3
+    p99: float | None = option(None, "99 % of the answers come within this time.", unit="ms", gt=0)
+    p999: float | None = option(
+        None, "99.9 % of the answers come within this time.", unit="ms", gt=0
+    )
+    headroom: float = option(
+        0.3, "The share of the instances' time to keep idle.", unit="share", ge=0, lt=1
+    )
 
 
 @dataclass(frozen=True)
@@ -132,7 +124,8 @@ class Plans(Printed):
         elif found.stood_in:
             said += (
                 f"\n{found.stood_in:.1%} of all answers are a stand-in's, and {found.differ:.3%} "
-                "of all are expected to differ from the model's; --differ says how many may."
+                f"of all are expected to differ from the model's; {spell('differ')} says how many "
+                "may."
             )
         return said + f"\nServe it with: parm serve {self.bundle or 'BUNDLE'} {best.flags}"
 
@@ -183,7 +176,8 @@ def plan(
     goal = gather(Goal, options, given)
     if goal.rate is None and goal.instances is None:
         raise UserError(
-            "there is no load to plan for; give --rate, --instances, or an access log with --log"
+            f"there is no load to plan for; give {spell('rate')}, {spell('instances')}, or an "
+            "access log (parm plan --log)"
         )
     opened = bundle if bundle is None or isinstance(bundle, Bundle) else open_bundle(bundle)
     found = Planner(service_of(opened, goal), goal).plans()

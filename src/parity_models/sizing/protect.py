@@ -16,16 +16,15 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from parity_models.bundle.bundle import Bundle
-from parity_models.errors import UserError
+from parity_models.errors import UserError, spell
 from parity_models.evaluation.judging import GivenInputs, answered_classes
-from parity_models.options import SHARE, Option, gather
+from parity_models.options import gather, option
 from parity_models.printed import Printed
 from parity_models.progress import Callbacks
 from parity_models.roles import DEPLOYED
 from parity_models.scheduling.choice import DIFFER, PolicyChoice
 from parity_models.scheduling.policies import Adaptive, EqualResources, Hedging
 from parity_models.sizing.finalists import (
-    FIRST_CHOICE,
     Contender,
     Finalist,
     choose,
@@ -49,7 +48,6 @@ from parity_models.training.device import Rows, choose_device, place, predict
 from parity_models.training.distillation import distill, envelope_of
 from parity_models.training.search import FINALISTS, Found, propose, search
 from parity_models.training.teacher import (
-    HELD_OUT,
     Model,
     Queries,
     Teacher,
@@ -58,9 +56,7 @@ from parity_models.training.teacher import (
     open_teacher,
 )
 from parity_models.training.train import check_place, write_stand_ins
-from parity_models.trust.calibration import LEVELS, RISK, fewest_queries
-from parity_models.trust.gate import LEAST_LEVEL, Calibration, StandIn
-from parity_models.trust.gates import AGREEMENT
+from parity_models.trust.gate import AGREEMENT, LEAST_LEVEL, Calibration, StandIn
 
 FEWEST, FEWEST_GIVEN = 64, 100
 """The fewest queries to learn from, and to be given: three tenths of the latter are held out."""
@@ -85,33 +81,25 @@ LEAST_QUERIES, QUERIES, MOST_QUERIES = 3_000, 10_000, 40_000
 class SearchOptions(TeachingOptions, ScenarioOptions):
     """The options of a search for stand-ins, and the scenario in which they are simulated."""
 
-    minutes: Annotated[
-        float, Option("Time for the whole search.", above=0, at_most=10_000, metavar="MINUTES")
-    ] = 10.0
+    minutes: float = option(10.0, "Time for the whole search.", gt=0, le=10_000, metavar="MINUTES")
     differ: Annotated[float, DIFFER] = Adaptive.Options.differ
-    agreement: Annotated[
-        float | None,
-        Option(
-            "Minimum agreement of single answers of the stand-in, which calibration must show.",
-            at_least=LEAST_LEVEL,
-            below=1,
-            unit=SHARE,
-        ),
-    ] = None
-    answer_only: Annotated[
-        str | None,
-        Option(
-            "Classes for the stand-in, separated by commas; CLASS=LEVEL sets a higher level.",
-            metavar="CLASS[=LEVEL]",
-        ),
-    ] = None
-    pool: Annotated[
-        str | None,
-        Option(
-            "mean: imitate an added output, the mean of the tokens' rows, scaled to length 1.",
-            metavar="HOW",
-        ),
-    ] = None
+    agreement: float | None = option(
+        None,
+        "Minimum agreement of single answers of the stand-in, which calibration must show.",
+        ge=LEAST_LEVEL,
+        lt=1,
+        unit="share",
+    )
+    answer_only: str | None = option(
+        None,
+        "Classes for the stand-in, separated by commas; CLASS=LEVEL sets a higher level.",
+        metavar="CLASS[=LEVEL]",
+    )
+    pool: str | None = option(
+        None,
+        "mean: imitate an added output, the mean of the tokens' rows, scaled to length 1.",
+        metavar="HOW",
+    )
 
     @property
     def gate(self) -> float | None:
@@ -250,8 +238,7 @@ def protect(
         ModelError: For a model that cannot be deployed.
         TrainingError: If no candidate could be trained.
         BundleError: A bundle cannot be written to `out`.
-        UserError: For options out of range, for too few queries for an agreement, and if no
-            stand-in reaches it; the message names the nearest. Nothing is written then.
+        UserError: For options out of range. Nothing is written then.
     """
     chosen = gather(SearchOptions, options, given)
     end = time.monotonic() + 60 * chosen.minutes
@@ -259,8 +246,6 @@ def protect(
     chosen.faults(chosen.instances or INSTANCES)  # refuses a wrong plan before the search
     with open_teacher(model, inputs, chosen.output, chosen.pool) as teacher:
         queries = find_queries(teacher, inputs, chosen, least=FEWEST_GIVEN)
-        if queries.calibration is not None and chosen.gate is not None:
-            _check_enough(len(queries.calibration), chosen.gate)
         check_place(out)
         context = prepare(teacher, queries, chosen, said)
         test = context.queries.test
@@ -272,19 +257,6 @@ def protect(
         finishing = min(FINISHING + running, MOST_FINISHING * total)
         seconds = max(end - finishing - time.monotonic(), LEAST_SEARCHING * total)
         return _finish(context, search(context, proposals, seconds, said), out, chosen)
-
-
-def _check_enough(queries: int, level: float) -> None:
-    """Raise UserError if this many calibration queries cannot show the level."""
-    needed = fewest_queries(level, FIRST_CHOICE * RISK)
-    if queries >= needed:
-        return
-    lower = [each for each in LEVELS if fewest_queries(each, FIRST_CHOICE * RISK) <= queries]
-    raise UserError(
-        f"an agreement of {level:g} takes at least {needed:,} queries to calibrate with, and there "
-        f"are {queries:,}: give {HELD_OUT * needed:,} rows of --inputs, a tenth of which calibrates"
-        + (f", or --agreement {max(lower):g}" if lower else "")
-    )
 
 
 def prepare(
@@ -309,7 +281,9 @@ def prepare(
     )
     only = answered_classes(teacher.bundle, options.answer_only)
     if only and not data.transform.of_classes:
-        raise UserError(f"predictions are {data.output_kind}, not classes; leave out --answer-only")
+        raise UserError(
+            f"predictions are {data.output_kind}, not classes; leave out {spell('answer_only')}"
+        )
     queried, level = teacher.describe(queries.train), options.gate or AGREEMENT
     learned = teacher, model, queries, data, queried
     return TrainingContext(*learned, options.seed, level, row_seconds, only)
@@ -324,7 +298,7 @@ def _affordable(
     if len(queries.train) > most:
         callbacks.say(
             f"the model takes too long to predict for all {len(queries.train):,} queries: {most:,} "
-            "are used; give more --minutes for more"
+            "are used; give more minutes for more"
         )
     judging = ("validation", "validation_labels", "test")
     limits = {"train": most, "calibration": CALIBRATING} | dict.fromkeys(judging, JUDGING)
@@ -358,18 +332,10 @@ def _finish(context: TrainingContext, found: Found, out: Path, options: SearchOp
             service = finalist.service(gated=shown is not None)
             finalist.outcome = replace(scenario, service=service).outcome(late)
 
-        able = [each for each in trained if shown is None or each.finalist.covered]
+        able = [each for each in trained if shown is None or each.finalist.covered] or trained
         for each in able:
             simulate(each.finalist)
-        chosen = choose(able, shown)
-        if chosen is None:
-            nearest = max((each.finalist for each in trained), key=lambda one: one.agreement)
-            raise UserError(
-                f"no stand-in was shown to agree with the model in {shown:g} of cases: the "
-                f"nearest is {nearest.name}, which scores {nearest.agreement:.3f} on all test "
-                "queries; give a lower --agreement, more --inputs, or more --minutes"
-            )
-        best, gate = chosen
+        best, gate = choose(able, shown)
         bundle = write_protected(context, best, gate, out)
     simulate(best.finalist)
     assert context.level is not None

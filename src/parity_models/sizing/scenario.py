@@ -17,9 +17,9 @@ from rich.table import Table
 from parity_models.bundle.bundle import BATCH, Bundle, open_bundle
 from parity_models.bundle.inference_time import measure_models
 from parity_models.codes import Code, CodeSpec
-from parity_models.errors import UserError
-from parity_models.options import SECONDS, SHARE, Option, Options
-from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role, source_of
+from parity_models.errors import UserError, spell
+from parity_models.options import Options, option
+from parity_models.roles import BACKUP, DEPLOYED, SOURCES, Source, parity_role, source_of
 from parity_models.scheduling.choice import DIFFER_OR_DEFAULT, PolicyChoice, extra_instances
 from parity_models.scheduling.policies import StandIns
 from parity_models.scheduling.work import SchedulerConfig
@@ -32,8 +32,8 @@ from parity_models.simulation.emulation import (
     Uniform,
     load_fault_plan,
 )
-from parity_models.simulation.simulation import FAILED, SOURCES, Driver, Simulation, simulate
-from parity_models.trust.doubt import Audit, curve_of
+from parity_models.simulation.simulation import FAILED, Driver, Simulation
+from parity_models.trust.doubt import Doubts
 from parity_models.trust.gate import Calibration, DoubtCurve
 from parity_models.trust.gates import calibrations_of, choose_gates
 
@@ -65,24 +65,18 @@ USUAL_DOUBTS = tuple(np.geomspace(1e-4, 0.5, QUANTILES).tolist())
 class ScenarioOptions(Options):
     """The queries that arrive, the instances that serve them, and the contention there."""
 
-    rate: Annotated[
-        float | None,
-        Option(
-            "Queries per second; by default half of the instances' capacity with batches of one.",
-            above=0,
-            at_most=1e6,
-        ),
-    ] = None
-    instances: Annotated[int | None, Option("Instances in all.", at_least=1, at_most=100_000)] = (
-        None
+    rate: float | None = option(
+        None,
+        "Queries per second; by default half of the instances' capacity with batches of one.",
+        gt=0,
+        le=1e6,
     )
-    contention: Annotated[
-        str | None,
-        Option(
-            "A fault plan that slows instances; by default background transfers, as in the paper.",
-            metavar="FILE",
-        ),
-    ] = None
+    instances: int | None = option(None, "Instances in all.", ge=1, le=100_000)
+    contention: str | None = option(
+        None,
+        "A fault plan that slows instances; by default background transfers, as in the paper.",
+        metavar="FILE",
+    )
 
     def faults(self, instances: int) -> FaultPlan | None:
         """Return the given contention, for this many instances. Raises FaultPlanError."""
@@ -97,44 +91,32 @@ class ScenarioOptions(Options):
 class SimulationOptions(ScenarioOptions):
     """The scenario of a simulation, and a service without a bundle. Times in seconds."""
 
-    queries: Annotated[
-        int | None,
-        Option("Queries of each simulation.", at_least=1000, at_most=10_000_000),
-    ] = None
-    seed: Annotated[int, Option("Fixes all that is random.", at_least=0, at_most=2**32 - 1)] = 0
-    service_time: Annotated[
-        float | None,
-        Option(
-            "Median time of the model for a query, in place of a bundle's.", unit=SECONDS, above=0
-        ),
-    ] = None
-    backup_time: Annotated[
-        float | None,
-        Option(
-            "Median time of a backup, without a bundle; by default there is none.",
-            unit=SECONDS,
-            above=0,
-        ),
-    ] = None
-    coverage: Annotated[
-        float,
-        Option(
-            "The share of queries that stand-ins may answer, without a bundle.",
-            at_least=0,
-            at_most=1,
-            unit=SHARE,
-        ),
-    ] = 1.0
+    queries: int | None = option(None, "Queries of each simulation.", ge=1000, le=10_000_000)
+    seed: int = option(0, "Fixes all that is random.", ge=0, le=2**32 - 1)
+    service_time: float | None = option(
+        None, "Median time of the model for a query, in place of a bundle's.", unit="ms", gt=0
+    )
+    backup_time: float | None = option(
+        None,
+        "Median time of a backup, without a bundle; by default there is none.",
+        unit="ms",
+        gt=0,
+    )
+    coverage: float = option(
+        1.0,
+        "The share of queries that stand-ins may answer, without a bundle.",
+        ge=0,
+        le=1,
+        unit="share",
+    )
     differ: Annotated[float | None, DIFFER_OR_DEFAULT] = None
-    agreement: Annotated[
-        float | None,
-        Option(
-            "Minimum agreement of single answers of the bundle's stand-ins: a gate. 0: no gates.",
-            at_least=0,
-            below=1,
-            unit=SHARE,
-        ),
-    ] = None
+    agreement: float | None = option(
+        None,
+        "Minimum agreement of single answers of the bundle's stand-ins: a gate. 0: no gates.",
+        ge=0,
+        lt=1,
+        unit="share",
+    )
 
 
 @dataclass(frozen=True)
@@ -164,7 +146,7 @@ class Service:
         doubts = {}
         for source, each in self.doubts.items():
             curve = self.curves.get(source)
-            factor = 1.0 if differ is None or curve is None else Audit(curve, differ).factor
+            factor = 1.0 if differ is None or curve is None else Doubts(curve, differ).factor
             doubts[source] = tuple(min(1.0, factor * doubt) for doubt in each)
         covered = self.coverage if differ is None else self.floor
         return msgspec.structs.replace(
@@ -203,8 +185,8 @@ def service_of(
         return replace(service, seconds=times)
     if service_time is None:
         raise UserError(
-            "nothing says how long the model takes; give a bundle, or --service-time with the "
-            "median time of a query"
+            "nothing says how long the model takes; give a bundle, or "
+            f"{spell('service_time')} with the median time of a query"
         )
     made = None if code is None else Code(code, (1,), (1,))
     seconds = {DEPLOYED: service_time}
@@ -237,7 +219,7 @@ def _measured(bundle: Bundle, options: SimulationOptions) -> Service:
     level = options.agreement if stand_ins else None
     coverage, floor = (
         {
-            source: each.level.coverage
+            source: each.coverage
             for source, each in choose_gates(bundle, roles, level, budgeted=budgeted).items()
         }
         for budgeted in (False, True)
@@ -250,7 +232,7 @@ def _measured(bundle: Bundle, options: SimulationOptions) -> Service:
         coverage,
         floor,
         {each: doubt_quantiles(known[each]) if each in known else (1.0,) for each in sources},
-        {source: curve_of(each) for source, each in known.items()},
+        {source: each.curve for source, each in known.items() if each.curve is not None},
         max_batch=times.batch,
         added=added,
     )
@@ -258,17 +240,11 @@ def _measured(bundle: Bundle, options: SimulationOptions) -> Service:
 
 def doubt_quantiles(calibration: Calibration) -> tuple[float, ...]:
     """Return equally likely doubts of a stand-in's outputs, ascending: QUANTILES of them."""
-    curve, shares = curve_of(calibration), np.linspace(0, 1, QUANTILES)
-    if calibration.curve is not None:  # its confidences are quantiles
-        known = np.linspace(0, 1, len(curve.doubts))
-        return tuple(np.interp(shares, known, curve.doubts[::-1]).tolist())
-    levels = calibration.levels[::-1]
-    thresholds = [
-        max((each.threshold for each in one.classes), default=one.threshold) for one in levels
-    ]
-    doubts = np.append(curve.of(np.array(thresholds)), 1.0)
-    covered = np.maximum.accumulate(np.array([each.coverage for each in levels]))
-    return tuple(np.maximum.accumulate(doubts[np.searchsorted(covered, shares)]).tolist())
+    curve = calibration.curve
+    if curve is None:
+        return (1.0,)
+    known, shares = np.linspace(0, 1, len(curve.doubts)), np.linspace(0, 1, QUANTILES)
+    return tuple(np.interp(shares, known, curve.doubts[::-1]).tolist())
 
 
 @dataclass(frozen=True)
@@ -386,7 +362,7 @@ class Scenario:
             config=SchedulerConfig(max_batch=service.max_batch),
             further_rows=service.added,
         )
-        result = simulate(simulation, policy, dispatch, driver=self.driver)
+        result = simulation.run(policy, dispatch, driver=self.driver)
         sources, latencies = (
             result.sources[base.warm_up :],
             result.latencies[base.warm_up :],
@@ -394,7 +370,8 @@ class Scenario:
         answered = sources != FAILED
         if not answered.any():
             raise UserError(
-                "no query was answered in the simulation: lower --rate, or give other --contention"
+                f"no query was answered in the simulation: lower {spell('rate')}, or give other "
+                f"{spell('contention')}"
             )
         p50, p99, p999 = np.quantile(latencies[answered] * 1e3, (0.5, 0.99, 0.999)).tolist()
         busy = sum(result.busy.values())

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from parity_models.errors import DataError, UserError
+from parity_models.errors import DataError, UserError, spell
 from parity_models.tensors.queries import LABELS, read_arrays
 
 Array = NDArray[Any]
@@ -195,7 +195,7 @@ def check_boxes(metric: str, outputs: Array, what: str) -> None:
     if METRICS[metric].kind == "boxes" and (outputs[:, 2:] > outputs[:, :2]).all(1).mean() < 0.5:
         raise DataError(
             f"the {what} are not boxes, which {metric} judges: left, top, right, bottom; use "
-            "--metric r2"
+            f"{spell('metric', 'r2')}"
         )
 
 
@@ -218,11 +218,12 @@ def choose_metric(name: str | None, output_shape: tuple[int, ...]) -> str:
     if kind == "classes" and not is_row:
         raise UserError(
             f"{name} judges predictions that hold a number for each class, not predictions of "
-            f"shape {output_shape}; use --metric r2"
+            f"shape {output_shape}; use {spell('metric', 'r2')}"
         )
     if kind == "boxes" and output_shape != (4,):
         raise UserError(
-            f"{name} judges boxes, predictions of shape (4,), not {output_shape}; use --metric r2"
+            f"{name} judges boxes, predictions of shape (4,), not {output_shape}; use "
+            f"{spell('metric', 'r2')}"
         )
     return name
 

@@ -77,8 +77,8 @@ def code_for(spec: CodeSpec, teacher: Teacher) -> Code:
     if not (teacher.plain or code.by_slot):
         raise CodeError(
             "for models of several inputs, of integers or of dynamic axes, one parity model is "
-            "trained, which answers each slot separately: use --encoder stack@new-axis=true "
-            "--decoder separate --r 1"
+            "trained, which answers each slot separately: use the encoder "
+            "stack@new-axis=true, the decoder separate, and r=1"
         )
     return code
 

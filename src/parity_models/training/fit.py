@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from parity_models.errors import TrainingError
+from parity_models.errors import TrainingError, spell
 from parity_models.progress import OnProgress, Progress
 from parity_models.training.networks import Effort
 
@@ -266,7 +266,9 @@ class _Run:
         """
         path = self.checkpoint
         if path is None or not path.is_file():
-            raise TrainingError(f"there is nothing to resume at {path}; run without --resume")
+            raise TrainingError(
+                f"there is nothing to resume at {path}; run without {spell('resume')}"
+            )
         parts: dict[str, Weights] = {"module": {}, "best": {}, "optimizer": {}}
         try:
             with safe_open(path, "pt") as file:
@@ -295,12 +297,12 @@ class _Run:
             RuntimeError,
         ) as error:
             raise TrainingError(
-                f"the checkpoint {path} is damaged ({error}); run without --resume"
+                f"the checkpoint {path} is damaged ({error}); run without {spell('resume')}"
             ) from error
         if changed:
             raise TrainingError(
                 f"the run at {path} had other options ({'; '.join(changed)}); resume with the same "
-                "options or run without --resume"
+                f"options or run without {spell('resume')}"
             )
 
     def _restore_optimizer(self, values: Weights) -> None:

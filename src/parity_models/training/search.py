@@ -221,7 +221,7 @@ class _Search:
             if left >= 0 or len(entrants) < 2:
                 entrants.append(Candidate(network, self._lesson, share=share))
             else:
-                self._dropped[f"backup {network}"] = "not tried: there are not enough --minutes"
+                self._dropped[f"backup {network}"] = "not tried: there are not enough minutes"
         return entrants
 
     def _rung(self, candidates: Sequence[Candidate], rung: int, end: float) -> None:

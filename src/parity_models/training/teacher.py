@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -23,10 +23,10 @@ from parity_models.bundle.bundle import (
 )
 from parity_models.bundle.servable import OWN, read_servable, with_mean
 from parity_models.codes import Code
-from parity_models.errors import BundleError, ModelError, TrainingError, UserError
+from parity_models.errors import BundleError, ModelError, TrainingError, UserError, spell
 from parity_models.evaluation.judging import GivenInputs, load_queries
 from parity_models.evaluation.outputs import deployed_predictor
-from parity_models.options import SECONDS, Option, Options
+from parity_models.options import Options, option
 from parity_models.progress import OnProgress, Progress
 from parity_models.tasks.metrics import METRICS, Labels, choose_metric
 from parity_models.tensors.queries import as_batch, read_arrays, sizes_in
@@ -137,21 +137,21 @@ def teacher_of(
         if manifest.imitated is not None and (manifest.parity or manifest.backup):
             raise UserError(
                 f"the bundle has stand-ins for the output {manifest.imitated!r}, and all imitate "
-                "one output; leave --output out or begin with a bundle without stand-ins"
+                f"one output; leave {spell('output')} out or begin with a bundle without stand-ins"
             )
         manifest = msgspec.structs.replace(manifest, imitated=output)
         bundle = replace(bundle, manifest=manifest)
     chosen = manifest.imitated_output
     if chosen is None:
         raise UserError(
-            f"the model has the outputs {names}; name the one that stand-ins imitate with --output "
-            "NAME"
+            f"the model has the outputs {names}; name the one that stand-ins imitate with "
+            f"{spell('output')}"
         )
     fixed = chosen.fixed
     if fixed is None or fixed.dtype.kind != "f":
         raise ModelError(
             f"the output {chosen} cannot be imitated: it has to be floating point, and of fixed "
-            "shape; if it has a row for each token, imitate their mean (--pool mean)"
+            f"shape; if it has a row for each token, imitate their mean ({spell('pool', 'mean')})"
         )
     taken = signature.inputs[0]
     plain = (
@@ -177,9 +177,9 @@ def open_teacher(
     served, too. Raises BundleError or ModelError if the model cannot be deployed.
     """
     if pool not in (None, "mean"):
-        raise UserError(f"--pool takes mean, not {pool!r}")
+        raise UserError(f"{spell('pool')} takes mean, not {pool!r}")
     if pool is not None and (isinstance(model, Bundle | nn.Module) or Path(model).is_dir()):
-        raise UserError("--pool changes the model that is served; give an ONNX file")
+        raise UserError(f"{spell('pool')} changes the model that is served; give an ONNX file")
     if not isinstance(model, Bundle | nn.Module) and Path(model).is_dir():
         model = open_bundle(model)
     if isinstance(model, Bundle):
@@ -232,25 +232,19 @@ def _exported(module: nn.Module, query_shape: tuple[int, ...]) -> bytes:
 class TeachingOptions(Options):
     """Options of the output that stand-ins learn, of its metric, and of training."""
 
-    output: Annotated[
-        str | None,
-        Option("The output that stand-ins imitate; by default the bundle's.", metavar="OUTPUT"),
-    ] = None
-    metric: Annotated[
-        str | None,
-        Option(
-            f"The measure of accuracy: {', '.join(METRICS)}; by default chosen by the outputs.",
-            metavar="NAME",
-        ),
-    ] = None
-    hflip: Annotated[bool, Option("Train on queries flipped horizontally as well.")] = False
-    seed: Annotated[
-        int, Option("Fixes initial weights and order of data.", at_least=0, at_most=2**32 - 1)
-    ] = 0
-    device: Annotated[
-        str | None,
-        Option("The device that trains: cpu, cuda, cuda:1, mps. By default the fastest."),
-    ] = None
+    output: str | None = option(
+        None, "The output that stand-ins imitate; by default the bundle's.", metavar="OUTPUT"
+    )
+    metric: str | None = option(
+        None,
+        f"The measure of accuracy: {', '.join(METRICS)}; by default chosen by the outputs.",
+        metavar="NAME",
+    )
+    hflip: bool = option(False, "Train on queries flipped horizontally as well.")
+    seed: int = option(0, "Fixes initial weights and order of data.", ge=0, le=2**32 - 1)
+    device: str | None = option(
+        None, "The device that trains: cpu, cuda, cuda:1, mps. By default the fastest."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,17 +256,11 @@ class TrainingOptions(TeachingOptions):
     limit intervenes.
     """
 
-    epochs: Annotated[
-        int | None,
-        Option(
-            "Maximum number of passes over the data; the default depends on the network.",
-            at_least=1,
-        ),
-    ] = None
-    seconds: Annotated[
-        float | None, Option("Maximum training time.", unit=SECONDS, typed="s", above=0)
-    ] = None
-    resume: Annotated[bool, Option("Continue a run that was cut off.")] = False
+    epochs: int | None = option(
+        None, "Maximum number of passes over the data; the default depends on the network.", ge=1
+    )
+    seconds: float | None = option(None, "Maximum training time.", unit="s", gt=0)
+    resume: bool = option(False, "Continue a run that was cut off.")
 
 
 @dataclass(frozen=True)

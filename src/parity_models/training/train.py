@@ -85,7 +85,7 @@ class Trained(Printed, Bundle):
             yield "interrupted in the first epoch, so there is nothing to resume"
 
 
-def parity(
+def train_parity(
     model: Model,
     inputs: GivenInputs,
     /,
@@ -135,7 +135,7 @@ def parity(
         return train(teacher, queries, out, network, spec, chosen, callbacks=callbacks)
 
 
-def backup(
+def train_backup(
     model: Model,
     inputs: GivenInputs,
     /,
@@ -153,7 +153,7 @@ def backup(
 
     Args:
         model: A bundle, the path of one or of an ONNX file, or a torch module.
-        inputs: As for `parity`.
+        inputs: As for `train_parity`.
         out: The folder of the bundle to write; may be the model's.
         network: A name, your own as package.module:name, or a function that makes networks.
         callbacks: Called as the training goes on.
@@ -164,7 +164,7 @@ def backup(
         The bundle with the contents of the given one, and this backup in place of an earlier one.
 
     Raises:
-        DataError, ModelError, TrainingError, BundleError, UserError: As for `parity`.
+        DataError, ModelError, TrainingError, BundleError, UserError: As for `train_parity`.
     """
     chosen = gather(TrainingOptions, options, given)
     with open_teacher(model, inputs, chosen.output) as teacher:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from parity_models.errors import UserError
 from parity_models.tasks.metrics import agreement_for
+from parity_models.trust.agreement import LEARNED_RISK
 from parity_models.trust.gate import (
     EVERYTHING,
     LEAST_LEVEL,
@@ -39,7 +40,7 @@ from parity_models.trust.gate import (
 LEVELS: Final = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
 """The levels of agreement that are always calibrated, if they can be reached."""
 
-RISK: Final = 0.05
+RISK: Final = 0.05 - LEARNED_RISK
 """The maximum probability that a stand-in's true agreement is below any of its levels."""
 
 NAMED: Final = 0.9

@@ -1,15 +1,18 @@
 """Doubt: the probability that a stand-in's output differs from the model's, and its audit.
 
-A curve that is fitted to calibration queries gives each output's doubt by its confidence. The truth
-may be r times the curve. So an audit counts how many outputs differed, D, and how many were
-expected to, E, and bounds r from above by upper(D) / E. Every doubt is multiplied by that bound, so
-the budget holds with a probability of 1 - RISK. There are two kinds of evidence, which share RISK.
+A curve gives each output's doubt by its confidence. It is fitted to the queries of calibration and,
+anew now and then, to all outputs that were compared with the model in service. The truth may be r
+times the curve. So an audit counts how many outputs differed, D, and how many were expected to, E,
+and bounds r from above by upper(D) / E. Every doubt is multiplied by that bound, so the budget
+holds with a probability of 1 - RISK. There are two kinds of evidence, which share RISK.
 
-- In calibration, among the outputs that the budget would let through, judged by curves that were
-  fitted to others. The bound is the exact one of a Poisson variable (Garwood, Biometrika 1936).
-- In service, comparisons with the model. For each s < 1, s ** D * exp((1 - s) * r * E) is a
+- Outputs to all kinds of queries, in calibration and in service: of these, the ones that the budget
+  would let through, each judged by a curve that it was not fitted to. The bound is the exact one of
+  a Poisson variable (Garwood, Biometrika 1936). It is for evidence that is counted once; as this
+  grows, its risk is approximate.
+- Answers of the stand-in, drawn at random. For each s < 1, s ** D * exp((1 - s) * r * E) is a
   supermartingale, and so is its mean over several s: by the inequality of Ville it stays below
-  1 / risk for all time, with a probability of 1 - risk. So this bound holds however long outputs
+  1 / risk for all time, with a probability of 1 - risk. So this bound holds however long answers
   are compared (a confidence sequence: Howard et al., Annals of Statistics, 2021). It takes the
   place of the first bound once E is REPLACES times as large there.
 
@@ -20,25 +23,20 @@ shown to hold is not the wanted one, but ENOUGH / E times as large: `Audit.small
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from math import ceil, exp, inf, lgamma, log
+from math import ceil, exp, inf, lgamma, log, sqrt
+from statistics import NormalDist
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.trust.gate import (
-    ENOUGH,
-    Array,
-    Calibration,
-    DoubtCurve,
-    classes_of,
-    confidences,
-)
+from parity_models.trust.evidence import Evidence
+from parity_models.trust.gate import ENOUGH, DoubtCurve
 
 RISK: Final = 0.05
 """The probability that more answers differ than the bounds of an audit say."""
 
-SERVICE_RISK: Final = 0.047
+SERVICE_RISK: Final = 0.048
 """The part of RISK for evidence from service. Calibration gets the rest: little, so that as many
 further queries as calibrated it keep the budget, too, though they vary as well."""
 
@@ -48,8 +46,14 @@ REPLACES: Final = 3.0
 LEAST_FACTOR: Final = 0.5
 """The audit's factor is never below this one, however few answers differ."""
 
-CHANGES: Final = (4.0, 2.0, 0.25)
-"""The audit forgets its evidence when outputs differ so many times as often as before."""
+CHANGES: Final = (16.0, 4.0, 2.0, 0.25)
+"""Evidence is forgotten when answers differ so many times as often as before."""
+
+LEARN_FROM: Final = 500
+"""A curve is not fitted to fewer comparisons in service."""
+
+REFIT: Final = 1.25
+"""A curve is fitted anew when there are so many times as many comparisons."""
 
 FALSE_ALARM: Final = 1e-3
 """A change is believed once it explains the comparisons since then 1 / FALSE_ALARM times better."""
@@ -57,21 +61,24 @@ FALSE_ALARM: Final = 1e-3
 EVERY: Final = 32
 """Comparisons without a difference between two updates of the factor."""
 
+MANY: Final = 1000
+"""Of so many differences, the exact bound would take too long, and tells no more."""
+
 FOLDS: Final = 5
 """Folds of the cross-validation that gives a curve its evidence."""
-
-EXPECTED: Final = tuple(2 ** (j / 2) for j in range(-10, 17))
-"""Evidence is about outputs of which so many are expected to differ."""
 
 PRECISION: Final = (1e-3, 1e-3, 0.5)
 """The prior precision of the intercept, of the slope, and of its change at the median, per unit of
 the confidence's deviation."""
 
+STRENGTH: Final = 4.0
+"""A regression's say in a curve, in expected differences."""
+
 LEAST_DOUBT: Final = 1e-6
 """No output has a lower doubt."""
 
-KNOTS: Final = 24
-"""Points at which a curve is stored: quantiles of the confidence."""
+KNOTS: Final = 40
+"""Bins of a curve: they begin at quantiles of the confidence."""
 
 _MIXED: Final = tuple(((j + 0.5) / 24) ** 2 for j in range(24))
 """Each s of the mixture (see above)."""
@@ -98,6 +105,9 @@ def upper_once(differed: int) -> float:
 
     It holds with a probability of 1 - RISK + SERVICE_RISK.
     """
+    if differed >= MANY:  # Wilson and Hilferty, PNAS 1931
+        count, normal = differed + 1, NormalDist().inv_cdf(1 - RISK + SERVICE_RISK)
+        return float(count * (1 - 1 / (9 * count) + normal / (3 * sqrt(count))) ** 3)
     least = log(RISK - SERVICE_RISK)
 
     def improbable(most: float) -> bool:
@@ -131,69 +141,128 @@ def queries_to_show(differ: float) -> int:
     return ceil(ENOUGH / differ)
 
 
-class Audit:
-    """Counts differences against doubts, and corrects the doubts of a curve by a factor.
+class Doubts:
+    """The doubts of a stand-in's outputs, which learn from comparisons with the model.
 
     Args:
-        curve: The curve, with its evidence.
+        curve: The calibrated curve, with its evidence.
         differ: The share of all answers that may differ from the model's.
+        known: Comparisons of other servers.
+        own: This server's comparisons, which is kept up to date.
 
     """
 
-    def __init__(self, curve: DoubtCurve, differ: float) -> None:
+    def __init__(
+        self,
+        curve: DoubtCurve,
+        differ: float,
+        known: Evidence | None = None,
+        own: Evidence | None = None,
+    ) -> None:
         self.seen = 0
-        """Comparisons in service."""
+        """Answers that were compared."""
         self.factor = 1.0
         """The number by which every doubt of the curve is multiplied."""
-        self._curve: DoubtCurve | None = curve
-        self._differed, self._expected = 0, 0.0  # in service, since the rate last changed
-        self._tests = [_ChangeTest(each) for each in CHANGES]
-        self.change(differ)
+        self.own = Evidence(curve.confidences) if own is None else own
+        """Its own comparisons of outputs to all kinds of queries."""
+        self._differ = differ
+        self._evidence = curve.comparisons
+        self._evidence += self.own
+        if known is not None:
+            self._evidence += known
+        self._answers = Evidence(curve.confidences)
+        """The compared answers since the rate of differences last changed."""
+        self._base = 1.0
+        """The ratio of the true doubts to the curve's, as far as older answers tell."""
+        self._spent, self._settled = 0.0, (0.0, 0.0)
+        self._tests: list[_ChangeTest] = []
+        self._known: tuple[int, float] = 0, 0.0
+        self._fit_at = 0.0
+        learned = self._evidence.total > curve.comparisons.total
+        self._use(fitted(self._evidence) if learned else curve)
+
+    def of(self, confidence: Floats) -> Floats:
+        """Return the doubts of outputs with this confidence (n,): (n,), 1 where it is NaN."""
+        found = np.exp(np.interp(confidence, self._at, self._logs))
+        return np.where(np.isnan(confidence), 1.0, np.minimum(1.0, self.factor * found))
 
     def change(self, differ: float) -> None:
-        """Audit another budget from now on."""
+        """Audit another budget from now on, and count answers anew."""
         self._differ = differ
-        self._calibrated = (0, 0.0) if self._curve is None else calibrated(self._curve, differ)
+        self._spent, self._settled = 0.0, (0.0, 0.0)
         self._update()
 
-    def saw(self, doubt: float, differed: bool) -> None:
-        """Add a comparison of an answer that was drawn at random among the stand-in's.
+    def answered(self, doubt: float) -> None:
+        """Count an answer, whose doubt `of` has returned."""
+        self._spent += doubt / self.factor
 
-        `doubt` is the curve's, without the factor.
-        """
+    def compared(self, confidence: float, *, differed: bool) -> None:
+        """Add a comparison of an output to a query that was drawn at random among all."""
+        doubt = self._curve(confidence)
+        for evidence in (self._evidence, self.own):
+            evidence.add(confidence, differed=differed, doubt=doubt)
+        if self._evidence.total >= self._fit_at:
+            self._settled, self._spent = self.differing, 0.0
+            self._use(fitted(self._evidence))
+
+    def audited(self, confidence: float, *, differed: bool) -> None:
+        """Add a comparison of an answer that was drawn at random among the stand-in's."""
+        doubt = self._curve(confidence)
         probability = self._ratio * doubt
         self.seen += 1
-        self._differed += differed
-        self._expected += doubt
-        for test in self._tests:
-            if test.saw(probability, doubt, differed):
-                # The evidence from before the change no longer counts.
-                self._curve, self._calibrated = None, (0, 0.0)
-                self._differed, self._expected = test.differed, test.expected
-                self._tests = [_ChangeTest(each) for each in CHANGES]
-                differed = True
-                break
-        if differed or self.seen % EVERY == 0:
+        self._answers.add(confidence, differed=differed, doubt=doubt)
+        changed = next((x for x in self._tests if x.saw(probability, differed=differed)), None)
+        if changed is not None:
+            # The evidence from before the change no longer counts.
+            self._base = self._ratio * changed.change
+            for evidence in (self._answers, self._evidence, self.own):
+                evidence.clear()
+            self._fit_at = LEARN_FROM
+            self._tests = [_ChangeTest(each) for each in CHANGES]
+        if differed or changed or self.seen % EVERY == 0:
             self._update()
 
+    def _curve(self, confidence: float) -> float:
+        return float(np.exp(np.interp(confidence, self._at, self._logs)))
+
+    def _use(self, curve: DoubtCurve) -> None:
+        """Judge outputs by this curve from now on."""
+        self._at, self._logs = np.array(curve.comparisons.middles), np.log(curve.doubts)
+        before = sum(self._answers.expected)
+        self._answers.judge(self._curve)
+        if before:
+            self._base = max(1.0, self._base * before / sum(self._answers.expected))
+        self._fit_at = max(LEARN_FROM, REFIT * self._evidence.total)
+        self._tests = [_ChangeTest(each) for each in CHANGES]
+        self._update()
+
     def _update(self) -> None:
-        differed, expected = self._calibrated
-        most, self._total = upper_once(differed), expected
-        if self._expected >= REPLACES * expected:
-            most, self._total = upper(self._differed), self._expected
-        self._most = most / self._total if self._total else inf
-        self.factor = max(LEAST_FACTOR, self._ratio, most / max(self._total, ENOUGH))
+        self._known = self._let_through()
+        differed, total = self._known
+        most = upper_once(differed)
+        if sum(self._answers.expected) >= REPLACES * total:
+            most, total = upper(sum(self._answers.differed)), sum(self._answers.expected)
+        self._most = most / total if total else inf
+        self._total = self._base * total
+        self.factor = max(LEAST_FACTOR, self._ratio, self._base * most / max(self._total, ENOUGH))
+
+    def _let_through(self) -> tuple[int, float]:
+        """Return how many of the compared outputs that the budget would let through differed, and
+        how many were expected to."""
+        total = self._evidence.total
+        if not (total and self._differ):
+            return 0, 0.0
+        _, differed, expected = self._evidence.above
+        # At least the first bin: its outputs cannot be told apart.
+        through = min(max(self._differ * total, expected[0]), expected[-1])
+        return round(float(np.interp(through, expected, differed))), float(through)
 
     @property
     def _ratio(self) -> float:
         """The estimated ratio of the true doubts to the curve's."""
-        differed, expected = self._calibrated
-        return (differed + self._differed + 1) / (expected + self._expected + 1)
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The factor by which the curve is probably wrong, and its upper bound (95 %)."""
-        return self._ratio, self._most
+        differed = self._known[0] + sum(self._answers.differed)
+        expected = self._known[1] + sum(self._answers.expected)
+        return self._base * (differed + 1) / (self._base * expected + 1)
 
     @property
     def smallest_shown(self) -> float:
@@ -202,90 +271,31 @@ class Audit:
             return 1.0 if self._differ else 0.0
         return min(1.0, self._differ * max(1.0, ENOUGH / self._total))
 
-    def share(self, spent: float, queries: int) -> tuple[float, float]:
-        """Return the share of all answers that differ, estimated, and its upper bound (95 %).
-
-        `spent` is the sum of the curve's doubts of the stand-in's answers, without the factor,
-        while this many `queries` were answered in all.
-        """
-        if not queries:
-            return 0.0, 1.0
-        ratio, most = self.bounds
-        return min(1.0, ratio * spent / queries), min(1.0, most * spent / queries if spent else 0.0)
+    @property
+    def differing(self) -> tuple[float, float]:
+        """How many answers differ since the budget last changed, estimated, and an upper bound
+        (95 %)."""
+        known, most = self._settled
+        if not self._spent:
+            return known, most
+        return known + self._ratio * self._spent, most + self._most * self._spent
 
 
 class _ChangeTest:
-    """Tests whether outputs have begun to differ `change` times as often (CUSUM: Page, Biometrika
-    1954), and counts the comparisons since then."""
+    """Tests whether answers have begun to differ `change` times as often (CUSUM: Page, Biometrika
+    1954)."""
 
-    __slots__ = ("_change", "_gain", "_log", "differed", "expected")
+    __slots__ = ("_gain", "_log", "change")
 
     def __init__(self, change: float) -> None:
-        self._change, self._log = change, log(change)
+        self.change, self._log = change, log(change)
         self._gain = 0.0
-        self.differed, self.expected = 0, 0.0
 
-    def saw(self, probability: float, doubt: float, differed: bool) -> bool:
+    def saw(self, probability: float, *, differed: bool) -> bool:
         """Add a comparison that differs with this probability. Return whether the test is sure."""
-        gain = self._gain + (1 - self._change) * probability
-        if differed:
-            gain += self._log
-        if gain <= 0:
-            self._gain, self.differed, self.expected = 0.0, 0, 0.0
-            return False
-        self._gain = gain
-        self.differed += differed
-        self.expected += doubt
+        gain = self._gain + (1 - self.change) * probability + (self._log if differed else 0.0)
+        self._gain = max(0.0, gain)
         return gain >= -log(FALSE_ALARM)
-
-
-def curve_of(calibration: Calibration) -> DoubtCurve:
-    """Return the curve of a stand-in.
-
-    Old calibrations have none. For these it has a step at each level of the gate, the share that
-    differed between it and the next level; below all levels, doubts are 1.
-    """
-    if calibration.curve is not None:
-        return calibration.curve
-    queries, doubt, above, wrong_above = calibration.queries, LEAST_DOUBT, 0.0, 0.0
-    steps: list[tuple[float, float]] = []  # descending confidence
-    evidence: list[tuple[float, int]] = []
-    for level in reversed(calibration.levels):
-        threshold = max((each.threshold for each in level.classes), default=level.threshold)
-        if steps and threshold >= steps[-1][0]:
-            continue
-        wrong = level.coverage * (1 - level.agreement)
-        band = (wrong - wrong_above) / max(level.coverage - above, 1 / (queries + 1))
-        doubt = min(1.0, max(doubt, band, 0.5 / (level.coverage * queries + 1)))
-        if steps:
-            steps.append((float(np.nextafter(steps[-1][0], -inf)), doubt))
-        steps.append((threshold, doubt))
-        above, wrong_above = level.coverage, wrong
-        if wrong:
-            evidence.append((wrong * queries, round(wrong * queries)))
-    steps.append((float(np.nextafter(steps[-1][0], -inf)) if steps else 0.0, 1.0))
-    at, doubts = zip(*reversed(steps), strict=True)
-    return DoubtCurve(at, doubts, queries, tuple(sorted(evidence)))
-
-
-def doubts_of(calibration: Calibration, outputs: Array) -> Floats:
-    """Return the doubt of each of a stand-in's `outputs` (n, *output_shape): (n,); 1 for one that
-    is not finite, or is of a class that the stand-in may not answer."""
-    found = curve_of(calibration).of(confidences(calibration.confidence, outputs))
-    if calibration.answer_only:
-        found[~np.isin(classes_of(outputs), list(calibration.allowed))] = 1.0
-    return found
-
-
-def calibrated(curve: DoubtCurve, differ: float) -> tuple[int, float]:
-    """Return how many of the outputs that a budget would let through differed in calibration, and
-    how many were expected to."""
-    if not curve.evidence or not differ:
-        return 0, 0.0
-    expected, differed = zip(*curve.evidence, strict=True)
-    # At least all outputs of the least doubt: they cannot be told apart.
-    through = min(max(differ * curve.queries, expected[0]), expected[-1])
-    return round(float(np.interp(through, expected, differed))), through
 
 
 def fit_doubt(confidence: Floats, agreed: Mask, seed: int = 0) -> DoubtCurve:
@@ -294,70 +304,107 @@ def fit_doubt(confidence: Floats, agreed: Mask, seed: int = 0) -> DoubtCurve:
     Outputs whose confidence is NaN never answer; they count as queries. The evidence is of FOLDS
     folds, drawn by `seed`, each judged by a curve that is fitted to the others.
     """
-    known, queries = np.isfinite(confidence), len(confidence)
+    known = np.isfinite(confidence)
     sure, differs = confidence[known], ~agreed[known]
-    order, doubts = np.random.default_rng(seed).permutation(len(sure)), np.ones(len(sure))
-    for fold in np.array_split(order, FOLDS):
-        rest = np.setdiff1d(order, fold)
-        doubts[fold] = DoubtCurve(*_fitted(sure[rest], differs[rest])).of(sure[fold])
-    curve = _fitted(sure, differs)
-    return DoubtCurve(*curve, queries, _evidence(doubts, differs))
+    if not len(sure):
+        return DoubtCurve((0.0,), (1.0,), len(confidence))
+    knots = np.unique(np.quantile(sure, np.linspace(0, 1, KNOTS)).round(4))
+    evidence, everything = (Evidence(tuple(knots.tolist())) for _ in range(2))
+    folds = np.array_split(np.random.default_rng(seed).permutation(len(sure)), FOLDS)
+    for fold in folds:
+        others = Evidence(evidence.thresholds)
+        _count(others, sure, differs, np.setdiff1d(np.arange(len(sure)), fold))
+        _count(evidence, sure, differs, fold, curve=fitted(others))
+    _count(everything, sure, differs, np.arange(len(sure)))
+    counts = zip(evidence.compared, evidence.differed, evidence.expected, strict=True)
+    doubts = fitted(everything).doubts
+    return DoubtCurve(evidence.thresholds, doubts, len(confidence), tuple(counts))
 
 
-def _fitted(sure: Floats, differs: Mask) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return confidences, ascending, and the doubt at each: a logistic regression's.
+def _count(
+    evidence: Evidence,
+    sure: Floats,
+    differs: Mask,
+    rows: NDArray[np.intp],
+    curve: DoubtCurve | None = None,
+) -> None:
+    """Add some outputs, as this curve judges them."""
+    doubts = np.zeros(len(rows)) if curve is None else curve.of(sure[rows])
+    for each in zip(sure[rows].tolist(), differs[rows].tolist(), doubts.tolist(), strict=True):
+        evidence.add(each[0], differed=each[1], doubt=each[2])
+
+
+def fitted(evidence: Evidence) -> DoubtCurve:
+    """Fit a curve to compared outputs.
+
+    The number that differ among the surest outputs, up to more and more of them, is estimated as
+    what a logistic regression expects, times what was counted, relative to that; both have
+    STRENGTH differences added. So the regression decides where few are expected, and counts where
+    there are many. The doubts are the slopes of the greatest convex function below these numbers,
+    so they never rise with confidence (isotonic regression does the same with counts alone).
+    """
+    count, differed = (np.array(each, float) for each in (evidence.compared, evidence.differed))
+    regressed = _regressed(np.array(evidence.middles), count, differed)
+    pools: list[list[float]] = []  # differences, outputs, bins; the surest first
+    expected = counted = before = 0.0
+    for n, d, doubt in zip(count[::-1], differed[::-1], regressed[::-1], strict=True):
+        expected, counted = expected + n * doubt, counted + d
+        estimate = expected * (counted + STRENGTH) / (expected + STRENGTH)
+        pools.append([estimate - before, n, 1])
+        before = estimate
+        while len(pools) > 1 and pools[-2][0] * pools[-1][1] >= pools[-1][0] * pools[-2][1]:
+            last = pools.pop()
+            pools[-1] = [one + other for one, other in zip(pools[-1], last, strict=True)]
+    if not before:
+        return DoubtCurve(evidence.thresholds, tuple(regressed.tolist()), evidence.total)
+    slopes = np.concatenate([np.full(int(bins), d / n) for d, n, bins in pools])[::-1]
+    doubts = np.clip(slopes, LEAST_DOUBT, 1.0)
+    return DoubtCurve(evidence.thresholds, tuple(doubts.tolist()), evidence.total)
+
+
+def _regressed(sure: Floats, count: Floats, differed: Floats) -> Floats:
+    """Return the doubts of outputs by logistic regression: (n,).
+
+    Args:
+        sure: Confidences, ascending: (n,).
+        count: How many outputs have each: (n,).
+        differed: How many of these differed: (n,).
 
     The log-odds of differing have a slope below the median confidence, and another above. Doubts
     are their means over the posterior (Laplace's approximation), so the fewer queries there are,
     the slower doubts fall among the most confident outputs. Half an output more that differs, and
     half a one that does not, are spread over all of them.
     """
-    if not len(sure):
-        return (0.0,), (1.0,)
-    found = np.unique(np.quantile(sure, np.linspace(0, 1, KNOTS)).round(4))
-    if len(found) < 2:
-        return (float(found[0]),), ((float(differs.sum()) + 0.5) / (len(sure) + 1),)
-    middle, spread = float(np.median(sure)), float(sure.std())
+    total = float(count.sum())
+    wrong = (differed + 0.5 * count / max(total, 0.5)) / (1 + 1 / max(total, 0.5))
+    share = float(wrong.sum()) / total if total else 1.0
+    if len(sure) < 2 or not total:
+        return np.full(len(sure), share)
+    middle = float(sure[np.searchsorted(np.cumsum(count), total / 2)])
+    spread = float(np.sqrt(count @ (sure - count @ sure / total) ** 2 / total)) or 1.0
 
     def features(confidence: Floats) -> Floats:
         scaled = (confidence - middle) / spread
         return np.stack([np.ones_like(scaled), scaled, np.maximum(scaled, 0)], axis=1)
 
     rows, precision = features(sure), np.diag(PRECISION)
-    wrong = (differs + 0.5 / len(sure)) / (1 + 1 / len(sure))
-    weights = np.array([log(wrong.mean() / (1 - wrong.mean())), 0.0, 0.0])
+    weights = np.array([log(share / (1 - share)), 0.0, 0.0])
     for _ in range(50):
         said = _sigmoid(rows @ weights)
-        curvature = rows.T @ (rows * (said * (1 - said))[:, np.newaxis]) + precision
-        step = np.linalg.solve(curvature, rows.T @ (wrong - said) - precision @ weights)
+        curvature = rows.T @ (rows * (count * said * (1 - said))[:, np.newaxis]) + precision
+        step = np.linalg.solve(curvature, rows.T @ (wrong - count * said) - precision @ weights)
         weights += step * min(1.0, 3 / max(np.abs(step).max(), 1e-12))
         if np.abs(step).max() < 1e-6:
             break
-    at = features(found)
-    deviation = np.sqrt((at * np.linalg.solve(curvature, at.T).T).sum(axis=1))
+    deviation = np.sqrt((rows * np.linalg.solve(curvature, rows.T).T).sum(axis=1))
     points, shares = np.polynomial.hermite_e.hermegauss(15)
-    each = _sigmoid((at @ weights)[:, np.newaxis] + deviation[:, np.newaxis] * points)
+    each = _sigmoid((rows @ weights)[:, np.newaxis] + deviation[:, np.newaxis] * points)
     doubts = np.minimum.accumulate(each @ (shares / shares.sum()))
     # Their sum is right, whatever the curvature.
-    doubts *= wrong.sum() / np.interp(sure, found, doubts).sum()
-    return tuple(found.tolist()), tuple(np.clip(doubts, LEAST_DOUBT, 1.0).tolist())
+    doubts *= wrong.sum() / (count @ doubts)
+    return np.clip(doubts, LEAST_DOUBT, 1.0)
 
 
 def _sigmoid(log_odds: Floats) -> Floats:
     found: Floats = 1 / (1 + np.exp(-np.clip(log_odds, -40, 40)))
     return found
-
-
-def _evidence(doubts: Floats, differs: Mask) -> tuple[tuple[float, int], ...]:
-    """Return the evidence of a DoubtCurve. Outputs of the same doubt are taken together."""
-    if not len(doubts):
-        return ()
-    order = np.argsort(doubts, kind="stable")
-    ranked, wrong = doubts[order], np.cumsum(differs[order])
-    expected, found = np.cumsum(ranked), []
-    for reached in np.searchsorted(expected, EXPECTED).tolist():
-        place = np.searchsorted(ranked, ranked[min(reached, len(ranked) - 1)], side="right") - 1
-        found.append((float(f"{expected[place]:.4g}"), int(wrong[place])))
-        if place == len(ranked) - 1:
-            break
-    return tuple(sorted(set(found)))

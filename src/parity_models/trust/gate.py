@@ -14,9 +14,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.errors import UserError
+from parity_models.errors import UserError, spell
 from parity_models.printed import Printed
 from parity_models.tasks.metrics import AgreementKind
+from parity_models.trust.evidence import Count, Evidence, Expected
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -46,13 +47,14 @@ ENOUGH = 5.0
 """Evidence is enough to show a budget if so many outputs were expected to differ (trust/doubt.py).
 """
 
+AGREEMENT = 0.99
+"""The level of a gate unless an agreement is asked for."""
+
 LEAST_LEVEL = 0.01
 """The lowest level of agreement."""
 
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 Doubt = Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
-Expected = Annotated[float, msgspec.Meta(gt=0.0)]
-Differed = Annotated[int, msgspec.Meta(ge=0, le=100_000)]
 
 
 class AnsweredClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -93,38 +95,44 @@ class GateLevel(_Reached, frozen=True):
 class DoubtCurve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The probability that an output differs from the model's, given its confidence.
 
-    `doubts` at some `confidences`, which ascend; log-linear between them, constant outside. They
-    never rise with confidence. `queries` calibrated the curve.
+    `doubts` of outputs from each of some `confidences`, which ascend, up to the next one. They hold
+    at the middle of each bin, are log-linear between, and never rise with confidence. `queries`
+    calibrated the curve.
 
-    `evidence` says how well it does on queries that it was not fitted to. Each entry is about the
-    outputs with the least doubt, up to more and more of them: the number that was expected to
-    differ (the sum of their doubts), and the number that did.
+    `evidence` says how well it does on queries that it was not fitted to: for the outputs from each
+    confidence up to the next one, how many there were, how many differed, and how many were
+    expected to (the sum of their doubts).
     """
 
     confidences: Annotated[tuple[float, ...], msgspec.Meta(min_length=1)]
     doubts: Annotated[tuple[Doubt, ...], msgspec.Meta(min_length=1)]
     queries: Annotated[int, msgspec.Meta(ge=0)] = 0
-    evidence: tuple[tuple[Expected, Differed], ...] = ()
+    evidence: tuple[tuple[Count, Count, Expected], ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.confidences) != len(self.doubts):
             raise ValueError("a curve needs a doubt for each confidence")
-        if any(b <= a for a, b in pairwise(self.confidences)):
-            raise ValueError("a curve's confidences must ascend")
         if any(b > a for a, b in pairwise(self.doubts)):
             raise ValueError("doubts must not rise with confidence")
-        if any(b < a for a, b in pairwise(self.evidence)):
-            raise ValueError("a curve's evidence must ascend")
+        self.comparisons  # noqa: B018 - raises ValueError
+
+    def of(self, confidence: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the doubts of outputs with this confidence (n,): (n,), 1 where it is NaN."""
+        found = np.exp(np.interp(confidence, self.comparisons.middles, np.log(self.doubts)))
+        return np.where(np.isnan(confidence), 1.0, found)
+
+    @property
+    def comparisons(self) -> Evidence:
+        """The evidence, to which comparisons in service can be added."""
+        compared, differed, expected = (
+            zip(*self.evidence, strict=True) if self.evidence else ((), (), ())
+        )
+        return Evidence(self.confidences, [*compared], [*differed], [*expected])
 
     @property
     def smallest_shown(self) -> float:
         """The smallest share of all answers that differ which the queries can show to hold."""
         return min(1.0, ENOUGH / self.queries) if self.queries else 1.0
-
-    def of(self, confidence: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the doubts of outputs with this confidence (n,): (n,), 1 where it is NaN."""
-        found = np.exp(np.interp(confidence, self.confidences, np.log(self.doubts)))
-        return np.where(np.isnan(confidence), 1.0, found)
 
 
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -133,8 +141,8 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     `kind` and `tolerance` define agreement (`tasks.metrics.Agreement`); `confidence` is compared
     with thresholds. Tests on `queries` queries leave a probability of at most `risk` that the true
     agreement at any level is below that level. If there are classes in `answer_only`, no other
-    class is answered at any level. `curve` gives the doubt of single outputs; bundles that were
-    calibrated before version 0.3 have none (see `trust.doubt.curve_of`).
+    class is answered at any level. `curve` gives the doubt of single outputs; without one, or any
+    calibration, a stand-in answers nothing until enough of its outputs were compared in service.
     """
 
     kind: AgreementKind
@@ -168,6 +176,8 @@ class Gates(Printed, dict[StandIn, Calibration]):
         """A table, and sentences on stand-ins without a gate."""
         from rich.table import Table  # here: a server prints no gates
 
+        from parity_models.trust.agreement import comparisons_to_open  # which imports this
+
         table = Table(title="gates: where stand-ins may answer", title_justify="left")
         table.add_column("stand-in", min_width=14)
         for column in ("level", "agreement", "coverage", "queries"):
@@ -186,26 +196,27 @@ class Gates(Printed, dict[StandIn, Calibration]):
                     table.add_row(
                         f"  {calibration.allowed[each.number]}", f"{each.level:g}", *shares
                     )
-        without = [name for name, calibration in self.items() if not calibration.levels]
-        notes = [
-            f"{name}: no gate, as {self[name].queries} queries show no level of agreement, and a "
-            + (
-                "server refuses to start with it"
-                if self[name].allowed
-                else "server lets it answer every query"
-            )
-            + "; calibrate with more queries, or train it for longer"
-            for name in without
-        ]
-        notes += [
-            f"{name}: {curve.queries:,} queries show budgets from {curve.smallest_shown:.2%} of "
-            "all answers on (--differ)"
-            for name, calibration in self.items()
-            if (curve := calibration.curve) is not None
-        ]
+        notes = []
+        for name, calibration in self.items():
+            curve, shown = calibration.curve, calibration.at_most(AGREEMENT)
+            if curve is not None and (shown is None or shown.level < AGREEMENT):
+                after = comparisons_to_open(curve, AGREEMENT)
+                notes.append(
+                    f"{name}: a gate of {AGREEMENT:g} starts closed; "
+                    + (
+                        f"{curve.queries:,} queries do not tell when it may open"
+                        if after is None
+                        else f"it may open after some {after:,} comparisons in service"
+                    )
+                )
+            if curve is not None:
+                notes.append(
+                    f"{name}: {curve.queries:,} queries show budgets from "
+                    f"{curve.smallest_shown:.2%} of all answers on ({spell('differ')})"
+                )
         if not self:
-            notes.append("no stand-in is calibrated, so each may answer every query")
-        return [*([table] if len(without) < len(self) else []), *notes]
+            notes.append("no stand-in is calibrated, so none answers until enough were compared")
+        return [*([table] if any(each.levels for each in self.values()) else []), *notes]
 
 
 @dataclass(frozen=True)

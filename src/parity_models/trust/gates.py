@@ -1,30 +1,21 @@
-"""The gates of a server's stand-ins: which of their outputs may answer, and for which inputs."""
+"""The gates of a server's stand-ins: the level of agreement that each must keep."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.errors import UserError
+from parity_models.errors import UserError, spell
 from parity_models.roles import BACKUP, Source, source_of
 from parity_models.tensors.signature import tensors_in
-from parity_models.trust.doubt import Audit, curve_of, queries_to_show
+from parity_models.trust.agreement import comparisons_to_open
+from parity_models.trust.doubt import Doubts, queries_to_show
 from parity_models.trust.envelope import Envelope
-from parity_models.trust.gate import (
-    Calibration,
-    Gate,
-    GateLevel,
-    StandIn,
-    confidences,
-    served,
-)
-
-AGREEMENT: Final = 0.99
-"""The highest level that a gate gets unless an agreement is asked for."""
+from parity_models.trust.gate import AGREEMENT, NOTHING, Calibration, GateLevel, StandIn, served
 
 Array = NDArray[Any]
 
@@ -41,16 +32,38 @@ class Calibrated(Protocol):
 
 @dataclass(frozen=True)
 class ChosenGate:
-    """The gate of a stand-in: a level of its calibration."""
+    """The gate of a stand-in: its `level`, and what calibration has `shown` of it, if anything."""
 
     calibration: Calibration
-    level: GateLevel
+    level: float
+    shown: GateLevel | None = None
+
+    @property
+    def coverage(self) -> float:
+        """The share of queries that it lets through at first."""
+        return 0.0 if self.shown is None else self.shown.coverage
 
     @property
     def classes(self) -> dict[str, float]:
         """The levels of the classes that it lets through, by name; empty if it lets all through."""
-        names = self.calibration.allowed
-        return {names[each.number]: each.level for each in self.level.classes}
+        names, shown = self.calibration.allowed, self.shown
+        levels = {each.number: max(self.level, each.level) for each in self.calibration.answer_only}
+        if shown is not None:
+            levels |= {each.number: each.level for each in shown.classes}
+        return {names[number]: level for number, level in levels.items()}
+
+    @property
+    def starts(self) -> Mapping[int | None, tuple[float, float]]:
+        """The level and the first threshold of each class that may answer, by number; of all by
+        None, if all may."""
+        shown, only = self.shown, self.calibration.answer_only
+        if not only:
+            return {None: (self.level, NOTHING if shown is None else shown.threshold)}
+        starts: dict[int | None, tuple[float, float]]
+        starts = {each.number: (max(self.level, each.level), NOTHING) for each in only}
+        if shown is not None:
+            starts |= {each.number: (each.level, each.threshold) for each in shown.classes}
+        return starts
 
 
 def choose_gates(
@@ -58,86 +71,105 @@ def choose_gates(
 ) -> dict[Source, ChosenGate]:
     """Choose the gate of each stand-in of `bundle` that instances with these `roles` run.
 
+    A gate whose level calibration has not shown starts closed, and opens on evidence.
+
     Args:
         bundle: Has the calibrations.
         roles: The roles of all instances.
-        agreement: Choose the lowest level that promises this much; 0 for no gates. None for the
-            highest calibrated level up to AGREEMENT.
+        agreement: The level; 0 for no gates. None for the highest calibrated level up to AGREEMENT,
+            or AGREEMENT if there is none.
         budgeted: The policy has a budget of answers that may differ. Then None is for no gate,
             except for stand-ins that may answer some classes only.
 
     Raises:
-        UserError: A stand-in is not calibrated for the agreement, or one limited to some classes
-            would answer without a gate.
+        UserError: There are no stand-ins, or one limited to some classes would answer without a
+            gate.
 
     """
-    used = _used(roles)
-    if agreement and not used:
+    known = calibrations_of(bundle, roles)
+    if agreement and not known:
         raise UserError(
             "this policy has no stand-in whose agreement could be chosen; leave "
-            "--agreement out, or serve with a policy that uses the bundle's parity "
+            f"{spell('agreement')} out, or serve with a policy that uses the bundle's parity "
             "model or backup"
         )
     chosen = {}
-    for stand_in in used:
-        calibration = bundle.gates.get(stand_in)
-        if budgeted and agreement is None and not (calibration and calibration.allowed):
+    for source, calibration in known.items():
+        if agreement == 0 and calibration.allowed:
+            classes = ", ".join(calibration.allowed.values())
+            raise UserError(
+                f"the {source} of {bundle.path} may answer {classes} only, and without a gate it "
+                f"would answer every class; leave {spell('agreement')} out, or let it answer "
+                f"every class: parm calibrate {bundle.path} --inputs FILE --answer-only all"
+            )
+        if agreement == 0 or (budgeted and agreement is None and not calibration.allowed):
             continue
-        level = _level(bundle, stand_in, calibration, agreement)
-        if calibration is not None and level is not None:
-            chosen[Source(stand_in)] = ChosenGate(calibration, level)
+        shown = calibration.at_least(agreement) if agreement else calibration.at_most(AGREEMENT)
+        level = agreement or (AGREEMENT if shown is None else shown.level)
+        chosen[source] = ChosenGate(calibration, level, shown)
     return chosen
 
 
 def calibrations_of(bundle: Calibrated, roles: Collection[str]) -> dict[Source, Calibration]:
-    """Return the calibrations of the stand-ins that instances with these `roles` run."""
+    """Return the calibrations of the stand-ins that instances with these `roles` run; for one that
+    is not calibrated, one of 0 queries that compares classes."""
     known = bundle.gates
-    return {Source(each): known[each] for each in _used(roles) if each in known}
+    return {
+        Source(each): known.get(each, Calibration("classes", 0.0, "scores", 0, 0.0))
+        for each in _used(roles)
+    }
 
 
 def doubtful(bundle: Calibrated, roles: Collection[str], differ: float) -> Iterator[str]:
     """Yield a note on each stand-in whose calibration says too little for a budget `differ`."""
     calibrate = f"parm calibrate {bundle.path} --inputs FILE"
-    for stand_in in _used(roles) if 0 < differ < 1 else ():
-        calibration = bundle.gates.get(stand_in)
-        if calibration is None:
+    for source, calibration in calibrations_of(bundle, roles).items() if 0 < differ < 1 else ():
+        curve = calibration.curve
+        if curve is None:
             yield (
-                f"the {stand_in} is not calibrated, so each of its answers may differ from the "
-                f"model's, and it answers hardly any; calibrate it with: {calibrate}"
+                f"the {source} is not calibrated, so it answers nothing until enough of its "
+                f"outputs were compared with the model's; it starts at once if you calibrate it: "
+                f"{calibrate}"
             )
             continue
-        curve = curve_of(calibration)
         if calibration.confidence == "none" and curve.doubts[0] > differ:
             yield (
-                f"the {stand_in} does not say how sure it is of an output, and "
-                f"{curve.doubts[0]:.2%} of them differ from the model's: within --differ "
-                f"{differ:g}, it answers at most {differ / curve.doubts[0]:.2%} of all queries"
+                f"the {source} does not say how sure it is of an output, and "
+                f"{curve.doubts[0]:.2%} of them differ from the model's: within "
+                f"{spell('differ', differ)}, it answers at most "
+                f"{differ / curve.doubts[0]:.2%} of all queries"
             )
-        shown = Audit(curve, differ).smallest_shown
+        shown = Doubts(curve, differ).smallest_shown
         if shown > differ:
             yield (
-                f"the calibration of the {stand_in} cannot show that at most {differ:.3%} of all "
+                f"the calibration of the {source} cannot show that at most {differ:.3%} of all "
                 f"answers differ, but {shown:.3%}, until enough answers are compared; "
                 f"{queries_to_show(differ):,} held-out queries could show it: {calibrate}"
             )
 
 
-def ungated(bundle: Calibrated, roles: Collection[str], agreement: float | None) -> Iterator[str]:
-    """Yield a note on each stand-in that answers without a gate, unless that was asked for."""
-    if agreement is not None:
-        return
-    for stand_in in _used(roles):
-        calibration = bundle.gates.get(stand_in)
-        if calibration is None:
+def closed(gates: Mapping[Source, ChosenGate]) -> Iterator[str]:
+    """Yield a note on each gate that starts closed."""
+    for source, gate in gates.items():
+        curve = gate.calibration.curve
+        if curve is None:
             yield (
-                f"the {stand_in} answers without a gate, as it is not calibrated; calibrate it "
-                f"with: parm calibrate {bundle.path} --inputs FILE"
+                f"the gate of the {source} starts closed, as it is not calibrated; it opens once "
+                f"enough outputs were compared with the model's to show an agreement of "
+                f"{gate.level:g}"
             )
-        elif calibration.at_most(AGREEMENT) is None:
-            yield (
-                f"the {stand_in} answers without a gate, as its calibration reached no level up to "
-                f"{AGREEMENT:g}; calibrate it with more queries, or serve with a policy without it"
+        if curve is None or gate.shown is not None:
+            continue
+        after = comparisons_to_open(curve, gate.level)
+        yield (
+            f"the gate of the {source} starts closed, as {gate.calibration.queries:,} queries of "
+            f"calibration do not show an agreement of {gate.level:g}; "
+            + (
+                "nor do they tell when it may open: calibrate with more queries"
+                if after is None
+                else f"it may open after some {after:,} comparisons in service"
             )
+        )
 
 
 def _used(roles: Collection[str]) -> list[StandIn]:
@@ -149,55 +181,11 @@ def _used(roles: Collection[str]) -> list[StandIn]:
     return found
 
 
-def _level(
-    bundle: Calibrated, stand_in: StandIn, calibration: Calibration | None, agreement: float | None
-) -> GateLevel | None:
-    """Return the level of a gate (see `choose_gates`); None for no gate."""
-    if calibration is None:
-        if not agreement:
-            return None
-        raise UserError(
-            f"{bundle.path} has no calibration of its {stand_in}, so nothing is known of its "
-            "agreement; calibrate it with held-out queries: "
-            f"parm calibrate {bundle.path} --inputs FILE"
-        )
-    if agreement:
-        level = calibration.at_least(agreement)
-        if level is not None:
-            return level
-        most = calibration.at_most(1.0)
-        reached = "no level" if most is None else f"{most.level:g}"
-        lower = "" if most is None else f"serve with --agreement {most.level:g} at most, or "
-        raise UserError(
-            f"the {stand_in} of {bundle.path} is not calibrated for an agreement of {agreement:g}; "
-            f"it reaches {reached}: {lower}calibrate it with more queries: "
-            f"parm calibrate {bundle.path} --inputs FILE --agreement {agreement:g}"
-        )
-    level = None if agreement == 0 else calibration.at_most(AGREEMENT)
-    if level is None and calibration.allowed:
-        classes = ", ".join(calibration.allowed.values())
-        raise UserError(
-            f"the {stand_in} of {bundle.path} may answer {classes} only, and without a gate it "
-            "would answer every class; calibrate it with more queries: parm calibrate "
-            f"{bundle.path}, or let it answer every class: --answer-only all"
-        )
-    return level
-
-
-class Refused(NamedTuple):
-    """The rows of a stand-in's outputs that may not answer: `impossible` ones cannot be right,
-    `unsure` ones are below the gate's threshold."""
-
-    impossible: Sequence[int]
-    unsure: Sequence[int]
-
-
 class OutputGate:
-    """Decides which inputs stand-ins may see, and which of their outputs may answer.
+    """Decides which inputs stand-ins may see, and which of their outputs are possible.
 
     Args:
-        chosen: The gate of each stand-in, by the source of its answers. A stand-in without one is
-            never too unsure.
+        chosen: The gate of each stand-in, by the source of its answers.
         envelope: The inputs that the stand-ins learned from. Without one, only rows with non-finite
             values are unlike, or impossible.
         calibrations: The calibrations of stand-ins, with a gate or without.
@@ -213,13 +201,7 @@ class OutputGate:
         self.chosen = chosen or {}
         self.calibrations = {source: each.calibration for source, each in self.chosen.items()}
         self.calibrations |= calibrations or {}
-        self.curves = {source: curve_of(each) for source, each in self.calibrations.items()}
-        """The doubt of each calibrated stand-in's outputs, by their confidence."""
         self._envelope = envelope
-        self._gates = {
-            source: Gate(each.calibration.confidence, each.level)
-            for source, each in self.chosen.items()
-        }
 
     def unlike(self, rows: Array) -> Sequence[int]:
         """Return the rows (n, *input shape) that only the deployed model may answer."""
@@ -230,23 +212,12 @@ class OutputGate:
         unlike = envelope.unlike(dict(zip(names, tensors_in(rows), strict=True)))
         return np.flatnonzero(unlike).tolist()
 
-    def refused(self, source: Source, outputs: Array) -> Refused:
-        """Return the rows of `outputs` (n, *output shape) that may not answer."""
-        envelope, gate = self._envelope, self._gates.get(source)
-        if envelope is None:
-            impossible = _not_finite(served(outputs))
-        else:
-            impossible = np.flatnonzero(envelope.impossible(served(outputs))).tolist()
-        unsure = () if gate is None else np.flatnonzero(gate.refused(outputs)).tolist()
-        return Refused(impossible, unsure)
-
-    def doubts(self, source: Source, outputs: Array) -> NDArray[np.float64]:
-        """Return the probabilities (n,) that `outputs` (n, *output shape) differ from the model's
-        predictions, as calibrated; 1 without a calibration."""
-        if source not in self.curves:
-            return np.ones(len(outputs))
-        kind, curve = self.calibrations[source].confidence, self.curves[source]
-        return curve.of(confidences(kind, outputs))
+    def impossible(self, outputs: Array) -> Sequence[int]:
+        """Return the rows of a stand-in's `outputs` (n, *output shape) that cannot be right."""
+        outputs = served(outputs)
+        if self._envelope is None:
+            return _not_finite(outputs)
+        return np.flatnonzero(self._envelope.impossible(outputs)).tolist()
 
 
 def _not_finite(rows: Array) -> Sequence[int]:

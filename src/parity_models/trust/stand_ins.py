@@ -1,20 +1,15 @@
-"""The outputs of stand-ins in service: which may answer, with what doubt, and how many differ.
+"""The outputs of a server's stand-ins: which may answer, with what doubt, and how many differ.
 
-Outputs are compared with predictions if both are known. A gate closes if they agree too seldom. A
-disagreement may also be the error of an instance that answers wrongly, which is not held against
-the stand-in.
-
-A random sample of the stand-ins' answers is audited: the model runs on, and its prediction is
-compared. The audit corrects the doubts of later outputs (trust/doubt.py).
+Outputs are compared with predictions if both are known. A disagreement may also be the error of an
+instance that answers wrongly, which is not held against the stand-in.
 """
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
+from functools import partial
+from random import Random
 from typing import Any, NamedTuple, Protocol
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import Counter, Gauge
@@ -23,10 +18,9 @@ from parity_models.codes import Code
 from parity_models.roles import Source, source_of
 from parity_models.scheduling.actions import Run
 from parity_models.simulation.emulation import FaultPlan
-from parity_models.trust.agreement import AgreementWatch
-from parity_models.trust.doubt import Audit
-from parity_models.trust.gate import served
+from parity_models.trust.evidence import EvidenceStore
 from parity_models.trust.gates import OutputGate
+from parity_models.trust.judge import StandInJudge, Turn
 
 
 class Made(NamedTuple):
@@ -36,8 +30,6 @@ class Made(NamedTuple):
     instance: str
     tenant: str | None = None
 
-
-CLOSED_GATES = "closed-gates.json"
 
 Outputs = Sequence[Made | None]
 """None for an output that is missing."""
@@ -50,38 +42,8 @@ def _number(query: int) -> int:
     return query - 1
 
 
-class ClosedGates:
-    """The `sources` whose gates are closed, kept in the `folder` of a bundle for the next server.
-
-    Those kept for another `digest` of the bundle, as before a new calibration, are ignored.
-    """
-
-    def __init__(self, folder: Path, digest: str) -> None:
-        self._path, self._bundle = folder / CLOSED_GATES, digest
-        self.sources: set[Source] = set()
-        with suppress(OSError, ValueError):
-            found = msgspec.json.decode(self._path.read_bytes(), type=_Closed)
-            self.sources = set(found.sources) if found.bundle == self._bundle else set()
-
-    def turned(self, source: Source, is_open: bool) -> None:
-        """Record that a gate has opened or closed; warn if that cannot be written."""
-        (self.sources.discard if is_open else self.sources.add)(source)
-        content = msgspec.json.encode(_Closed(self._bundle, sorted(self.sources)))
-        unfinished = self._path.with_suffix(".part")
-        try:
-            unfinished.write_bytes(content)
-            unfinished.replace(self._path)
-        except OSError as error:
-            _log.warning("closed gates cannot be stored: %s: %s", self._path, error.strerror)
-
-
-class _Closed(msgspec.Struct):
-    bundle: str
-    sources: list[Source]
-
-
 class Metrics(Protocol):
-    """The server's metrics that count refusals and comparisons."""
+    """The server's metrics of stand-ins."""
 
     audit_factor: Gauge
     audited_answers: Counter
@@ -89,7 +51,9 @@ class Metrics(Protocol):
     compared_answers: Counter
     disagreed_answers: Counter
     gate_agreement: Gauge
+    gate_coverage: Gauge
     gate_open: Gauge
+    gate_turns: Counter
     impossible: Counter
     refused_answers: Counter
 
@@ -99,13 +63,13 @@ class StandIns:
 
     Args:
         code: Reconstructs, if the policy uses a code.
-        gate: Decides which outputs may answer, and knows their doubts.
+        gate: Knows the stand-ins' gates and calibrations, and which outputs are possible.
         metrics: Count refusals and comparisons.
         differ: The share of all answers that may differ; None if the policy has no such budget.
         faults: A fault plan, which may set doubts, and bar stand-ins from answering.
         gate_turned: Called when a gate has opened (True) or closed.
-        one_in: One in this many groups is compared (it takes time); all, while the gate is closed.
-        closed: The closed gates, which are kept up to date.
+        one_in: One in this many outputs that happen to be known is compared: it takes time.
+        store: Keeps what is learned.
 
     """
 
@@ -119,129 +83,135 @@ class StandIns:
         faults: FaultPlan,
         gate_turned: Callable[[Source, bool], None],
         one_in: int,
-        closed: ClosedGates | None = None,
+        store: EvidenceStore | None = None,
     ) -> None:
         self._code = code
         self._gate = gate
-        self._closed = closed
-        shut = () if closed is None else closed.sources
-        self._watch = AgreementWatch(gate.chosen, shut, gate.calibrations)
+        self._store = store
         self._metrics = metrics
         self._faults = faults
         self.differ = differ
         """The share of all answers that may differ; None without a budget."""
-        curves = {} if faults.has_doubts else gate.curves
-        self.audits = {
-            source: Audit(curve, 1.0 if differ is None else differ)
-            for source, curve in curves.items()
+        self.judges = {
+            source: StandInJudge(
+                calibration,
+                gate.chosen.get(source),
+                differ,
+                None if store is None else store.learned(source),
+                () if store is None else store.learned_by_others(source),
+                partial(self._turned, source),
+            )
+            for source, calibration in gate.calibrations.items()
         }
-        """The audit of each calibrated stand-in, unless the fault plan sets doubts."""
-        self._answers = 0
-        self._spent = dict.fromkeys(Source, 0.0)
-        """The sum of the doubts of each stand-in's answers, without the audit's factor."""
+        """The judge of each stand-in's outputs."""
+        self._answers, self._planned = 0, 0.0
         self._gate_turned = gate_turned
-        self._one_in = one_in
-        self._with_parity = 0
-        for source, audit in self.audits.items():
-            metrics.audit_factor.labels(source).set(audit.factor)
-            for counted in (metrics.audited_answers, metrics.audited_differed):
-                counted.labels(source)
-        for source, each in gate.chosen.items():
-            metrics.gate_open.labels(source).set(self._watch.is_open(source))
-            metrics.gate_agreement.labels(source).set(each.level.level)
+        self._one_in, self._random = one_in, Random(0)
+        for source, judge in self.judges.items():
+            self._export(source, judge)
+
+    def _export(self, source: Source, judge: StandInJudge) -> None:
+        metrics = self._metrics
+        metrics.audit_factor.labels(source).set_function(lambda: judge.factor)
+        for counted in (metrics.audited_answers, metrics.audited_differed):
+            counted.labels(source)
+        if judge.gate is not None:
+            metrics.gate_open.labels(source).set_function(lambda: judge.is_open)
+            metrics.gate_agreement.labels(source).set(judge.gate.level)
+            metrics.gate_coverage.labels(source).set_function(lambda: judge.coverage)
             for reason in ("gate", "closed"):
                 metrics.refused_answers.labels(source, reason)
 
-    def refused(
+    def judge(
         self, source: Source, queries: Sequence[int], outputs: NDArray[Any]
-    ) -> Sequence[int]:
-        """Return the queries that their `outputs` (n, *output shape) may not answer."""
-        impossible, unsure = self._gate.refused(source, outputs)
+    ) -> tuple[Sequence[int], dict[int, float]]:
+        """Return the queries that their `outputs` (n, *output shape) may not answer, and the
+        probability, by query, that each differs from the model's prediction."""
+        impossible = self._gate.impossible(outputs)
         if impossible:
             self._metrics.impossible.inc(len(impossible))
-        rows = {*impossible, *unsure}
-        if source in self._gate.chosen:
-            self._metrics.refused_answers.labels(source, "gate").inc(len(unsure))
-            if not self._watch.is_open(source):
-                shut = len(outputs) - len(unsure)
-                self._metrics.refused_answers.labels(source, "closed").inc(shut)
-                rows.update(range(len(outputs)))
-        bars = self._faults.refuses
-        rows.update(row for row, query in enumerate(queries) if bars(_number(query), source))
-        return [queries[row] for row in sorted(rows)]
-
-    def doubts(
-        self, source: Source, queries: Sequence[int], outputs: NDArray[Any]
-    ) -> dict[int, float]:
-        """Return the probability that each of the `outputs` (n, *output shape) differs from the
-        model's prediction, by query."""
-        if self._faults.has_doubts:
-            return {each: self._faults.doubt(_number(each), source) for each in queries}
-        audit = self.audits.get(source)
-        factor = 1.0 if audit is None else audit.factor
-        found = self._gate.doubts(source, outputs).tolist()
-        return {
-            query: min(1.0, factor * doubt) for query, doubt in zip(queries, found, strict=True)
-        }
+        rows, judge, faults = {*impossible}, self.judges.get(source), self._faults
+        doubts = [1.0] * len(queries)
+        if judge is not None:
+            verdict = judge.judge(outputs)
+            doubts = verdict.doubts.tolist()
+            if judge.gate is not None:
+                unsure = np.flatnonzero(verdict.refused).tolist()
+                rows.update(unsure)
+                reason = "gate" if judge.is_open else "closed"
+                self._metrics.refused_answers.labels(source, reason).inc(len(unsure))
+        rows.update(at for at, each in enumerate(queries) if faults.refuses(_number(each), source))
+        if faults.has_doubts:
+            doubts = [faults.doubt(_number(each), source) for each in queries]
+        return [queries[row] for row in sorted(rows)], dict(zip(queries, doubts, strict=True))
 
     # The budget
 
     def answered(self, source: Source, doubt: float) -> None:
         """Count an answer, to a query that differs with the probability `doubt`."""
         self._answers += 1
-        if doubt:
-            audit = self.audits.get(source)
-            self._spent[source] += doubt if audit is None else doubt / audit.factor
-
-    def audit(self, source: Source, stand_in: Made, prediction: Made) -> None:
-        """Compare a stand-in's answer, drawn at random, with the model's prediction."""
-        audit = self.audits.get(source)
-        differs = not self._watch.agree(source, served(stand_in.output), prediction.output)
-        self._metrics.audited_answers.labels(source).inc()
-        if differs:
-            self._metrics.audited_differed.labels(source).inc()
-        if audit is None:
-            return
-        output = np.asarray(stand_in.output)[np.newaxis]
-        audit.saw(float(self._gate.doubts(source, output)[0]), differs)
-        self._metrics.audit_factor.labels(source).set(audit.factor)
+        if source in self.judges and not self._faults.has_doubts:
+            self.judges[source].answered(doubt)
+        else:
+            self._planned += doubt
 
     def change_budget(self, differ: float) -> None:
         """Audit another share of answers that may differ, and count answers anew."""
-        self.differ = differ
-        self._answers = 0
-        self._spent = dict.fromkeys(Source, 0.0)
-        for source, audit in self.audits.items():
-            audit.change(differ)
-            self._metrics.audit_factor.labels(source).set(audit.factor)
+        self.differ, self._answers, self._planned = differ, 0, 0.0
+        for judge in self.judges.values():
+            judge.change(differ)
 
     def differing(self) -> tuple[float, float]:
         """Return the share of all answers that differ, estimated, and its upper bound (95 %): since
         the start, or the last change of the budget."""
-        estimate = most = 0.0
-        for source, spent in self._spent.items():
-            if not spent:
-                continue
-            share = bound = spent / self._answers
-            if source in self.audits:
-                share, bound = self.audits[source].share(spent, self._answers)
-            estimate, most = estimate + share, most + bound
+        if not self._answers:
+            return 0.0, 1.0
+        parts = [judge.differing for judge in self.judges.values()] + [(self._planned,) * 2]
+        estimate, most = (sum(each) / self._answers for each in zip(*parts, strict=True))
         return min(1.0, estimate), min(1.0, most)
 
     # Comparisons
 
-    def watches(self, source: Source) -> bool:
-        """Return whether all outputs of a stand-in that has a prediction are compared with it. With
-        a budget and without a gate, the audit is enough."""
-        return self.differ is None or source in self._gate.chosen
+    def compare(
+        self,
+        source: Source,
+        stand_in: Made,
+        prediction: Made,
+        *parities: Made,
+        late: bool = True,
+        answered: bool = False,
+    ) -> None:
+        """Compare a stand-in's output with the model's prediction for the same query.
+
+        `parities` are the outputs that a reconstruction was made from. See `StandInJudge.compare`.
+        """
+        judge = self.judges.get(source)
+        if judge is None:
+            return
+        found = judge.compare(
+            np.asarray(stand_in.output),
+            prediction.output,
+            {made.instance for made in (*(parities or (stand_in,)), prediction)},
+            prediction.tenant,
+            late=late,
+            answered=answered,
+        )
+        if found is None:
+            return
+        given = "late" if late else "in time"
+        self._metrics.compared_answers.labels(source, given).inc()
+        if not found:
+            self._metrics.disagreed_answers.labels(source, given).inc()
+        if answered:
+            self._metrics.audited_answers.labels(source).inc()
+            self._metrics.audited_differed.labels(source).inc(not found)
+        if self._store is not None:
+            self._store.save(now=False)
 
     def group_over(self, predictions: Outputs, parities: Outputs) -> None:
-        """Compare a group that no query waits for any more, if it is one of `one_in`."""
-        if any(parities) and self.watches(Source.RECONSTRUCTION):
-            self._with_parity += 1
-            is_due = self._with_parity % self._one_in == 0
-            if is_due or not self._watch.is_open(Source.RECONSTRUCTION):
-                self._compare_group(predictions, parities)
+        """Compare a group that no query waits for any more, now and then."""
+        if any(parities) and self._random.random() * self._one_in < 1:
+            self._compare_group(predictions, parities, late=True)
 
     def compare_unit(
         self,
@@ -249,6 +219,8 @@ class StandIns:
         run: Run,
         outputs: NDArray[Any],
         predictions: Mapping[int, Outputs],
+        *,
+        late: bool,
     ) -> None:
         """Compare a unit that was kept running only for this: a backup's or, with a `row` of the
         code, a parity model's. `predictions` are by subject: a query, or a group."""
@@ -256,54 +228,35 @@ class StandIns:
             made, known = Made(output, run.instance), predictions[subject]
             if row is not None:
                 parities = range(0 if self._code is None else self._code.r)
-                self._compare_group(known, [made if j == row else None for j in parities])
+                group = [made if j == row else None for j in parities]
+                self._compare_group(known, group, late=late)
             elif known[0] is not None:
-                self.compare(source_of(run.role), made, known[0])
+                self.compare(source_of(run.role), made, known[0], late=late)
 
-    def _compare_group(self, predictions: Outputs, parities: Outputs) -> None:
-        """Reconstruct each prediction from the other outputs, and compare the two."""
+    def _compare_group(self, predictions: Outputs, parities: Outputs, *, late: bool) -> None:
+        """Reconstruct one prediction, drawn at random, from the other outputs, and compare the two.
+
+        Reconstructions from the same parity outputs are not independent of each other.
+        """
         assert self._code is not None
         parity_outputs = [made.output if made else None for made in parities]
         have = tuple(made is not None for made in parities)
-        for slot, prediction in enumerate(predictions):
-            if prediction is None:
-                continue
-            others = [made.output if made else None for made in predictions]
-            others[slot] = None
-            available = tuple(other is not None for other in others)
-            if not self._code.decodable(available, have)[slot]:
-                continue
-            with np.errstate(all="ignore"):
-                reconstruction = Made(self._code.decode(others, parity_outputs)[slot], "")
-                self.compare(
-                    Source.RECONSTRUCTION, reconstruction, prediction, *filter(None, parities)
-                )
-
-    def compare(self, source: Source, stand_in: Made, prediction: Made, *parities: Made) -> None:
-        """Compare a stand-in's output, if it is sure enough to answer, with the model's prediction
-        for the same query. `parities` are the outputs that a reconstruction was made from."""
-        if self._gate.refused(source, np.asarray(stand_in.output)[np.newaxis]).unsure:
+        slot = self._random.randrange(len(predictions))
+        prediction = predictions[slot]
+        others = [made.output if made else None for made in predictions]
+        others[slot] = None
+        available = tuple(other is not None for other in others)
+        if prediction is None or not self._code.decodable(available, have)[slot]:
             return
-        makers = {made.instance for made in (*(parities or (stand_in,)), prediction)}
-        agreed = self._watch.agree(source, served(stand_in.output), prediction.output)
-        self._metrics.compared_answers.labels(source).inc()
-        if not agreed:
-            self._metrics.disagreed_answers.labels(source).inc()
-        if self._watch.saw(source, agreed, makers, prediction.tenant):
-            self._turned(source, is_open=self._watch.is_open(source))
+        with np.errstate(all="ignore"):
+            reconstruction = Made(self._code.decode(others, parity_outputs)[slot], "")
+            makers = filter(None, parities)
+            self.compare(Source.RECONSTRUCTION, reconstruction, prediction, *makers, late=late)
 
-    def _turned(self, source: Source, *, is_open: bool) -> None:
-        self._metrics.gate_open.labels(source).set(is_open)
-        self._gate_turned(source, is_open)
-        if self._closed is not None:
-            self._closed.turned(source, is_open)
-        level = self._gate.chosen[source].level.level
-        if is_open:
-            _log.warning("the %s agrees in %g of cases again, and answers again", source, level)
-        else:
-            _log.warning(
-                "the %s agrees in less than %g of cases, and does not answer until it recovers; "
-                "have the queries changed since it was trained and calibrated?",
-                source,
-                level,
-            )
+    def _turned(self, source: Source, turn: Turn) -> None:
+        judge = self.judges[source]
+        self._gate_turned(source, judge.asks)
+        self._metrics.gate_turns.labels(source, "open" if turn.opened else "back").inc()
+        _log.log(turn.log_level, "the gate of the %s %s", source, turn)
+        if self._store is not None:
+            self._store.save()

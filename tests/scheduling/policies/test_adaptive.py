@@ -129,7 +129,7 @@ def test_a_unit_that_hangs_is_late_though_none_ever_was() -> None:
 
 def test_on_a_slow_instance_the_backup_is_asked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     world = world_of(3, BACKUPS)
-    monkeypatch.setattr(world.scheduler.dispatch, "pace", lambda one: 9.0 if one == "0" else 1.0)
+    monkeypatch.setattr(world.scheduler, "pace", lambda one: 9.0 if one == "0" else 1.0)
     world.arrive(2)
     world.pass_time(0.1)
     assert runs(world) == [DEPLOYED, DEPLOYED, BACKUP]

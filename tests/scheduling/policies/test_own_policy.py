@@ -12,9 +12,13 @@ from parity_models.scheduling.choice import PolicyChoice
 
 
 def test_its_options_are_checked_as_it_says() -> None:
-    with pytest.raises(UserError, match="again_after must be above 0 and 9 s or less, got 10"):
+    with pytest.raises(
+        UserError, match="again_after must be a number, above 0 and at most 9; got 10"
+    ):
         PolicyChoice(POLICY, {"again_after": 10})
-    with pytest.raises(UserError, match="again_after must be a number, got 'soon'"):
+    with pytest.raises(
+        UserError, match="again_after must be a number, above 0 and at most 9; got 'soon'"
+    ):
         PolicyChoice(POLICY, {"again_after": "soon"})
     with pytest.raises(UserError, match="scans is not an option of the policy"):
         PolicyChoice(POLICY, {"scans": 7})

@@ -20,7 +20,7 @@ def parity_world(
 ) -> World:
     the_code = code(decoder=decoder)
     policy = Parity(the_code, Parity.Options(**options))
-    return world_of(instances, policy, code=the_code, share_groups=share_groups)
+    return world_of(instances, policy, code=the_code, share_groups=share_groups, audited=1000)
 
 
 DEDICATED = {"a": ORIGINALS, "b": ORIGINALS, "p": PARITIES}

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from fuzzing import fuzz, mutated
 from grpc_served import method, request, serving
-from parity_models.serving.grpc.grpc_server import SERVICE
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest
+from parity_models.serving.grpc.messages import SERVICE
 
 REFUSALS = {StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND, StatusCode.RESOURCE_EXHAUSTED}
 

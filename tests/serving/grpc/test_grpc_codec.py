@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 import parity_models.serving.grpc
 from parity_models.roles import Source
 from parity_models.serving.errors import InvalidRequestError, TooLargeError
-from parity_models.serving.grpc.codec import _FIELDS, decode, read_request, write_response
+from parity_models.serving.grpc.codec import decode, read_request, write_response
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
-from parity_models.serving.models import ServedModel
-from parity_models.serving.protocol import InferRequest
+from parity_models.serving.grpc.messages import FIELDS as CONTENTS
+from parity_models.serving.inference import InferRequest
+from parity_models.serving.models import Result, ServedModel
 from parity_models.tensors.signature import Signature, Tensor, TensorSpec
 from rest_bodies import datatype_of, done, model_of
 
@@ -29,7 +30,7 @@ def request(array: NDArray[Any], raw: bool = True) -> ModelInferRequest:
     if raw:
         message.raw_input_contents.append(array.tobytes())
     else:
-        getattr(tensor.contents, _FIELDS[datatype_of(array)]).extend(array.ravel().tolist())
+        getattr(tensor.contents, CONTENTS[datatype_of(array)]).extend(array.ravel().tolist())
     return message
 
 
@@ -42,7 +43,9 @@ def test_half_precision_goes_raw_whatever_the_request_is_like() -> None:
     half = np.array([[1, 2]], np.float16)
     model = ServedModel("model", Signature.of(spec, TensorSpec("y", "FP16", (2,))), max_rows=9)
     asked = read(request(np.array([[1, 2]]), raw=False), model)
-    response = ModelInferResponse.FromString(done(write_response(asked, half, [Source.MODEL])))
+    response = ModelInferResponse.FromString(
+        done(write_response(asked, Result(half, [Source.MODEL])))
+    )
     assert list(response.raw_output_contents) == [half.tobytes()]
     message = request(half)
     message.ClearField("raw_input_contents")

@@ -169,5 +169,5 @@ async def test_a_port_that_is_taken_is_refused(bundle: Path) -> None:
         server = Server(open_bundle(bundle), ServeOptions(port=0, grpc_port=port))
         with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1 port {port} for gRPC"):
             await server.start()
-    with pytest.raises(UserError, match="grpc_port must be from 0"):
+    with pytest.raises(UserError, match="grpc_port must be a whole number, from 0"):
         ServeOptions(grpc_port=70_000)

@@ -28,6 +28,7 @@ from parity_models.serving.grpc.inference_pb2 import (
     ModelInferResponse,
     ServerReadyRequest,
 )
+from parity_models.serving.inference import Inference
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 
@@ -199,7 +200,7 @@ class Arriving:
 def receiving(seconds: float) -> GrpcServer:
     limits = Limits(max_body=2000, max_in_flight=8000, body_timeout=seconds)
     models: Any = SimpleNamespace(metrics=Metrics())  # nothing else is asked
-    return GrpcServer(models, limits, ByteBudget(8000))
+    return GrpcServer(Inference(models, ByteBudget(8000)), limits)
 
 
 async def test_messages_that_arrive_are_few_and_half_of_them_from_one_address() -> None:

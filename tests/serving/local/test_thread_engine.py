@@ -12,7 +12,7 @@ from local_engines import FOREVER, parts
 from onnx_models import moody_model
 from parity_models.bundle.onnx_model import PinnedModel
 from parity_models.errors import ModelError, UserError
-from parity_models.serving.engine import Engine
+from parity_models.serving.engine import Engine, Placement
 from parity_models.serving.local.thread_engine import ThreadEngine
 from served import predictions, queries, until
 
@@ -71,4 +71,4 @@ def test_a_bundle_is_served_by_name_without_a_process(bundle: Path) -> None:
     with pytest.raises(UserError, match="a server starts once"):
         server.__enter__()
     with pytest.raises(UserError, match="placements are not for the engine threads"):
-        parity_models.serve(bundle, engine="threads", placements=[{}])
+        parity_models.serve(bundle, engine="threads", placements=(Placement(),))

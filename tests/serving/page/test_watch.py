@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,9 @@ from parity_models.scheduling.health import State
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.page.feed import Feed
 from parity_models.serving.page.watch import NOW, InstanceView, Watch
+from parity_models.trust.gate import Calibration
+from parity_models.trust.gates import ChosenGate
+from parity_models.trust.judge import StandInJudge
 
 BOTH = frozenset({DEPLOYED, BACKUP})
 
@@ -40,6 +44,8 @@ class FakeFrontend:
         self.metrics = Metrics()
         self.of_instances: dict[str, State] = {}
         self.scheduler = self
+        self.stand_ins = self
+        self.judges: dict[str, StandInJudge] = {}
         self.in_flight = AnyRequest()
 
     def instances(self) -> list[tuple[str, State]]:
@@ -110,16 +116,24 @@ def test_losses_and_arrivals_after_the_start_are_events() -> None:
 def test_gates_and_redundant_work_are_read_off_the_metrics() -> None:
     watched = Watched()
     metrics = watched.frontend.metrics
-    metrics.gate_open.labels("backup").set(1)
-    metrics.gate_agreement.labels("backup").set(0.99)
-    metrics.compared_answers.labels("backup").inc(10)
-    metrics.disagreed_answers.labels("backup").inc()
+    unknown = Calibration("classes", 0.0, "scores", 0, 0.0)
+    judge = StandInJudge(unknown, ChosenGate(unknown, 0.9))
+    watched.frontend.judges["backup"] = judge
+    (gate,) = watched.watch.frame(watched.now).gates
+    assert (gate.open, gate.coverage, gate.turns, gate.turned) == (False, 0, (), "")
+    for output in np.random.default_rng(0).normal(size=(1000, 3)):
+        judge.compare(output, output, late=False)
+    metrics.compared_answers.labels("backup", "in time").inc(10)
+    metrics.disagreed_answers.labels("backup", "in time").inc()
+    metrics.compared_answers.labels("backup", "late").inc(3)
     metrics.redundant.labels("backup", "sent").inc(7)
     metrics.redundant.labels("copy", "sent")
     frame = watched.watch.frame(watched.now)
     (gate,) = frame.gates
-    assert (gate.source, gate.level, gate.open) == ("backup", 0.99, True)
-    assert (gate.agreed, gate.compared) == (9, 10)
+    assert (gate.source, gate.level, gate.open, gate.coverage) == ("backup", 0.9, True, 1)
+    assert (gate.agreed, gate.compared, gate.late_agreed, gate.late_compared) == (9, 10, 3, 3)
+    assert gate.turns[-1][1] == 1
+    assert "opened further" in gate.turned
     assert frame.redundant == {"backup": {"sent": 7, "answered": 0, "cancelled": 0}}
 
 

@@ -12,7 +12,8 @@ from onnx_models import moody_model
 from parity_models.bundle.bundle import NewModel, write_bundle
 from parity_models.bundle.onnx_model import PinnedModel
 from parity_models.serving.engine import Engine
-from parity_models.serving.remote.remote_engine import RemoteEngine, Upstream, UpstreamOptions
+from parity_models.serving.remote.remote_engine import RemoteEngine, UpstreamOptions
+from parity_models.serving.remote.upstream import Upstream
 
 pytestmark = pytest.mark.slow
 

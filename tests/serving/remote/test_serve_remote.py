@@ -63,7 +63,7 @@ async def test_a_backup_is_an_upstream_like_others(tmp_path: Path, name: str) ->
         upstreams = {"deployed": model.url, "backup": f"{backup.url}/model"}
         budget = {"differ": 1.0} if name == "adaptive" else {}
         engine, policy = EngineChoice("remote", upstreams), PolicyChoice(name, budget)
-        options = ServeOptions(port=0, engine=engine, policy=policy)
+        options = ServeOptions(port=0, engine=engine, policy=policy, agreement=0)
         async with Server(bundle, options) as server:
             model.mode = HUNG
             rows, infer = queries(1), server.deployment.frontend.infer

@@ -23,16 +23,14 @@ from parity_models.errors import ServingError, UserError
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.protocol import OutputTensor
 from parity_models.serving.remote import clients
-from parity_models.serving.remote.clients import connect
 from parity_models.serving.remote.remote_engine import (
     RemoteEngine,
-    Upstream,
-    UpstreamError,
-    UpstreamModel,
     UpstreamOptions,
+    connect,
     parse_upstreams,
     roles_of,
 )
+from parity_models.serving.remote.upstream import Upstream, UpstreamError, UpstreamModel
 from parity_models.tensors.signature import Signature, TensorSpec
 from ports import free_ports
 from upstream_engines import ROW, WEIGHTS, engine_for, one, using
@@ -235,7 +233,7 @@ def test_a_server_runs_all_models_of_a_kind_or_the_one_that_it_names() -> None:
         ("http://a,http://a", "", "http://a is given twice"),
         ("http://a", "http://b,http://b/m-parity-0", "http://b is given twice"),
         ("http://a", "http://b/x", r"'http://b/x' names a model, .* m-parity-0, m-parity-1; "),
-        ("http://a", "http://b/m-parity-1", "parity runs m-parity-0, and a code needs all"),
+        ("http://a", "http://b/m-parity-1", "parity= runs m-parity-0, and a code needs all"),
     ],
 )
 def test_urls_that_cannot_be_a_fleet_are_refused(deployed: str, parity: str, reason: str) -> None:

@@ -29,7 +29,7 @@ async def test_no_request_is_lost_while_versions_change(tmp_path: Path, seed: in
 
     async def ask() -> None:
         found = repository.find("one", None)
-        result = await found.frontend.infer(rows, None, tenant=None, exact=False)
+        result = await found.predictor.infer(rows, None, tenant=None, exact=False)
         expected = times[found.model.version] * rows @ WEIGHTS
         np.testing.assert_allclose(result.outputs, expected, rtol=1e-5)
 

@@ -13,8 +13,9 @@ from msgspec import Raw
 from http_served import INFER, binary, body, eventually, get, post, serving
 from parity_models.roles import Source
 from parity_models.serving.errors import InvalidRequestError, TooLargeError
-from parity_models.serving.models import ServedModel
-from parity_models.serving.protocol import InferRequest, read_array, read_request, write_response
+from parity_models.serving.inference import InferRequest
+from parity_models.serving.models import Result, ServedModel
+from parity_models.serving.rest_codec import read_array, read_request, write_response
 from parity_models.tensors.signature import Signature, TensorSpec
 from rest_bodies import done
 
@@ -119,8 +120,8 @@ def wide(values: int, rows: int, **parameters: bool) -> InferRequest:
 def test_large_answers_are_written_in_slices() -> None:
     asked = wide(50_000, 2)
     outputs = np.arange(100_000, dtype=np.float32).reshape(2, -1)
-    counted: list[int] = []
-    head, _ = done(write_response(asked, outputs, [Source.MODEL] * 2, partial(turns, counted)))
+    result, counted = Result(outputs, [Source.MODEL] * 2), list[int]()
+    head, _ = done(write_response(asked, result, partial(turns, counted)))
     assert json.loads(head)["outputs"][0]["data"] == list(range(100_000))
     assert len(counted) > 7
 
@@ -128,9 +129,9 @@ def test_large_answers_are_written_in_slices() -> None:
 def test_an_answer_too_large_for_json_is_refused_and_binary_named() -> None:
     asked = wide(65_536, 100)
     with pytest.raises(TooLargeError, match=r"6553600 values, and JSON .*\(binary_data_output"):
-        asked.answer_size()
+        asked.measure_answer()
     asked = wide(65_536, 100, binary_data_output=True)
-    assert asked.answer_size() == 2 * 4 * 6_553_600
+    assert asked.measure_answer() == 2 * 4 * 6_553_600
 
 
 async def test_answers_are_charged_to_the_budget_before_they_are_computed() -> None:

@@ -14,13 +14,13 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Annotated, TextIO
+from typing import TextIO
 
+import click
 import msgspec
-import typer
 
 from parity_models.errors import ServingError, UserError
-from parity_models.options import MINUTES, Option
+from parity_models.options import option
 from parity_models.serving.client import Client
 from parity_models_lab.chaos import health
 from parity_models_lab.chaos.known_model import INPUTS, SLOW, liar, write_known_model
@@ -227,19 +227,15 @@ EVENTS: Mapping[str, Callable[[Injector], AbstractAsyncContextManager[None]]] = 
 
 
 def chaos(
-    engine: Annotated[Engine, Option("What runs the models.")] = Engine.LOCAL,
-    minutes: Annotated[
-        float, Option("About how long.", unit=MINUTES, typed="min", at_least=0.01)
-    ] = 5.0,
+    engine: Engine = option(Engine.LOCAL, "What runs the models."),
+    minutes: float = option(5.0, "About how long.", unit="min", ge=0.01),
     seed: Seed = 0,
     out: OutFolder = RESULTS,
-    events: Annotated[
-        str | None,
-        Option(
-            "Only these, separated by commas; lab/notes/reliability.md lists them.",
-            metavar="EVENT,...",
-        ),
-    ] = None,
+    events: str | None = option(
+        None,
+        "Only these, separated by commas; lab/notes/reliability.md lists them.",
+        metavar="EVENT,...",
+    ),
 ) -> None:
     """Serve under load and faults; account for every query.
 
@@ -257,7 +253,7 @@ def chaos(
     title = f"Chaos on the engine {engine}, seed {seed}"
     report(title, rows, out / f"chaos-{engine}.json", queries=queries)
     ended = sum(int(str(row["queries"])) for row in rows)
-    typer.echo(f"{ended:,} of {queries:,} queries are accounted for.")
+    click.echo(f"{ended:,} of {queries:,} queries are accounted for.")
 
 
 async def _run(
@@ -294,7 +290,7 @@ async def _run(
                 _note_health(page, answers)
                 page.recycled += await _recycled(client) - before
                 events = " + ".join(names)
-                typer.echo(f"{number}, {events}: full strength after {took:.1f} s", err=True)
+                click.echo(f"{number}, {events}: full strength after {took:.1f} s", err=True)
     return [page.row(name) for name, page in pages.items()], traffic.sent
 
 

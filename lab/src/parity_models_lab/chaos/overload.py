@@ -5,13 +5,12 @@ import time
 from contextlib import suppress
 from math import ceil
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 
 from parity_models.load import LoadSpec
 from parity_models.load.target import Ask, NoAnswerError, target
-from parity_models.options import SECONDS, Option
+from parity_models.options import option
 from parity_models_lab.chaos.known_model import MODEL, write_known_model
 from parity_models_lab.chaos.server import INSTANCES, RESULTS, Engine, TestedServer
 from parity_models_lab.processes import offer_load_from_own_process
@@ -28,9 +27,7 @@ PATIENCE = 15.0
 
 
 def overload(
-    seconds: Annotated[
-        float, Option("Of each load, at least.", unit=SECONDS, typed="s", at_least=1)
-    ] = 10.0,
+    seconds: float = option(10.0, "Of each load, at least.", unit="s", ge=1),
     out: OutFolder = RESULTS,
 ) -> None:
     """Send 1.2 to 5 times the load that a server of emulated service times can carry.

@@ -2,9 +2,9 @@
 
 import signal
 
-from typer.core import TyperGroup
+import click
 
-from parity_models.cli.main import command_line, run
+from parity_models.cli.main import Group, run
 
 COMMANDS = {
     "Begin": {
@@ -22,7 +22,6 @@ COMMANDS = {
         "path": "Count the files and calls that a request takes.",
         "late": "Compare Late with libraries that hedge.",
         "promises": "Count how often budgets of differing answers are kept.",
-        "drift": "Count wrong answers before a gate closes.",
     },
     "Break": {
         "chaos": "Serve under load and faults; account for every query.",
@@ -40,19 +39,14 @@ def main() -> None:
     run(command)
 
 
-def command() -> TyperGroup:
+def command() -> click.Group:
     """The command line as an object."""
-    return command_line("parm-lab", _parm_lab, COMMANDS, _module_of)
-
-
-def _parm_lab() -> None:
-    """Experiments with parity models."""
+    return Group("parm-lab", "Experiments with parity models.", COMMANDS, _module_of)
 
 
 _MODULES = {
     "train": "deployed",
     "promises": "gates",
-    "drift": "gates",
     **dict.fromkeys(COMMANDS["Break"], "chaos.{}"),
     "latency": "latency.reproduce",
     "rivals": "latency.reproduce_rivals",

@@ -9,14 +9,14 @@ from enum import StrEnum, auto
 from hashlib import sha256
 from itertools import cycle, product
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import get_args
 
 import msgspec
 import numpy as np
 from matplotlib.figure import Figure as Picture
 from matplotlib.ticker import ScalarFormatter
 
-from parity_models.options import Option
+from parity_models.options import option
 from parity_models.progress import Progress, progress_bars
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models_lab.contention.network import check_privileges
@@ -68,32 +68,26 @@ class Links(StrEnum):
 
 
 def latency(
-    figure: Annotated[
-        list[str] | None,
-        Option(
-            f"One of {', '.join(FIGURES)}, or a figure's file of yours; may be given several "
-            "times. By default all but those that take long.",
-            metavar="FIGURE",
-        ),
-    ] = None,
+    figure: list[str] | None = option(
+        None,
+        f"One of {', '.join(FIGURES)}, or a figure's file of yours; may be given several "
+        "times. By default all but those that take long.",
+        metavar="FIGURE",
+    ),
     out: OutFolder = Path("lab/results/latency"),
     work: Work = Path("runs/latency"),
-    network: Annotated[
-        Links | None,
-        Option(
-            "shaped (real runs, shuffles through shaped links; needs root and iproute2) or none "
-            "(simulate only). By default shaped where that can be.",
-        ),
-    ] = None,
-    speed: Annotated[
-        float,
-        Option(
-            "The share of two cores' time for the server and its workers: in real runs by a "
-            "quota (root and cgroup v1). 0: no quota, and simulated servers take no time.",
-            at_least=0,
-            at_most=1,
-        ),
-    ] = 0.0,
+    network: Links | None = option(
+        None,
+        "shaped (real runs, shuffles through shaped links; needs root and iproute2) or none "
+        "(simulate only). By default shaped where that can be.",
+    ),
+    speed: float = option(
+        0.0,
+        "The share of two cores' time for the server and its workers: in real runs by a "
+        "quota (root and cgroup v1). 0: no quota, and simulated servers take no time.",
+        ge=0,
+        le=1,
+    ),
     seed: Seed = 0,
 ) -> None:
     """Run the latency figures, for real and simulated.

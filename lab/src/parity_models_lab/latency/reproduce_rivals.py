@@ -12,7 +12,7 @@ from importlib import resources
 from itertools import product
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
 import numpy as np
@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 
 from parity_models.documents import read_json
 from parity_models.load.spec import read_trace
-from parity_models.options import Option
-from parity_models.roles import Source
+from parity_models.options import option
+from parity_models.roles import SOURCES, Source
 from parity_models.scheduling.actions import Audit as Audited
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.simulation.emulation import LogNormal
-from parity_models.simulation.simulation import FAILED, SOURCES, simulate
-from parity_models.trust.doubt import Audit, fit_doubt
+from parity_models.simulation.simulation import FAILED
+from parity_models.trust.doubt import Doubts, fit_doubt
 from parity_models_lab.documents import load_toml
 from parity_models_lab.latency.link import DriverOnLinks
 from parity_models_lab.latency.rivals_pictures import draw
@@ -64,9 +64,13 @@ SCENES, POLICIES = RIVALS.scenes, RIVALS.policies
 EXACT = ("no redundancy", "hedging")
 """Policies without a stand-in."""
 
-Evidence = Literal["hindsight", "split"]
+Evidence = Literal["hindsight", "split", "learned"]
 """The evidence for doubts: all recorded predictions, which are served as well; or a half of them,
-drawn by the seed, and audits in service, while the other half is served."""
+drawn by the seed, and audits in service, while the other half is served; or that half and LEARNED
+comparisons in service before."""
+
+LEARNED = 20_000
+"""Comparisons with queries in time."""
 
 
 class Predictions(msgspec.Struct, frozen=True):
@@ -89,18 +93,20 @@ def predictions() -> Predictions:
 
 class Drawn(DriverOnLinks):
     """A driver whose stand-in may not answer the queries that are `refused` (n,), and has the
-    `doubts` (n,) in its outputs, times the factor of an `audit`; `differs` (n,) is the truth."""
+    `doubts` (n,) in its outputs or, if it `learns`, those of their `confidence` (n,); `differs`
+    (n,) is the truth."""
 
     def __init__(
         self,
         refused: NDArray[np.bool_],
         doubts: NDArray[np.float64],
         differs: NDArray[np.bool_],
-        audit: Audit | None,
+        confidence: NDArray[np.float64],
+        learns: Doubts | None,
         *others: Any,
     ) -> None:
         self._refused, self._given, self._differs = refused, doubts, differs
-        self._audit = audit
+        self._confidence, self._learns = confidence, learns
         super().__init__(*others)
         self._do[Audited] = self._audited
 
@@ -108,13 +114,17 @@ class Drawn(DriverOnLinks):
         return bool(self._refused[query])
 
     def _doubt(self, query: int, source: Source) -> float:
-        factor = 1.0 if self._audit is None else self._audit.factor
-        return min(1.0, factor * float(self._given[query]))
+        if self._learns is not None:
+            return float(self._learns.of(self._confidence[query]))
+        return float(self._given[query])
 
     def _audited(self, action: Audited) -> None:
-        if self._audit is not None:
-            query = action.query
-            self._audit.saw(float(self._given[query]), bool(self._differs[query]))
+        if self._learns is not None:
+            sure, differs = self._confidence[action.query], bool(self._differs[action.query])
+            if not action.late:
+                self._learns.compared(sure, differed=differs)
+            if action.answered:
+                self._learns.audited(sure, differed=differs)
 
 
 class Candidate(NamedTuple):
@@ -185,21 +195,34 @@ def simulate_run(run: Candidate, seed: int, queries: int, traces: Traces) -> Fou
         arrivals = np.resize(np.roll(gaps, -int(rng.integers(len(gaps)))), count).cumsum()
         simulation = dataclasses.replace(simulation, arrivals=arrivals / (rate * gaps.mean()))
     confidence, differs = np.array(recorded.confidence), np.array(recorded.agrees) == 0
-    served, audit = np.arange(len(differs)), None
+    served, learns = np.arange(len(differs)), None
     cautions = [1.0] * len(BUDGETS)
     if run.evidence == "hindsight":
         doubts = hindsight(confidence, differs)
     else:
         known, served = np.array_split(np.random.default_rng((seed, 4)).permutation(served), 2)
         curve = fit_doubt(confidence[known], ~differs[known], seed)
-        doubts, audit = curve.of(confidence), Audit(curve, run.budget)
-        cautions = [Audit(curve, budget).factor for budget in BUDGETS]
+        learns = Doubts(curve, run.budget)
+        seen = LEARNED if run.evidence == "learned" else 0
+        for row in served[rng.integers(len(served), size=seen)].tolist():
+            learns.compared(confidence[row], differed=bool(differs[row]))
+        doubts = learns.of(confidence) / learns.factor
+        cautions = []
+        for budget in BUDGETS:
+            learns.change(budget)
+            cautions.append(learns.factor)
+        learns.change(run.budget)
     rows = served[rng.integers(len(served), size=count)]
     drawn: Callable[..., Drawn] = partial(
-        Drawn, confidence[rows] < run.threshold, doubts[rows], differs[rows], audit
+        Drawn,
+        confidence[rows] < run.threshold,
+        doubts[rows],
+        differs[rows],
+        confidence[rows],
+        learns,
     )
     driver = partial(drawn, setting.links(seed))
-    result = simulate(simulation, *trial.policy.build(trial.stand_ins), driver=driver)
+    result = simulation.run(*trial.policy.build(trial.stand_ins), driver=driver)
     sources = result.sources[WARM_UP:]
     stood_in = sources == SOURCES.index(Source.BACKUP)
     wrong = differs if run.evidence == "hindsight" else doubts
@@ -298,17 +321,15 @@ def _tail(row: Outcome) -> tuple[float, float]:
 
 
 def rivals(
-    data_dir: Annotated[
-        Path | None,
-        Option(
-            "The folder of conv-arrivals.txt and code-arrivals.txt, seconds from the first "
-            "request, one a line (Azure LLM inference trace 2023). Without it, all is Poisson.",
-            metavar="DIR",
-        ),
-    ] = None,
+    data_dir: Path | None = option(
+        None,
+        "The folder of conv-arrivals.txt and code-arrivals.txt, seconds from the first "
+        "request, one a line (Azure LLM inference trace 2023). Without it, all is Poisson.",
+        metavar="DIR",
+    ),
     out: OutFolder = Path("lab/results"),
-    queries: Annotated[int, Option("Queries of each run.", at_least=1000)] = 4000,
-    seeds: Annotated[int, Option("Runs of each setting.", at_least=1)] = 3,
+    queries: int = option(4000, "Queries of each run.", ge=1000),
+    seeds: int = option(3, "Runs of each setting.", ge=1),
 ) -> None:
     """Compare the rule with a budget with cascades, slack rules and accuracy scaling.
 

@@ -6,14 +6,14 @@ best. Experiments name them as any user's own: parity_models_lab.latency.rivals:
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
 
-from parity_models.options import SECONDS, SHARE, Option
+from parity_models.options import option
 from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.policies.hedging import Hedging
-from parity_models.scheduling.policies.policy import StandIns
+from parity_models.scheduling.policies.policy import Requires, StandIns
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RecentDurations
+from parity_models.scheduling.states import WITHHELD, QueryState
 from parity_models.scheduling.work import Query, Task, Unit
 
 
@@ -30,7 +30,7 @@ class Cascade(Hedging):
     """
 
     name = "cascade"
-    needs_backup = True
+    requires = Requires.BACKUP
     asks = StandIns(backup=True)
 
     def __init__(self, options: Hedging.Options | None = None) -> None:
@@ -50,15 +50,15 @@ class Cascade(Hedging):
         is_open = port.up(BACKUP) and Source.BACKUP not in port.closed_gates
         if query.exact or not port.redundancy_on or not is_open:
             return False
-        port.ask_first(query)
+        port.ask(query, first=True)
         self._watch(port, query, self._stand_in_times)
         return True
 
     def _hedge(self, port: Port, query: Query) -> None:
-        first = query.first
-        if first is None or not query.withheld or query.crashes:
+        backup = query.backup
+        if backup is None or query.state not in WITHHELD or query.crashes:
             super()._hedge(port, query)
-        elif first.unit is None and port.up(BACKUP):
+        elif backup.unit is None and port.up(BACKUP):
             self._watch(port, query, self._stand_in_times)
         elif self._budget.spend():
             port.queue_again(query.original)
@@ -72,15 +72,8 @@ class Cascade(Hedging):
 
     def refused(self, port: Port, query: Query, source: Source) -> None:
         self._stand_in_times.add(port.now - query.arrived)
-        if query.withheld:
+        if query.state in WITHHELD:
             self._watch(port, query)
-
-    def copies_in_flight(self, port: Port, query: Query) -> int:
-        return query.first is not None and query.first.unit is not None
-
-    def on_suspected_poison(self, port: Port, query: Query) -> None:
-        if query.first is not None and query.first.unit is None:
-            port.drop(query.first)
 
 
 class LoadAware(Cascade):
@@ -95,7 +88,7 @@ class LoadAware(Cascade):
         return self._runs[role].quantile(0.5) or 0.0
 
     def refused(self, port: Port, query: Query, source: Source) -> None:
-        if query.withheld:
+        if query.state in WITHHELD:
             self._watch(port, query)
 
     def unit_ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
@@ -120,9 +113,7 @@ class SlackFit(LoadAware):
     class Options(Hedging.Options):
         """The options."""
 
-        objective: Annotated[
-            float, Option("The latency that queries are to keep.", unit=SECONDS, above=0)
-        ] = 0.1
+        objective: float = option(0.1, "The latency that queries are to keep.", unit="ms", gt=0)
 
     def __init__(self, options: Options | None = None) -> None:
         super().__init__(options)
@@ -138,11 +129,11 @@ class SlackFit(LoadAware):
             self._watch(port, query)
 
     def _fit(self, port: Port, query: Query) -> None:
-        if query.withheld or query.original.unit is not None or query.exact:
+        if query.state is not QueryState.WAITING or query.exact:
             return
         slack, takes = query.arrived + self._objective - port.now, self._takes(DEPLOYED)
         if takes > slack:
-            port.ask_first(query)
+            port.ask(query, first=True)
             self._watch(port, query, self._stand_in_times)
         elif takes:
             port.set_alarm(query, port.now + slack - takes, partial(self._fit, port, query))
@@ -166,10 +157,9 @@ class ProteusLike(LoadAware):
     class Options(Hedging.Options):
         """The options."""
 
-        utilisation: Annotated[
-            float,
-            Option("The share of their time that instances are to be busy.", unit=SHARE, above=0),
-        ] = 0.8
+        utilisation: float = option(
+            0.8, "The share of their time that instances are to be busy.", unit="share", gt=0
+        )
 
     def __init__(self, options: Options | None = None) -> None:
         super().__init__(options)

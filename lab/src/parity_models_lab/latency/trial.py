@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from parity_models.codes import DECODERS, Code, CodeSpec
 from parity_models.errors import UserError
-from parity_models.roles import BACKUP, DEPLOYED, parity_role
+from parity_models.roles import BACKUP, DEPLOYED, SOURCES, parity_role
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.scheduling.policies import StandIns
+from parity_models.scheduling.policies import Requires, StandIns
 from parity_models.scheduling.work import SchedulerConfig
 from parity_models.simulation.arrivals import poisson_arrivals
 from parity_models.simulation.emulation import (
@@ -28,7 +28,7 @@ from parity_models.simulation.emulation import (
     Neighbours,
     Spell,
 )
-from parity_models.simulation.simulation import FAILED, SOURCES, Driver, Simulation, simulate
+from parity_models.simulation.simulation import FAILED, Driver, Simulation
 from parity_models.sizing.scenario import DISPATCH
 from parity_models_lab.latency.cores import Cores, DriverOnCores
 from parity_models_lab.latency.link import DriverOnLinks, Links
@@ -227,10 +227,11 @@ class Trial(Struct, frozen=True, kw_only=True):
     @property
     def stand_ins(self) -> StandIns:
         """The bundle's stand-ins that the policy uses."""
-        has, policy = self.setting.stand_ins, self.policy.policy
-        code = policy.needs_code or (policy.needs_stand_in and "parity" in has)
-        backup = policy.needs_backup or (policy.needs_stand_in and "backup" in has)
-        return StandIns(self.setting.code if code else None, backup)
+        has, code = self.setting.stand_ins, self.setting.code
+        requires = self.policy.policy.requires
+        if requires is Requires.EITHER:
+            return StandIns(code if "parity" in has else None, "backup" in has)
+        return StandIns(code, True).used(requires)
 
 
 class TrialResult(Struct, frozen=True):
@@ -292,7 +293,7 @@ def simulate_trial(trial: Trial) -> TrialResult:
         cores = Cores(CORES, computing=setting.faults.computing, quota=setting.quota)
         driver = partial(DriverOnCores, cores, links)
     policy = trial.policy.build(trial.stand_ins)
-    result = simulate(simulation_of(trial), *policy, driver=driver)
+    result = simulation_of(trial).run(*policy, driver=driver)
     sources = result.sources[warm_up:]
     answered = sources != FAILED
     latencies = result.latencies[warm_up:][answered]

@@ -1,13 +1,12 @@
 """The command `validation`: each policy simulated and for real, and how far apart they are."""
 
 from pathlib import Path
-from typing import Annotated
 
+import click
 import numpy as np
-import typer
 from msgspec.structs import replace
 
-from parity_models.options import Option
+from parity_models.options import option
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import EqualResources
 from parity_models.simulation.emulation import Constant
@@ -21,10 +20,8 @@ CLOSE = 0.15
 
 
 def validation(
-    figure: Annotated[
-        str, Option("The figure whose policies are run.", metavar="FIGURE")
-    ] = "validation",
-    queries: Annotated[int, Option("Queries of each run.", at_least=100)] = 20_000,
+    figure: str = option("validation", "The figure whose policies are run.", metavar="FIGURE"),
+    queries: int = option(20_000, "Queries of each run.", ge=100),
     out: OutFolder = Path("lab/results"),
     work: Work = Path("runs/latency"),
     seed: Seed = 0,
@@ -40,7 +37,7 @@ def validation(
     file = out / "validation.json"
     report(loaded.title, rows, file, queries=queries, overheads=overheads)
     report("Overheads of serving, in ms", overheads, None)
-    typer.echo(summary(rows))
+    click.echo(summary(rows))
 
 
 def compare(figure: Figure, queries: int, trials: Trials, seed: int) -> tuple[list[Row], list[Row]]:

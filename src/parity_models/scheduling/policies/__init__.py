@@ -11,6 +11,7 @@ from parity_models.scheduling.policies.parity import Parity as Parity
 from parity_models.scheduling.policies.parity import Pool as Pool
 from parity_models.scheduling.policies.policy import Erasures as Erasures
 from parity_models.scheduling.policies.policy import Policy as Policy
+from parity_models.scheduling.policies.policy import Requires as Requires
 from parity_models.scheduling.policies.policy import StandIns as StandIns
 from parity_models.scheduling.policies.replication import Replication as Replication
 

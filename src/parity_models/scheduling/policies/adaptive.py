@@ -10,22 +10,22 @@ policy drives it in the scheduler. What only a server knows is here:
   bottleneck.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from math import inf
-from typing import Annotated
 
-from parity_models.options import SHARE, Option
+from parity_models.options import option
 from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role
 from parity_models.scheduling.dispatch import LATENCY_AWARE
 from parity_models.scheduling.effect import Redundancy
 from parity_models.scheduling.policies.groups import CodingGroups
-from parity_models.scheduling.policies.policy import Policy, StandIns, rows_needed
+from parity_models.scheduling.policies.policy import Policy, Requires, StandIns, rows_needed
 from parity_models.scheduling.port import Port
-from parity_models.scheduling.race import WHILE_BUSY, Action, Answer, Ask, Race, Rule
+from parity_models.scheduling.race import Action, Answer, Ask, Race, Rule
 from parity_models.scheduling.run_times import RunTimes
-from parity_models.scheduling.work import MIN_DELAY, Query, Task, Unit
+from parity_models.scheduling.states import WITHHELD
+from parity_models.scheduling.work import Query, Task, Unit
 
 PARITY = parity_role(0)
 
@@ -50,26 +50,25 @@ class Adaptive(Policy):
     `runs` are run times of the deployed model that are known in advance.
     """
 
+    _port: Port
+    """That of the newest event, for the conditions of races."""
+
     name = "adaptive"
-    needs_stand_in = True
+    requires = Requires.EITHER
     rule = LATENCY_AWARE
 
     @dataclass(frozen=True, kw_only=True)
     class Options(Policy.Options):
         """The policy's options."""
 
-        differ: Annotated[
-            float,
-            Option(
-                "The share of all answers that may differ from the model's.",
-                unit=SHARE,
-                at_least=0,
-                at_most=1,
-            ),
-        ] = 0.001
-        copies: Annotated[
-            float, Option("Maximum copies per query, on average.", at_least=0, at_most=1)
-        ] = 0.3
+        differ: float = option(
+            0.001,
+            "The share of all answers that may differ from the model's.",
+            unit="share",
+            ge=0,
+            le=1,
+        )
+        copies: float = option(0.3, "Maximum copies per query, on average.", ge=0, le=1)
 
     def __init__(
         self,
@@ -90,14 +89,6 @@ class Adaptive(Policy):
         """The queries with only their original running, the oldest units first, if there is a
         code."""
         self._races: dict[int, Race] = {}
-        self._on_time: dict[int, Query] = {}
-        """The queries that wait for the first alarm of their race, in the order of its time. One
-        timer serves all: most queries are answered before."""
-        self._timer = 0
-        self._newest = -inf
-        self._backups: dict[int, Task] = {}
-        """The task of the backup of each query that asks it."""
-        self._port: Port | None = None
 
     def roles(self, instances: int, extra: int) -> list[frozenset[str]]:
         roles = {DEPLOYED, *[BACKUP] * self.asks.backup, *self._groups.parity_roles}
@@ -111,38 +102,33 @@ class Adaptive(Policy):
         self.race_rule.purse.change(differ)
 
     def redundancy(self, port: Port) -> Redundancy:
-        return (
-            Redundancy.BOTTLENECK
-            if port.process_load.is_bottleneck
-            else self.race_rule.effect.state
-        )
+        bottleneck = port.process_load.is_bottleneck
+        return Redundancy.BOTTLENECK if bottleneck else self.race_rule.effect.state
 
     # The conditions of races (race.View)
 
     @property
     def waiting(self) -> float:
-        port = self._port
-        assert port is not None
-        return port.queued(DEPLOYED) / max(1, port.up(DEPLOYED))
+        return self._port.queued(DEPLOYED) / max(1, self._port.up(DEPLOYED))
 
     @property
     def idle(self) -> bool:
         port = self._port
-        assert port is not None
-        room = port.dispatch.idle_for(BACKUP) * port.max_batch
+        room = port.idle_for(BACKUP) * port.max_batch
         return room > port.queued(BACKUP) + port.queued(DEPLOYED)
 
     @property
     def open(self) -> bool:
         port = self._port
-        assert port is not None
         return self.asks.backup and port.up(BACKUP) > 0 and Source.BACKUP not in port.closed_gates
 
     @property
     def helps(self) -> bool:
-        port = self._port
-        assert port is not None
-        return port.redundancy_on and not port.process_load.is_bottleneck
+        return self._port.redundancy_on and not self._port.process_load.is_bottleneck
+
+    @property
+    def busy(self) -> float:
+        return self._port.process_load.busy
 
     # Events
 
@@ -159,46 +145,14 @@ class Adaptive(Policy):
             race = self._races[query.id]
             if self._rows and task is query.original and not race.copied:
                 self._running[query.id] = query
-            slow = port.dispatch.pace(task.instance) > SLOW
-            actions = race.started(port.now, slow=slow)
-            if actions and task is query.original and race.at >= self._newest:
-                self._wait(port, query, race.at)
-            else:
-                self._carry_out(port, query, actions)
-
-    def _wait(self, port: Port, query: Query, at: float) -> None:
-        """Wait for the query's first alarm."""
-        port.cancel_timer(query.alarm)
-        self._on_time.pop(query.id, None)  # if it ran before, and failed
-        self._on_time[query.id] = query
-        self._newest = at
-        if not self._timer:
-            self._set_timer(port, at)
-
-    def _set_timer(self, port: Port, at: float) -> None:
-        self._timer = port.set_timer(max(at, port.now + MIN_DELAY), partial(self._on_timer, port))
-
-    def _on_timer(self, port: Port) -> None:
-        self._timer, due = 0, []
-        if self._on_time and not self.helps:
-            self._set_timer(port, port.now + WHILE_BUSY)
-            return
-        for query in self._on_time.values():
-            at = self._races[query.id].at
-            if at > port.now:
-                self._set_timer(port, at)
-                break
-            due.append(query)
-        for query in due:
-            if query.id in self._on_time:
-                del self._on_time[query.id]
-                port.tell((query.id,), self._alarm, port, query)
+            slow = port.pace(task.instance) > SLOW
+            self._carry_out(port, query, race.started(port.now, slow=slow))
 
     def redundancy_starts(self, port: Port, task: Task) -> None:
         if task.role == BACKUP:
             return
         self._groups.redundancy_starts(port, task)
-        for query in map(port.queries.get, self._groups.inputs_of(task)):
+        for query in map(port.queries.get, task.members):
             if query is not None:
                 self._carry_out(port, query, self._races[query.id].started(port.now))
 
@@ -227,7 +181,8 @@ class Adaptive(Policy):
             self._carry_out(port, query, race.answered(port.now, task.doubt, self))
 
     def refused(self, port: Port, query: Query, source: Source) -> None:
-        self._drop_backup(port, query.id)
+        if query.backup is not None:
+            port.drop(query.backup)
         race = self._races[query.id]
         if source is Source.RECONSTRUCTION:
             self._carry_out(port, query, race.reconstructed(port.now, inf))
@@ -242,8 +197,6 @@ class Adaptive(Policy):
 
     def resolved(self, port: Port, query: Query) -> None:
         self._races.pop(query.id).ended(port.now)
-        self._on_time.pop(query.id, None)
-        self._drop_backup(port, query.id)
         self._running.pop(query.id, None)
         if query.original.group is not None:
             self._groups.resolved(port, query)
@@ -255,21 +208,10 @@ class Adaptive(Policy):
         else:
             self._parity_runs.add(unit.took, finished=finished)
 
-    def inputs_of(self, task: Task) -> Collection[int]:
-        return (task.subject,) if task.role == BACKUP else self._groups.inputs_of(task)
-
-    def copies_in_flight(self, port: Port, query: Query) -> int:
-        task = self._backups.get(query.id)
-        asked = task is not None and task.unit is not None
-        return asked + self._groups.copies_in_flight(port, query)
-
     def may_answer(self, port: Port, query: Query) -> bool:
         return self._races[query.id].held is not None or super().may_answer(port, query)
 
     def on_suspected_poison(self, port: Port, query: Query) -> None:
-        task = self._backups.get(query.id)
-        if task is not None and task.unit is None:
-            self._drop_backup(port, query.id)
         group = self._groups.of(query)
         self._groups.on_suspected_poison(port, query)
         for other in map(port.queries.get, group.members if group else ()):
@@ -290,29 +232,13 @@ class Adaptive(Policy):
             if isinstance(action, Answer):
                 port.answer(query, source, action.doubt)
             elif not isinstance(action, Ask):
-                self._on_time.pop(query.id, None)
                 port.set_alarm(query, action.time, partial(self._alarm, port, query))
             elif action.role == BACKUP:
-                self._ask(port, query)
-            elif query.withheld:
+                port.ask(query, first=self._races[query.id].withheld)
+            elif query.state in WITHHELD:
                 port.queue_again(query.original)
             elif self._races[query.id].copied:
                 self._ask_again(port, query)
-
-    def _ask(self, port: Port, query: Query) -> None:
-        if self._races[query.id].withheld:
-            port.ask_first(query)
-            assert query.first is not None
-            self._backups[query.id] = query.first
-        else:
-            apart: list[Task] = []
-            port.keep_apart(query, apart)
-            self._backups[query.id] = port.submit(BACKUP, query.id, query.kind, apart)
-
-    def _drop_backup(self, port: Port, query: int) -> None:
-        task = self._backups.pop(query, None)
-        if task is not None:
-            port.drop(task)
 
     def _ask_again(self, port: Port, query: Query) -> None:
         """Send a parity query of this and other late queries if that is cheaper, else a copy."""

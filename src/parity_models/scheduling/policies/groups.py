@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 
-from parity_models.roles import DEPLOYED, parity_role
+from parity_models.roles import parity_role
 from parity_models.scheduling.actions import Decode, Encode, ForgetGroup
 from parity_models.scheduling.policies.policy import Erasures, Policy
 from parity_models.scheduling.port import Port
@@ -114,7 +114,7 @@ class CodingGroups(Policy):
     # Hooks
 
     def arrived(self, port: Port, query: Query) -> None:
-        if query.coded and port.dispatch.nodes < self._k:
+        if query.coded and port.nodes < self._k:
             self._join(port, query)
 
     def starts(self, port: Port, task: Task) -> None:
@@ -164,16 +164,6 @@ class CodingGroups(Policy):
                 self._no_longer_open(other)
                 self._end(port, other)
 
-    def inputs_of(self, task: Task) -> Collection[int]:
-        if task.role == DEPLOYED:
-            return (task.subject,)
-        group = self._groups.get(task.subject)
-        return group.members if group else ()
-
-    def copies_in_flight(self, port: Port, query: Query) -> int:
-        group = self.of(query)
-        return sum(task.unit is not None for task in group.tasks) if group else 0
-
     def on_suspected_poison(self, port: Port, query: Query) -> None:
         group = self.of(query)
         if group is None or group.suspected:
@@ -219,8 +209,7 @@ class CodingGroups(Policy):
         for group in groups:
             if original.unit and any(task.unit is original.unit for task in group.apart):
                 continue  # a batch with two members would hold up both
-            dispatch = port.dispatch
-            if dispatch.nodes < self._k or not dispatch.shares_node(original, group.apart):
+            if port.nodes < self._k or not port.shares_node(original, group.apart):
                 return group
         group = CodingGroup(next(self._ids), query.kind, query.tenant)
         groups.append(group)
@@ -242,7 +231,9 @@ class CodingGroups(Policy):
 
     def _submit(self, port: Port, group: CodingGroup, rows: int, *, preemptible: bool) -> None:
         group.tasks = [
-            port.submit(role, group.id, group.kind, group.apart, preemptible=preemptible)
+            port.submit(
+                role, group.id, group.kind, group.members, group.apart, preemptible=preemptible
+            )
             for role in self.parity_roles[:rows]
         ]
 

@@ -7,9 +7,9 @@ the copies. Recently slow instances come last (dispatch.py): a copy on a slow in
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
 
-from parity_models.options import SECONDS, Option
+from parity_models.errors import UserError
+from parity_models.options import option
 from parity_models.scheduling.dispatch import LATENCY_AWARE
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.port import Port
@@ -32,25 +32,22 @@ class Hedging(Policy):
     class Options(Policy.Options):
         """The policy's options."""
 
-        hedge_delay: Annotated[
-            float | None,
-            Option(
-                "Time after which a query is sent once more; by default the live --hedge-quantile "
-                "of latencies.",
-                unit=SECONDS,
-                above=0,
-                excludes="hedge_quantile",
-            ),
-        ] = None
-        hedge_quantile: Annotated[
-            float,
-            Option(
-                "The quantile of latencies after which a query is sent once more.", above=0, below=1
-            ),
-        ] = 0.95
-        hedge_budget: Annotated[float, Option("Maximum copies per query, on average.", above=0)] = (
-            0.1
+        hedge_delay: float | None = option(
+            None,
+            "Time after which a query is sent once more; by default the live hedge-quantile of "
+            "latencies.",
+            unit="ms",
+            gt=0,
         )
+        hedge_quantile: float = option(
+            0.95, "The quantile of latencies after which a query is sent once more.", gt=0, lt=1
+        )
+        hedge_budget: float = option(0.1, "Maximum copies per query, on average.", gt=0)
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.hedge_delay is not None and self.hedge_quantile != type(self).hedge_quantile:
+                raise UserError("give hedge-delay or hedge-quantile, not both")
 
     def __init__(self, options: Options | None = None) -> None:
         options = options or self.Options()

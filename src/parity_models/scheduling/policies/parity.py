@@ -6,12 +6,11 @@ Kosaian et al., SOSP 2019, section 3; groups.py has the life of a coding group.
 from dataclasses import dataclass
 from enum import StrEnum
 from math import sqrt
-from typing import Annotated
 
-from parity_models.options import SECONDS, Option
+from parity_models.options import option
 from parity_models.roles import DEPLOYED
 from parity_models.scheduling.policies.groups import CodingGroups
-from parity_models.scheduling.policies.policy import Erasures, Policy, StandIns
+from parity_models.scheduling.policies.policy import Erasures, Policy, Requires, StandIns
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import Query, Unit
@@ -76,28 +75,24 @@ class Parity(CodingGroups):
     """Send r parity queries with every k queries; `code` tells k, r and what is decodable."""
 
     name = "parity"
-    needs_code = True
+    requires = Requires.PARITY
 
     @dataclass(frozen=True, kw_only=True)
     class Options(Policy.Options):
         """The policy's options."""
 
-        pool: Annotated[
-            Pool,
-            Option(
-                "Where parity models run: on every instance, at lower priority than originals, or "
-                "on instances of their own."
-            ),
-        ] = Pool.SHARED
-        max_group_wait: Annotated[
-            float | None,
-            Option(
-                "Time after which a coding group that is not full is completed with recently "
-                "answered queries.",
-                unit=SECONDS,
-                at_least=0,
-            ),
-        ] = 0.01
+        pool: Pool = option(
+            Pool.SHARED,
+            "Where parity models run: on every instance, at lower priority than originals, or "
+            "on instances of their own.",
+        )
+        max_group_wait: float | None = option(
+            0.01,
+            "Time after which a coding group that is not full is completed with recently "
+            "answered queries.",
+            unit="ms",
+            ge=0,
+        )
 
     def __init__(self, code: Erasures, options: Options | None = None) -> None:
         options = options or self.Options()

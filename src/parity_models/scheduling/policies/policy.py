@@ -1,7 +1,8 @@
 """The hooks of a redundancy policy, the stand-ins that it may ask, and its budget."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, ClassVar, Protocol
 
 from parity_models import options
@@ -32,6 +33,15 @@ class Erasures(Protocol):
         """
 
 
+class Requires(Enum):
+    """The stand-ins without which a policy cannot be built."""
+
+    NOTHING = "nothing"
+    PARITY = "a parity model"
+    BACKUP = "a backup"
+    EITHER = "a parity model or a backup"
+
+
 @dataclass(frozen=True)
 class StandIns:
     """The stand-ins of a bundle: parity models for a `code`, and a `backup`."""
@@ -41,6 +51,11 @@ class StandIns:
 
     def __bool__(self) -> bool:
         return self.backup or self.code is not None
+
+    def used(self, requires: Requires) -> "StandIns":
+        """Return those that a policy uses which requires these."""
+        code = self.code if requires in (Requires.PARITY, Requires.EITHER) else None
+        return StandIns(code, self.backup and requires in (Requires.BACKUP, Requires.EITHER))
 
 
 def rows_needed(code: Erasures) -> list[int]:
@@ -64,15 +79,12 @@ class Policy:
     The scheduler calls the hooks below as queries live, with the port through which the policy
     acts; queries, tasks and units are read-only. A policy serves one scheduler.
 
-    A subclass declares its `name`, its `Options`, and whether it needs a code, a backup, or any
-    stand-in: the models of the bundle that `roles` may name.
+    A subclass declares its `name`, its `Options`, and the stand-ins that it `requires`: the models
+    of the bundle that `roles` may name.
     """
 
     name: ClassVar[str]
-    needs_code: ClassVar[bool] = False
-    needs_backup: ClassVar[bool] = False
-    needs_stand_in: ClassVar[bool] = False
-
+    requires: ClassVar[Requires] = Requires.NOTHING
     rule: ClassVar[str] = SINGLE_QUEUE
     """The default dispatch rule."""
 
@@ -85,11 +97,11 @@ class Policy:
 
     @classmethod
     def build(cls, options: Any, stand_ins: StandIns) -> "Policy":
-        """Make a policy with these `Options`, and the code or all stand-ins if it needs them."""
+        """Make a policy with these `Options`, and the code or either stand-in if it requires it."""
         make: Callable[..., Policy] = cls
-        if cls.needs_stand_in:
+        if cls.requires is Requires.EITHER:
             return make(stand_ins, options)
-        return make(stand_ins.code, options) if cls.needs_code else make(options)
+        return make(stand_ins.code, options) if cls.requires is Requires.PARITY else make(options)
 
     def __init__(self, options: Any = None) -> None:
         """A policy without options."""
@@ -132,23 +144,18 @@ class Policy:
     def unit_ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
         """An instance has ended this unit, `finished` or not."""
 
-    def inputs_of(self, task: Task) -> Collection[int]:
-        """Return the queries whose inputs the task contains."""
-        return (task.subject,)
-
-    def copies_in_flight(self, port: Port, query: Query) -> int:
-        """Return how many running redundant tasks contain the query's input."""
-        return 0
-
     def on_suspected_poison(self, port: Port, query: Query) -> None:
-        """The query may crash instances: start no more redundant work with its input."""
+        """The query may crash instances: start no more redundant work with its input.
+
+        A queued task of the backup has been dropped.
+        """
 
     def may_answer(self, port: Port, query: Query) -> bool:
         """Return whether redundant work in flight may still answer this waiting query.
 
         By default, whether `copies_in_flight` counts any.
         """
-        return self.copies_in_flight(port, query) > 0
+        return port.copies_in_flight(query) > 0
 
     def on_loss_or_deadline(self, port: Port, query: Query) -> None:
         """The query's instance failed, or its deadline has come: answer it now if possible."""

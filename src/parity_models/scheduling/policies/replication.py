@@ -1,9 +1,8 @@
 """Replication: every query is sent to several instances at once."""
 
 from dataclasses import dataclass
-from typing import Annotated
 
-from parity_models.options import Option
+from parity_models.options import option
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query
@@ -18,7 +17,7 @@ class Replication(Policy):
     class Options(Policy.Options):
         """The policy's options."""
 
-        copies: Annotated[int, Option("The number of times each query is sent.", at_least=2)] = 2
+        copies: int = option(2, "The number of times each query is sent.", ge=2)
 
     def __init__(self, options: Options | None = None) -> None:
         self._options = options or self.Options()

@@ -8,32 +8,26 @@ https://github.com/kserve/open-inference-protocol, specification/protocol/infere
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from math import prod
 from typing import Any, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
-from parity_models.roles import Source
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, TooLargeError
 from parity_models.serving.grpc import inference_pb2 as pb
-from parity_models.serving.models import ServedModel
+from parity_models.serving.grpc.messages import FIELDS, read_contents
+from parity_models.serving.inference import InferRequest, LazyTensor, request_of
+from parity_models.serving.models import Result, ServedModel
 from parity_models.serving.protocol import (
     SLICE,
     SLICE_VALUES,
-    InferRequest,
     RequestedOutput,
-    RequestMessage,
     RequestParameters,
-    TensorMessage,
     TensorParameters,
-    Turn,
-    Unread,
+    Yield,
     array_from_bytes,
-    at_once,
-    request_of,
-    row_parameters,
+    no_wait,
     size_in_bytes,
 )
 from parity_models.tensors.signature import TensorSpec, cut
@@ -46,22 +40,7 @@ _INPUTS, _RAW_INPUTS, _RAW_OUTPUTS = (field << 3 | _OF_LENGTH for field in (5, 7
 _CONTENTS = _INPUTS
 """Tags of fields: of a request, of a response, and of an input."""
 
-_FIELDS = {
-    "BOOL": "bool_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
-    "UINT64": "uint64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-}
-"""The field of InferTensorContents that has the values, by datatype."""
-
-MAX_BESIDES = 64 * 2**10
+MAX_METADATA_BYTES = 64 * 2**10
 """Bytes that a message may have besides the values of its tensors: names, shapes, parameters."""
 
 _VALUE = 10
@@ -69,9 +48,6 @@ _VALUE = 10
 
 _MAX_FIELDS = 1000
 """Fields of a large message, and of each input, that are searched for tensors."""
-
-_WIDE = {"int_contents": np.int32, "uint_contents": np.uint32}
-"""The types of fields that are wider than some of their datatypes."""
 
 _Request = TypeVar("_Request", bound=Message)
 
@@ -87,16 +63,16 @@ def decode(
     """
     if largest is None:
         raise NotFoundError("this server has no model that takes requests; load one")
-    most = MAX_BESIDES + _VALUE * largest.max_values
+    most = MAX_METADATA_BYTES + _VALUE * largest.max_values
     if len(data) > most:
         raise too_large(len(data), "the largest request that this server takes has", most)
-    if len(data) <= min(MAX_BESIDES, max_json):
+    if len(data) <= min(MAX_METADATA_BYTES, max_json):
         message = read_message(pb.ModelInferRequest, data)
         return message, list(message.raw_input_contents)
     head, raws, values = _without_raws(data)
     rest = sum(map(len, head))
-    if rest - values > MAX_BESIDES:
-        raise too_large(rest - values, "besides its tensors it has", MAX_BESIDES)
+    if rest - values > MAX_METADATA_BYTES:
+        raise too_large(rest - values, "besides its tensors it has", MAX_METADATA_BYTES)
     if rest > max_json:
         advice = "send raw_input_contents, or several requests"
         raise too_large(rest, "typed contents have", max_json, advice=advice)
@@ -168,14 +144,14 @@ def read_request(message: pb.ModelInferRequest, raws: Raws, model: ServedModel) 
 
     Raises a RequestError (mostly InvalidRequestError) that states the fault and the expectation.
     """
-    inputs = [
-        TensorMessage(each.name, each.datatype, tuple(each.shape), _parameters(each))
-        for each in message.inputs
-    ]
     outputs = [RequestedOutput(each.name, _parameters(each)) for each in message.outputs]
-    fitting = model.check_request(inputs, outputs)
+    fitting = model.check_request(
+        [(each.name, each.datatype, tuple(each.shape)) for each in message.inputs],
+        [each.name for each in outputs],
+    )
+    model.check_parameters(map(_parameters, message.inputs), outputs)
     spec_of = {each.name: each for each in model.signature.kind(fitting.sizes).input.tensors}
-    tensors: dict[str, NDArray[Any] | Unread] = {}
+    tensors: dict[str, NDArray[Any] | LazyTensor] = {}
     if raws:
         tensors |= _from_raw(message, raws, spec_of, fitting.rows)
     else:
@@ -183,7 +159,7 @@ def read_request(message: pb.ModelInferRequest, raws: Raws, model: ServedModel) 
             about = (each.contents, spec_of[each.name], fitting.rows, f"input {each.name!r}")
             tensors[each.name] = partial(read_contents, *about)
     # All outputs have raw contents, or none.
-    raw = bool(raws) or any(each.datatype not in _FIELDS for each in fitting.outputs)
+    raw = bool(raws) or any(each.datatype not in FIELDS for each in fitting.outputs)
     redundancy, tenant = (parameter_of(message, name) for name in ("redundancy", "tenant"))
     timeout = parameter_of(message, "timeout")
     if timeout is not None and (type(timeout) is not int or timeout < 0):
@@ -191,8 +167,9 @@ def read_request(message: pb.ModelInferRequest, raws: Raws, model: ServedModel) 
             "the parameter timeout is a number of microseconds, 0 or more, as int64_param"
         )
     parameters = RequestParameters(timeout, raw, redundancy, tenant)
-    whole = RequestMessage(tuple(inputs), message.id or None, parameters, tuple(outputs) or None)
-    return request_of(whole, model, fitting, tensors)
+    return request_of(
+        model, fitting, tensors, id=message.id or None, parameters=parameters, outputs=outputs
+    )
 
 
 def _parameters(tensor: Any) -> TensorParameters | None:
@@ -205,40 +182,33 @@ def _parameters(tensor: Any) -> TensorParameters | None:
     )
 
 
-async def write_response(
-    request: InferRequest,
-    outputs: NDArray[Any],
-    sources: Sequence[Source],
-    turn: Turn = at_once,
-    *,
-    doubts: Sequence[float] = (),
-) -> bytes:
-    """Return the ModelInferResponse: predictions (n, ...) of one kind, and in `parameters` the
-    source of each row, and its agreement."""
+async def write_response(request: InferRequest, result: Result, wait: Yield = no_wait) -> bytes:
+    """Return the ModelInferResponse, with the source of each row, and its agreement, in
+    `parameters`."""
     model = request.model
     response = pb.ModelInferResponse(
         model_name=model.name, model_version=model.version, id=request.id or ""
     )
-    for name, said in row_parameters(sources, doubts).items():
+    for name, said in result.parameters.items():
         response.parameters[name].string_param = said
-    tensors, raws = cut(outputs, model.signature, request.sizes), []
+    tensors, raws = cut(result.outputs, model.signature, request.sizes), []
     for spec, raw in request.outputs:
         values = tensors[spec.name]
         output = response.outputs.add(name=spec.name, datatype=spec.datatype, shape=values.shape)
         if raw:
             raws.append(values)
             continue
-        flat, contents = values.ravel(), getattr(output.contents, _FIELDS[spec.datatype])
+        flat, contents = values.ravel(), getattr(output.contents, FIELDS[spec.datatype])
         for start in range(0, len(flat), SLICE_VALUES):
             if start:
-                await turn()
+                await wait()
             contents.extend(flat[start : start + SLICE_VALUES].tolist())
-    return await _with_raws(response.SerializeToString(), raws, turn)
+    return await _with_raws(response.SerializeToString(), raws, wait)
 
 
-async def _with_raws(head: bytes, tensors: Sequence[NDArray[Any]], turn: Turn) -> bytes:
+async def _with_raws(head: bytes, tensors: Sequence[NDArray[Any]], wait: Yield) -> bytes:
     """Return a response with raw_output_contents, which protobuf would copy more than once. gRPC
-    copies a large one again, in another turn."""
+    copies a large one again, after another wait."""
     pieces: list[bytes | memoryview] = [head]
     for each in tensors:
         size, length = each.nbytes, bytearray([_RAW_OUTPUTS])
@@ -249,9 +219,9 @@ async def _with_raws(head: bytes, tensors: Sequence[NDArray[Any]], turn: Turn) -
         pieces += [bytes(length), np.ascontiguousarray(each).data]
     if sum(each.nbytes for each in tensors) <= SLICE:
         return b"".join(pieces)
-    await turn()
+    await wait()
     answer = b"".join(pieces)
-    await turn()
+    await wait()
     return answer
 
 
@@ -276,42 +246,6 @@ def _from_raw(
             )
         tensors[name] = array_from_bytes(data, spec.datatype, (rows, *spec.shape), name)
     return tensors
-
-
-async def read_contents(
-    contents: pb.InferTensorContents, spec: TensorSpec, rows: int, what: str, turn: Turn = at_once
-) -> NDArray[Any]:
-    """Return the read-only array (rows, *shape of spec) in a tensor's typed contents; large ones
-    are read in slices, each in its `turn`.
-
-    Raises InvalidRequestError, which calls it `what`.
-    """
-    field, size = _FIELDS.get(spec.datatype), rows * prod(spec.shape)
-    if field is None:
-        raise InvalidRequestError(
-            f"{what} is {spec.datatype}, which has no typed contents; send it raw"
-        )
-    for other, values in contents.ListFields():
-        if other.name != field:
-            raise InvalidRequestError(
-                f"{what} has {len(values)} {other.name}; {spec.datatype} goes into {field}"
-            )
-    values = getattr(contents, field)
-    if len(values) != size:
-        raise InvalidRequestError(
-            f"{what} has {len(values)} {field}; its shape {[rows, *spec.shape]} takes {size}"
-        )
-    array = np.empty(size, spec.dtype)
-    for start in range(0, size, SLICE_VALUES):
-        if start:
-            await turn()
-        part = values[start : start + SLICE_VALUES]
-        wide = np.fromiter(part, _WIDE.get(field, spec.dtype), len(part))
-        array[start : start + len(part)] = narrow = wide.astype(spec.dtype, copy=False)
-        if field in _WIDE and not np.array_equal(narrow, wide):
-            raise InvalidRequestError(f"{what} has numbers beyond {spec.datatype}")
-    array.flags.writeable = False
-    return array.reshape(rows, *spec.shape)
 
 
 def parameter_of(message: pb.ModelInferRequest | pb.RepositoryModelLoadRequest, name: str) -> Any:

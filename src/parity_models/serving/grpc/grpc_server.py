@@ -7,11 +7,10 @@ the sizes of messages, the connections, and their times.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from math import ceil
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 from urllib.parse import quote
 from weakref import WeakValueDictionary
 
@@ -39,12 +38,11 @@ from parity_models.serving.errors import (
     Refused,
     RefusedError,
     RequestError,
-    UnauthorizedError,
     UnavailableError,
 )
 from parity_models.serving.grpc import inference_pb2 as pb
 from parity_models.serving.grpc.codec import (
-    MAX_BESIDES,
+    MAX_METADATA_BYTES,
     decode,
     parameter_of,
     read_message,
@@ -52,31 +50,23 @@ from parity_models.serving.grpc.codec import (
     too_large,
     write_response,
 )
+from parity_models.serving.grpc.messages import DETAILS, MODEL_SHA256, SERVICE
 from parity_models.serving.http import GRACE
-from parity_models.serving.limits import LARGE, ByteBudget, Limits
+from parity_models.serving.inference import Call, Inference, InferRequest
+from parity_models.serving.limits import Limits
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.models import Models, ServedVersion
-from parity_models.serving.protocol import SOFTWARE, row_headers, take_tenant
-from parity_models.serving.request_log import CURRENT, REQUEST_ID, RequestLog
-
-if TYPE_CHECKING:
-    from parity_models.serving.tracing import Tracing
+from parity_models.serving.models import Result, ServedModel, ServedVersion
+from parity_models.serving.protocol import SOFTWARE
+from parity_models.serving.request_log import REQUEST_ID, RequestLog
 
 _log = logging.getLogger(__name__)
 
 Context = ServicerContext[Any, Any]
 
-SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-
-MODEL_SHA256 = "model-sha256"
-"""The trailing metadata of ModelMetadata that names the hash of the deployed model's file."""
 
 _HEALTH_INTERVAL = 0.2
 """Seconds between two looks at the readiness that streams watch."""
-
-DETAILS = "grpc-status-details-bin"
-"""The trailing metadata that has a google.rpc.Status."""
 
 MAX_TEXT = 1000
 """Bytes of an error that always fit: it travels in a header, where gRPC writes some bytes as three,
@@ -125,8 +115,36 @@ _Handler = Any
 """grpc.RpcMethodHandler, which is generic only in its stub."""
 
 
+class ModelInfer(Call[bytes]):
+    """A call of ModelInfer, with its message; an answer may have `max_answer` bytes."""
+
+    def __init__(self, context: Context, log: RequestLog, inference: Inference, max_answer: int):
+        self.log = log
+        self.budget = inference.budget
+        self._context = context
+        self._max_answer = max_answer
+
+    def values(self, header: str) -> Sequence[str]:
+        metadata = self._context.invocation_metadata() or ()
+        return [str(value) for key, value in metadata if key == header]
+
+    def read(self, model: ServedModel) -> InferRequest:
+        message, raws = self.body
+        return read_request(message, raws, model)
+
+    def hold(self, size: int) -> None:
+        if size > 2 * self._max_answer:
+            most = self._max_answer
+            raise too_large(size // 2, "an answer over gRPC has", most, "the answer")
+        super().hold(size)
+
+    async def write(self, asked: InferRequest, result: Result) -> bytes:
+        self._context.set_trailing_metadata(result.headers)
+        return await write_response(asked, result, self.budget.turn)
+
+
 class GrpcServer:
-    """Serves `models`, within `limits`; `budget` counts the bytes of all requests.
+    """Serves the models of `inference`, within `limits`.
 
     Only `clients` may ask for more than the server's health and the protocol's messages. With
     `reuse_port`, another process may listen on the same port. Make it on the event loop that it is
@@ -135,19 +153,17 @@ class GrpcServer:
 
     def __init__(
         self,
-        models: Models,
+        inference: Inference,
         limits: Limits,
-        budget: ByteBudget,
         *,
         clients: Clients = Clients(),
         reuse_port: bool = False,
-        tracing: "Tracing | None" = None,
     ) -> None:
-        self._models = models
+        self._inference = inference
+        self._models = inference.models
         self._clients = clients
-        self._metrics = models.metrics
-        self._budget = budget
-        self._tracing = tracing
+        self._metrics = inference.models.metrics
+        self._budget = inference.budget
         self._limits = limits
         self._rpcs = 0
         self._may_arrive = max(1, limits.max_in_flight // limits.max_body)
@@ -205,32 +221,30 @@ class GrpcServer:
         await asyncio.gather(*self._changes.values())
 
     async def _answer(self, name: str, data: Any, context: Context) -> bytes:
-        """Answer a call of this method, and log it; ModelInfer is counted, and traced.
+        """Answer a call of this method, and log it; ModelInfer is counted.
 
         gRPC itself would log every request that cannot be read, and send the text of any exception
         to the client.
         """
         metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
         log = RequestLog("gRPC", name, metadata)
-        CURRENT.set(log)
-        is_inference = name == "ModelInfer"
-        span = self._tracing.request(log, metadata) if is_inference and self._tracing else None
         try:
             if REQUEST_ID in metadata:
                 await context.send_initial_metadata(((REQUEST_ID, log.id),))
             if name not in _QUIET:
                 self._clients.check(metadata.get("authorization"))
-            with span or nullcontext():
-                if is_inference:
-                    answer = await self._infer(context, log)
-                else:
-                    if len(data) > MAX_BESIDES:
-                        raise too_large(len(data), "without a tensor it has", MAX_BESIDES)
-                    if name in _CHANGES and self._models.only is None:
-                        self._clients.check_administrator(metadata.get("authorization"))
-                    kind = GetMessageClass(SERVICE.methods_by_name[name].input_type)
-                    said: Message = await getattr(self, name)(read_message(kind, data), context)
-                    answer = said.SerializeToString()
+            if name == "ModelInfer":
+                call = ModelInfer(context, log, self._inference, self._limits.max_body)
+                call.headers = metadata
+                answer = await self._infer(call, context)
+            else:
+                if len(data) > MAX_METADATA_BYTES:
+                    raise too_large(len(data), "without a tensor it has", MAX_METADATA_BYTES)
+                if name in _CHANGES and self._models.only is None:
+                    self._clients.check_administrator(metadata.get("authorization"))
+                kind = GetMessageClass(SERVICE.methods_by_name[name].input_type)
+                said: Message = await getattr(self, name)(read_message(kind, data), context)
+                answer = said.SerializeToString()
             self._ended(name, log, 200, StatusCode.OK)
         except asyncio.CancelledError:
             self._ended(name, log, AbandonedError.status, StatusCode.CANCELLED)
@@ -257,67 +271,28 @@ class GrpcServer:
     def _hold(self, size: int, _: object = None) -> None:
         self._budget.held += size
 
-    async def _infer(self, context: Context, log: RequestLog) -> bytes:
+    async def _infer(self, call: ModelInfer, context: Context) -> bytes:
         """Answer ModelInfer. Its message's bytes, and its answer's, count against the budget."""
-        if self._rpcs >= self._limits.max_rpcs:
+        limits = self._limits
+        if self._rpcs >= limits.max_rpcs:
             raise OverloadedError(
-                f"the server takes at most {self._limits.max_rpcs:,} gRPC calls at a time "
+                f"the server takes at most {limits.max_rpcs:,} gRPC calls at a time "
                 "(max_rpcs); try again later",
                 why=Refused.MAX_RPCS,
             )
-        budget, held = self._budget, 0
         self._rpcs += 1
         try:
             data = await self._receive(context)
-            if budget.held + len(data) > budget.most:
-                raise budget.exceeded(len(data))
-            held = len(data)
-            budget.held += held
-            if held > self._limits.max_json:
-                await budget.turn()
-            message, raws = decode(data, self._models.largest, self._limits.max_json)
-            del data
-            named = message.model_name, message.model_version or None
-            while True:
-                # The version is chosen here, and asked before anything is awaited.
-                version = self._models.find(*named)
-                asked = read_request(message, raws, version.model)
-                model, log.metrics = version.model, version.metrics
-                if (header := model.tenant_header) is not None:
-                    metadata = context.invocation_metadata() or ()
-                    take_tenant(asked, header, [str(val) for key, val in metadata if key == header])
-                limits = (asked.timeout, context.time_remaining())
-                timeout = min((each for each in limits if each is not None), default=None)
-                if asked.id is not None:
-                    log.id_in_body(asked.id)
-                if asked.count > LARGE:
-                    version.frontend.check_admission(asked.count, timeout)
-                size = asked.answer_size()
-                if size > 2 * self._limits.max_body:
-                    most = self._limits.max_body
-                    raise too_large(size // 2, "an answer over gRPC has", most, "the answer")
-                if budget.held + size > budget.most:
-                    raise budget.exceeded(size)
-                budget.held += size
-                held += size
-                rows = asked.rows
-                if rows is None:
-                    rows = await asked.read_rows(budget.turn)
-                if asked.count <= LARGE or version is self._models.find(*named):
-                    break
-                budget.held -= size  # another version took over as the rows were read
-                held -= size
-            del message, raws
-            result = await version.frontend.infer(
-                rows, timeout, tenant=asked.tenant, exact=asked.exact
-            )
-            log.model, log.version, log.sources = model.name, model.version, result.sources
-            context.set_trailing_metadata(row_headers(result.sources, result.doubts))
-            return await write_response(
-                asked, result.outputs, result.sources, budget.turn, doubts=result.doubts
-            )
+            call.hold(len(data))
+            if len(data) > limits.max_json:
+                await self._budget.turn()
+            message, raws = call.body = decode(data, self._models.largest, limits.max_json)
+            call.model, call.version = message.model_name, message.model_version or None
+            call.timeout = context.time_remaining()
+            del data, message, raws  # held by the call, until they are read
+            return await self._inference.answer(call)
         finally:
-            budget.held -= held
+            call.release()
             self._rpcs -= 1
 
     async def _receive(self, context: Context) -> bytes:
@@ -410,7 +385,7 @@ class GrpcServer:
             version = self._models.find(request.name, request.version or None)
         except UnavailableError:
             return pb.ModelReadyResponse(ready=False)
-        return pb.ModelReadyResponse(ready=version.frontend.ready)
+        return pb.ModelReadyResponse(ready=not version.why_unready)
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> Message:
         version = self._models.find(request.name, request.version or None)
@@ -504,10 +479,7 @@ async def refuse(context: Context, error: RequestError, metrics: Metrics) -> NoR
     googleapis)."""
     # gRPC keeps the error in a cycle, and with it the large messages in its traceback's frames.
     error.__traceback__ = error.__cause__ = error.__context__ = None
-    if error.why is not None:
-        metrics.refusals.labels(error.why).inc()
-    elif isinstance(error, UnauthorizedError):
-        metrics.unauthorized.inc()
+    metrics.refuse(error)
     code = code_of(error)
     text = str(error).encode(errors="replace")[:MAX_TEXT].decode(errors="ignore")
     metadata: tuple[tuple[str, bytes], ...] = ()

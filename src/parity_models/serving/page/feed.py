@@ -109,15 +109,19 @@ class Page:
 
     Args:
         title: The page's title.
-        feed: Returns the feed that the parameters of an address name; None if it is not running.
+        frames: Returns the frames of the server that an address's parameters name, if it runs.
         repository: True for a repository, where each model has a feed.
 
     """
 
     def __init__(
-        self, title: str, feed: Callable[[Mapping[str, str]], Feed | None], *, repository: bool
+        self,
+        title: str,
+        frames: Callable[[Mapping[str, str]], AsyncGenerator[bytes, None] | None],
+        *,
+        repository: bool,
     ) -> None:
-        self._feed = feed
+        self._frames = frames
         index = Response(308, b"", ((b"location", b"/ui/"),))
         about = json_response({"title": title, "repository": repository}, headers=_SAFE)
         self._answers = {"/ui": index, "/ui/about": about}
@@ -148,8 +152,8 @@ class Page:
         if path in self._answers:
             return self._answers[path]
         asked = parse_qs(urlsplit(request.target).query)
-        feed = self._feed({name: values[0] for name, values in asked.items()})
-        if feed is None:
+        frames = self._frames({name: values[0] for name, values in asked.items()})
+        if frames is None:
             return error_response("this model or version is not running; try again soon", 503)
-        pieces = None if request.method == "HEAD" else feed.follow()
+        pieces = None if request.method == "HEAD" else frames
         return Response(200, b"", _EVENTS, pieces=pieces)

@@ -8,6 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -79,18 +80,30 @@ class Event(Struct, frozen=True):
     text: str
 
 
+GIVEN = ("in time", "late")
+"""Kinds of queries whose stand-in's outputs are compared, as metrics name them."""
+
+
 class GateView(Struct, frozen=True):
     """The agreement of a stand-in with the model, next to the `level` that its gate promises.
 
-    Without a gate, `level` is 0 and `open` is true. Since the server's start, `agreed` of the
-    `compared` answers agreed with the model's.
+    Without a gate, `level` is 0 and `open` is true; `coverage` is the share of queries that the
+    gate lets be answered. Since the server's start, `agreed` of the `compared` outputs for queries
+    in time agreed with the model's, and `late_agreed` of the `late_compared` ones. `turns` are the
+    last times that the gate opened or stepped back: comparisons since it last stepped back, and the
+    coverage from then on; `turned` tells of the last one.
     """
 
     source: str
     level: float
     open: bool
+    coverage: float
     compared: int
     agreed: int
+    late_compared: int
+    late_agreed: int
+    turns: tuple[tuple[int, float], ...]
+    turned: str
 
 
 class Point(Struct, frozen=True):
@@ -228,7 +241,7 @@ class Watch(Observer):
         for name in sorted(self._ejected - ejected):
             self._happened(now, "back", f"instance {name} is back")
         for source in sorted(closed - self._closed):
-            text = f"the {source} is out of service: it agrees with the model too seldom"
+            text = f"no output of the {source} answers: it agrees with the model too seldom"
             self._happened(now, "gate closed", text)
         for source in sorted(self._closed - closed):
             self._happened(now, "gate open", f"the {source} answers again")
@@ -294,32 +307,38 @@ class Watch(Observer):
 
     def _gates(self) -> tuple[GateView, ...]:
         """Return the gates, and the stand-ins without one."""
-        metrics = self._frontend.metrics
-        is_open, levels, compared, disagreed, audited, differed = (
-            {labels["source"]: value for labels, value in _samples(each)}
-            for each in (
-                metrics.gate_open,
-                metrics.gate_agreement,
-                metrics.compared_answers,
-                metrics.disagreed_answers,
-                metrics.audited_answers,
-                metrics.audited_differed,
-            )
+        metrics, judges = self._frontend.metrics, self._frontend.stand_ins.judges
+        compared, disagreed = (
+            {(labels["source"], labels["given"]): int(value) for labels, value in _samples(each)}
+            for each in (metrics.compared_answers, metrics.disagreed_answers)
         )
-        for source in audited.keys() - levels.keys():  # those with a gate are compared anyway
-            compared[source] = compared.get(source, 0.0) + audited[source]
-            disagreed[source] = disagreed.get(source, 0.0) + differed.get(source, 0.0)
-        stand_ins = {str(source_of(role)) for role in self._roles - {DEPLOYED}}
-        return tuple(
-            GateView(
-                source,
-                levels.get(source, 0.0),
-                bool(is_open.get(source, 1.0)),
-                int(compared.get(source, 0)),
-                int(compared.get(source, 0) - disagreed.get(source, 0)),
+        views = []
+        for source in sorted({source_of(role) for role in self._roles - {DEPLOYED}} & {*judges}):
+            judge = judges[source]
+            seen, late = (compared.get((source, given), 0) for given in GIVEN)
+            wrong, late_wrong = (disagreed.get((source, given), 0) for given in GIVEN)
+            turns = [(each.total, each.coverage) for each in judge.turns]
+            turned = f"{_clock(judge.turns[-1].time)}: {judge.turns[-1]}" if turns else ""
+            level = 0.0 if judge.gate is None else judge.gate.level
+            views.append(
+                GateView(
+                    source,
+                    level,
+                    judge.is_open,
+                    judge.coverage,
+                    seen,
+                    seen - wrong,
+                    late,
+                    late - late_wrong,
+                    tuple(turns),
+                    turned,
+                )
             )
-            for source in sorted({*is_open, *compared, *stand_ins})
-        )
+        return tuple(views)
+
+
+def _clock(time: float) -> str:
+    return f"{datetime.fromtimestamp(time):%H:%M:%S}"
 
 
 def _percentiles(latencies: NDArray[np.float64]) -> Percentiles | None:

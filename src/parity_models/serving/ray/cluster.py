@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from parity_models.bundle.onnx_model import OnnxModel, PinnedModel
-from parity_models.errors import ServingError, UserError
+from parity_models.errors import ServingError, UserError, spell
 from parity_models.serving.worker import wire
 from parity_models.serving.worker.supervised import OnReport, SupervisedInstance
 from parity_models.serving.worker.worker import Runner, warm_model
@@ -76,7 +76,7 @@ class Connection:
             if time.monotonic() > end:
                 raise ServingError(
                     f"its instances reserve {cpus:g} CPUs and the cluster has {free:g} free; add "
-                    "nodes, unload a model, or lower --instances or cpus-per-instance"
+                    f"nodes, unload a model, or lower {spell('instances')} or cpus-per-instance"
                 )
             await asyncio.sleep(0.1)
 

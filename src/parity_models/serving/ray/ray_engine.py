@@ -9,11 +9,11 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from parity_models.bundle.onnx_model import PinnedModel
 from parity_models.errors import ParityModelsError, UserError, install
-from parity_models.options import Option
+from parity_models.options import option
 from parity_models.serving.engine import Engine
 from parity_models.serving.worker.supervised import OnReport, SupervisedEngine
 
@@ -39,17 +39,13 @@ class RayEngine(SupervisedEngine["ActorInstance"]):
     class Options(Engine.Options):
         """The cluster, and what instances reserve on it."""
 
-        address: Annotated[
-            str | None,
-            Option(
-                "The cluster, as HOST:PORT of its head node, or auto on a node of it; by default "
-                "one is started on this machine.",
-                metavar="ADDRESS",
-            ),
-        ] = None
-        cpus_per_instance: Annotated[
-            float, Option("CPUs that Ray reserves for an instance.", at_least=0)
-        ] = 1.0
+        address: str | None = option(
+            None,
+            "The cluster, as HOST:PORT of its head node, or auto on a node of it; by default "
+            "one is started on this machine.",
+            metavar="ADDRESS",
+        )
+        cpus_per_instance: float = option(1.0, "CPUs that Ray reserves for an instance.", ge=0)
 
     async def _prepare(
         self, models: Mapping[str, PinnedModel], instances: int

@@ -1,14 +1,12 @@
-"""Clients of upstreams: their common base, and those over HTTP, for V2 and V1.
+"""Clients of upstreams over HTTP, for V2 and V1.
 
 V1 is TensorFlow Serving's REST API (https://www.tensorflow.org/tfx/serving/api_rest), which Vertex
 AI asks of containers too. A request has a row for each query, {"instances": [ROW, ...]}; if a model
 has several inputs or outputs, a row is an object with each by name.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,8 +14,6 @@ import numpy as np
 from msgspec import Raw, Struct
 from numpy.typing import NDArray
 
-from parity_models.errors import UserError
-from parity_models.serving.access import Reread, read_text
 from parity_models.serving.client import (
     Client,
     Credentials,
@@ -28,8 +24,6 @@ from parity_models.serving.client import (
 )
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.protocol import (
-    BINARY,
-    SOFTWARE,
     OutputTensor,
     ServerMetadata,
     answer_limit,
@@ -37,175 +31,23 @@ from parity_models.serving.protocol import (
     read_response,
     write_request,
 )
-from parity_models.serving.remote.remote_engine import (
-    TOLERANCE,
+from parity_models.serving.remote.upstream import (
     BusyError,
     Fault,
+    Tensors,
+    Token,
     UnitError,
-    Upstream,
+    UpstreamClient,
     UpstreamError,
     UpstreamModel,
-    UpstreamOptions,
+    give_token,
+    unreadable,
 )
 from parity_models.serving.request_log import REQUEST_ID
-from parity_models.tensors.signature import Kind, batches, tensors_in
-from parity_models.trust.golden import is_near
+from parity_models.tensors.signature import Kind
 
 _AWAY = (502, 503, 504)
 """Statuses of a server that is starting or stopping, or of a gateway without a server behind it."""
-
-_MAX_TEXT = 300
-"""Characters of an upstream's description that are kept."""
-
-GIVE_TOKEN = "; give a token that it knows: --engine remote@upstream-token=FILE"
-
-Tensors = Mapping[str, NDArray[Any]]
-"""Rows (n, *shape) of a model's inputs, by name."""
-
-
-class Token(Reread):
-    """The bearer token in a file. Raises UserError for a file without one."""
-
-    def read(self) -> None:
-        (path,) = self._paths
-        token = read_text(path, "the file of upstream_token").strip()
-        if not token or not (token.isascii() and token.isprintable()):
-            raise UserError(f"{path} holds no token; write one line of printable characters")
-        self.value = token
-
-
-class UpstreamClient(ABC):
-    """Connections to one upstream, by one transport and protocol.
-
-    Every method raises UpstreamError if the upstream is at fault, and BusyError if it is busy.
-    `abandons`: the upstream gives up a unit whose `infer` is cancelled; others work on, or crash
-    now and then (Triton 2.51). `binary`: it reads binary data over REST.
-    """
-
-    abandons = False
-    binary = False
-
-    def __init__(self, token: Token | None) -> None:
-        self._token = token
-
-    async def check_ready(self, model: UpstreamModel) -> None:
-        """Check that the model takes units now."""
-        if self._token is not None:
-            self._token.refresh()
-            self._authorize(self._token.value)
-        await self._check_ready(model)
-
-    @abstractmethod
-    async def close(self) -> None:
-        """Close all connections."""
-
-    @abstractmethod
-    def _authorize(self, token: str) -> None:
-        """Show this token from now on."""
-
-    @abstractmethod
-    async def _check_ready(self, model: UpstreamModel) -> None:
-        """Check that the model takes units now."""
-
-    @abstractmethod
-    async def _server(self) -> ServerMetadata:
-        """Return the server as it describes itself."""
-
-    @abstractmethod
-    async def _sha256(self, model: UpstreamModel) -> str | None:
-        """Return the hash of the model's file, if the server is of this software."""
-
-    @abstractmethod
-    async def _ask(
-        self, model: UpstreamModel, kind: Kind, tensors: Tensors, headers: Mapping[str, str]
-    ) -> Sequence[OutputTensor]:
-        """Return the outputs for these inputs. Raises UnitError too."""
-
-    async def infer(
-        self, model: UpstreamModel, rows: Sequence[NDArray[Any]], headers: Mapping[str, str]
-    ) -> NDArray[Any]:
-        """Run the model over n queries of one kind: (n, ...) predictions. Raises UnitError too.
-
-        `headers` go with the request; over gRPC, as metadata.
-        """
-        try:
-            kind = model.signature.kind_of(rows[0])
-        except ValueError as error:
-            raise UnitError(f"is of a model that {error}") from error
-        size, found_rows = model.signature.batch, len(rows)
-        if size and found_rows != size:  # the upstream takes exactly `size` rows at once
-            runs = batches(found_rows, size)
-            parts = [await self.infer(model, [rows[i] for i in run], headers) for run in runs]
-            return np.concatenate(parts)[:found_rows]
-        outputs = await self._ask(model, kind, kind.input.split(np.stack(rows)), headers)
-        wanted = [
-            (each.name, each.datatype, (len(rows), *each.shape)) for each in kind.output.tensors
-        ]
-        found = [(each.name, each.datatype, tuple(each.shape)) for each in outputs]
-        if sorted(found) != sorted(wanted):
-            text = f"answered {str(found)[:_MAX_TEXT]}, where {wanted} was due"
-            raise UpstreamError(Fault.GARBAGE, text)
-        arrays = {}
-        for output in outputs:
-            try:
-                arrays[output.name] = output.array()
-            except InvalidRequestError as error:  # JSON has no infinity: the unit may be at fault
-                text = f"answered values that are not {output.datatype}: {error}"
-                raise UnitError(text) from error
-        return kind.output.join(arrays)
-
-    async def check(self, model: UpstreamModel) -> None:
-        """Check that the upstream has the bundle's model and runs it. Raises UnitError too."""
-        await self.check_ready(model)
-        await self._describe(model)
-        prediction = (await self.infer(model, [model.query], {}))[0, ...]
-        pairs = zip(tensors_in(prediction), tensors_in(model.prediction), strict=True)
-        if not all(is_near(predicted, expected, TOLERANCE) for predicted, expected in pairs):
-            raise UpstreamError(
-                Fault.MISMATCH,
-                f"predicts something else with {model}: more than {TOLERANCE:.0%} of the largest "
-                "value away from the bundle's model; make the bundle from what runs there",
-            )
-
-    async def _describe(self, model: UpstreamModel) -> None:
-        """Ask for the server's description and, if it is of this software, its model's hash."""
-        try:
-            server = await self._server()
-        except UpstreamError as error:
-            if error.fault is not Fault.MISMATCH:
-                raise
-            server = ServerMetadata()  # it does not describe itself; every server reads JSON
-        self.abandons = server.name == SOFTWARE
-        self.binary = BINARY in server.extensions
-        if self.abandons and (sha256 := await self._sha256(model)) not in (None, model.sha256):
-            raise UpstreamError(
-                Fault.MISMATCH,
-                f"has another {model}: the sha256 of its file is {str(sha256)[:64]}, the bundle's "
-                f"is {model.sha256}; make the bundle from what runs there",
-            )
-
-
-def unreadable(error: Exception) -> UpstreamError:
-    """Return the fault of an answer that does not follow the protocol."""
-    return UpstreamError(Fault.GARBAGE, f"sent an answer that cannot be read: {error}")
-
-
-def connect(upstream: Upstream, options: UpstreamOptions, max_answer: int) -> UpstreamClient:
-    """Connect to an upstream by its URL and protocol.
-
-    An answer over gRPC has up to `max_answer` bytes. Raises UserError for a file of the options
-    that cannot be used.
-    """
-    token = None if options.upstream_token is None else Token(Path(options.upstream_token))
-    credentials = Credentials(None, None if options.ca_file is None else Path(options.ca_file))
-    scheme, address = upstream.url.split("://")
-    if scheme.startswith("http"):
-        kind = V1Client if upstream.protocol == "v1" else RestClient
-        return kind(token, upstream.url, credentials)
-    # Only now: fleets that speak HTTP need no gRPC.
-    from parity_models.serving.remote.grpc import GrpcClient
-
-    return GrpcClient(token, address, credentials if scheme == "grpcs" else None, max_answer)
 
 
 @contextmanager
@@ -220,7 +62,7 @@ def faults(path: str = "") -> Iterator[None]:
         if status in _AWAY:
             raise UpstreamError(Fault.NOT_READY, f"is not ready ({status}): {text}") from error
         if path:
-            text = f"answered {status} to {path}: {text}{GIVE_TOKEN if status == 401 else ''}"
+            text = f"answered {status} to {path}: {text}{give_token() if status == 401 else ''}"
             raise UpstreamError(Fault.MISMATCH, text) from error
         raise UnitError(f"answered {status}: {text}") from error
     except (MalformedAnswerError, InvalidRequestError) as error:

@@ -1,6 +1,7 @@
 """An upstream over gRPC: it gets raw tensor contents, and answers with raw or typed ones."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -9,25 +10,21 @@ from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
-from parity_models.serving.client import Credentials
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.grpc import inference_pb2 as pb
-from parity_models.serving.grpc.codec import read_contents
-from parity_models.serving.grpc.grpc_server import DETAILS, MODEL_SHA256
+from parity_models.serving.grpc.messages import DETAILS, MODEL_SHA256, SERVICE, read_contents
 from parity_models.serving.protocol import OutputTensor, ServerMetadata, size_in_bytes
-from parity_models.serving.remote.clients import (
-    GIVE_TOKEN,
-    Tensors,
-    Token,
-    UpstreamClient,
-    unreadable,
-)
-from parity_models.serving.remote.remote_engine import (
+from parity_models.serving.remote.upstream import (
     BusyError,
     Fault,
+    Tensors,
+    Token,
     UnitError,
+    UpstreamClient,
     UpstreamError,
     UpstreamModel,
+    give_token,
+    unreadable,
 )
 from parity_models.serving.request_log import REQUEST_ID
 from parity_models.tensors.signature import Kind
@@ -41,7 +38,6 @@ _MAX_MESSAGE = 2**31 - 1
 _TOO_LARGE = "larger than max"
 """Part of gRPC's own text for a large message, whose code otherwise means overload."""
 
-_SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),
@@ -51,7 +47,8 @@ _OPTIONS = [
 
 
 class GrpcClient(UpstreamClient):
-    """A connection to the server at `address` (host:port), over TLS with `credentials`.
+    """A connection to the server at `address` (host:port), over TLS if it is `secure`, with the
+    certificates in `ca_file`, by default the system's.
 
     An answer may have `max_answer` bytes. Make it on the event loop that uses it.
     """
@@ -60,19 +57,21 @@ class GrpcClient(UpstreamClient):
         self,
         token: Token | None,
         address: str,
-        credentials: Credentials | None,
         max_answer: int,
+        *,
+        secure: bool,
+        ca_file: Path | None,
     ) -> None:
         super().__init__(token)
         self._token_metadata: tuple[tuple[str, str], ...] = ()
         most = ("grpc.max_receive_message_length", min(max_answer, _MAX_MESSAGE))
         options = [*_OPTIONS, most]
-        if credentials is None:
-            self._channel = grpc.aio.insecure_channel(address, options)
+        if secure:
+            trusted = None if ca_file is None else ca_file.read_bytes()
+            credentials = grpc.ssl_channel_credentials(trusted)
+            self._channel = grpc.aio.secure_channel(address, credentials, options)
         else:
-            file = credentials.ca_file
-            secure = grpc.ssl_channel_credentials(None if file is None else file.read_bytes())
-            self._channel = grpc.aio.secure_channel(address, secure, options)
+            self._channel = grpc.aio.insecure_channel(address, options)
 
     async def close(self) -> None:
         await self._channel.close()
@@ -127,7 +126,7 @@ class GrpcClient(UpstreamClient):
         """Return the message that answers this one, and the call; `headers` are a unit's."""
         name = request.DESCRIPTOR.name.removesuffix("Request")
         # Bytes both ways: an unreadable answer is not gRPC's to log.
-        method: Any = self._channel.unary_unary(f"/{_SERVICE}/{name}")
+        method: Any = self._channel.unary_unary(f"/{SERVICE.full_name}/{name}")
         metadata = (*self._token_metadata, *(headers or {}).items())
         call = method(request.SerializeToString(), metadata=metadata)
         try:
@@ -180,7 +179,7 @@ def _fault(error: grpc.aio.AioRpcError, *, is_unit: bool) -> Exception:
     if is_unit:
         return UnitError(f"answered {text}")
     if code is StatusCode.UNAUTHENTICATED:
-        text += GIVE_TOKEN
+        text += give_token()
     return UpstreamError(Fault.MISMATCH, f"answered {text}")
 
 

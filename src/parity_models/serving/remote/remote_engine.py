@@ -17,9 +17,9 @@ import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import numpy as np
@@ -27,19 +27,23 @@ from numpy.typing import NDArray
 
 from parity_models.bundle.bundle import Bundle
 from parity_models.bundle.onnx_model import PinnedModel
-from parity_models.errors import ServingError, UserError
-from parity_models.options import Option
+from parity_models.errors import ServingError, UserError, spell
+from parity_models.options import option
 from parity_models.roles import BACKUP, DEPLOYED, parity_role
 from parity_models.serving.backoff import Backoff
 from parity_models.serving.engine import FIXED, Engine, EngineListener, Parts
-from parity_models.tensors.signature import Signature
-
-if TYPE_CHECKING:
-    from parity_models.serving.remote.clients import UpstreamClient
-
-TOLERANCE = 0.05
-"""The largest difference between an upstream's prediction and the bundle's, as a share of the
-largest value: it allows for other precisions, not for other weights."""
+from parity_models.serving.remote.upstream import (
+    DOUBTS,
+    TOLERANCE,
+    BusyError,
+    Fault,
+    Token,
+    UnitError,
+    Upstream,
+    UpstreamClient,
+    UpstreamError,
+    UpstreamModel,
+)
 
 _SETTINGS = {"concurrency": "[1-9][0-9]{0,2}|1000", "protocol": "v[12]", "version": ".+"}
 """The parameters of a URL, with the pattern of each value."""
@@ -58,124 +62,34 @@ _IS_OUT = "upstream %s %s; it gets no units until it recovers"
 _log = logging.getLogger(__name__)
 
 
-# Upstreams
-
-
-class Fault(StrEnum):
-    """The reason why an upstream gets no units for a while."""
-
-    UNREACHABLE = "unreachable"
-    NOT_READY = "not ready"
-    TIMEOUT = "timeout"
-    GARBAGE = "garbage"
-    ERRORS = "errors"
-    MISMATCH = "mismatch"
-    RECYCLED = "recycled"
-    """The scheduler has recycled an instance."""
-
-
-DOUBTS = frozenset({Fault.NOT_READY, Fault.TIMEOUT, Fault.ERRORS})
-"""Faults that overload can cause, too, or that many upstreams have at once for a shared reason."""
-
-
-class UpstreamError(ServingError, UserError):
-    """An upstream that cannot be used, because of `fault`."""
-
-    def __init__(self, fault: Fault, message: str) -> None:
-        super().__init__(message)
-        self.fault = fault
-
-
-class UnitError(Exception):
-    """An upstream's error for a unit, which may be the unit's own fault."""
-
-
-class BusyError(Exception):
-    """A busy upstream; it wants the next unit in `after` seconds, if it says so."""
-
-    def __init__(self, text: str, after: float | None = None) -> None:
-        super().__init__(text)
-        self.after = after
-
-
-@dataclass(frozen=True)
-class Upstream:
-    """A server at `url` (scheme://host:port), and the names its models have there, by role.
-
-    It gets up to `concurrency` units at a time, over the Open Inference Protocol ("v2") or its
-    predecessor ("v1", `:predict`), for this `version` of its models; None: the server's choice.
-    """
-
-    url: str
-    models: Mapping[str, str] = field(hash=False)
-    concurrency: int = 1
-    protocol: str = "v2"
-    version: str | None = None
-
-    @property
-    def roles(self) -> frozenset[str]:
-        return frozenset(self.models)
-
-
-@dataclass(frozen=True)
-class UpstreamModel:
-    """A model that an upstream must have, in this `version`; None: the upstream's choice.
-
-    It is known by the `sha256` of its file, and by the `prediction` for a `query`, both without a
-    batch axis.
-    """
-
-    name: str
-    version: str | None
-    signature: Signature
-    query: NDArray[Any]
-    prediction: NDArray[Any]
-    sha256: str
-
-    def __str__(self) -> str:
-        return f"model {self.name!r}" + (f" version {self.version}" if self.version else "")
-
-
 @dataclass(frozen=True, kw_only=True)
 class UpstreamOptions(Engine.Options):
     """The upstreams' URLs, separated by commas (see `parse_upstreams`), and how to connect."""
 
-    deployed: Annotated[
-        str | None,
-        Option(
-            "Servers that run the model, separated by commas: http, https, grpc or "
-            "grpcs://HOST:PORT, with /MODEL and ?concurrency=N&protocol=v1&version=V if needed.",
-            metavar="URLS",
-        ),
-    ] = None
-    parity: Annotated[
-        str | None,
-        Option(
-            "The same for the parity models, called NAME-parity-0 and so on without a /MODEL.",
-            metavar="URLS",
-        ),
-    ] = None
-    backup: Annotated[
-        str | None,
-        Option(
-            "The same for the backup, called NAME-backup without a /MODEL.",
-            metavar="URLS",
-        ),
-    ] = None
-    ca_file: Annotated[
-        str | None,
-        Option(
-            "The certificates to trust over https and grpcs, a PEM file; by default the system's.",
-            metavar="FILE",
-        ),
-    ] = None
-    upstream_token: Annotated[
-        str | None,
-        Option(
-            "A file with the bearer token for these servers; read again when it changes.",
-            metavar="FILE",
-        ),
-    ] = None
+    deployed: str | None = option(
+        None,
+        "Servers that run the model, separated by commas: http, https, grpc or "
+        "grpcs://HOST:PORT, with /MODEL and ?concurrency=N&protocol=v1&version=V if needed.",
+        metavar="URLS",
+    )
+    parity: str | None = option(
+        None,
+        "The same for the parity models, called NAME-parity-0 and so on without a /MODEL.",
+        metavar="URLS",
+    )
+    backup: str | None = option(
+        None, "The same for the backup, called NAME-backup without a /MODEL.", metavar="URLS"
+    )
+    ca_file: str | None = option(
+        None,
+        "The certificates to trust over https and grpcs, a PEM file; by default the system's.",
+        metavar="FILE",
+    )
+    upstream_token: str | None = option(
+        None,
+        "A file with the bearer token for these servers; read again when it changes.",
+        metavar="FILE",
+    )
 
 
 def upstreams_of(options: UpstreamOptions, bundle: Bundle) -> tuple[Upstream, ...]:
@@ -188,17 +102,17 @@ def upstreams_of(options: UpstreamOptions, bundle: Bundle) -> tuple[Upstream, ..
     if options.deployed is None:
         raise UserError(
             "the engine remote needs the URLs of running servers; give those of the deployed "
-            "model with --deployed"
+            f"model with {spell('deployed')}"
         )
     code = bundle.manifest.code
     if options.parity is not None and code is None:
         raise UserError(
-            f"{bundle.path} has no parity model for the servers of --parity; make one "
+            f"{bundle.path} has no parity model for the servers of {spell('parity')}; make one "
             f"with `parm parity --model {bundle.path} --out BUNDLE`"
         )
     if options.backup is not None and bundle.manifest.backup is None:
         raise UserError(
-            f"{bundle.path} has no backup model for the servers of --backup; make one "
+            f"{bundle.path} has no backup model for the servers of {spell('backup')}; make one "
             f"with `parm backup --model {bundle.path} --network linear --out BUNDLE`"
         )
     return parse_upstreams(options, bundle.manifest.name, 0 if code is None else code.r)
@@ -245,8 +159,8 @@ def parse_upstreams(options: UpstreamOptions, name: str, r: int) -> tuple[Upstre
     lacking = [role for role in parities if not any(role in models for models, _ in found.values())]
     if options.parity and lacking:
         raise UserError(
-            f"no server of --parity runs {name}-{lacking[0]}, and a code needs all its parity "
-            "models; give one that does"
+            f"no server of {spell('parity')} runs {name}-{lacking[0]}, and a code needs all its "
+            "parity models; give one that does"
         )
     return tuple(Upstream(base, models, **settings) for base, (models, settings) in found.items())
 
@@ -317,9 +231,6 @@ class RemoteEngine(Engine):
     async def start(self, roles: Sequence[frozenset[str]], listener: EngineListener) -> None:
         if list(roles) != roles_of(self._upstreams):
             raise ServingError("the instances to start are not those of the upstreams")
-        # Imported late: other engines need no aiohttp.
-        from parity_models.serving.remote import clients
-
         self.listener = listener
         used = sorted(frozenset[str]().union(*roles))
         models = {role: await asyncio.to_thread(_known, self.parts.models[role]) for role in used}
@@ -331,7 +242,7 @@ class RemoteEngine(Engine):
                 }
                 row = max(each.signature.largest.output.row_bytes for each in there.values())
                 most = _OVERHEAD + self.parts.max_batch * row
-                client = clients.connect(upstream, self._options, most)
+                client = connect(upstream, self._options, most)
                 self._links.append(_Link(self, number, upstream, client, there))
             await asyncio.gather(*(link.check() for link in self._links))
             well = {role for link in self._links if link.fault is None for role in link.models}
@@ -404,6 +315,28 @@ class RemoteEngine(Engine):
         return True
 
 
+def connect(upstream: Upstream, options: UpstreamOptions, max_answer: int) -> UpstreamClient:
+    """Connect to an upstream by its URL and protocol.
+
+    An answer over gRPC has up to `max_answer` bytes. Raises UserError for a file of the options
+    that cannot be used.
+    """
+    # Imported late: other engines need no aiohttp, and fleets that speak HTTP no gRPC.
+    from parity_models.serving.client import Credentials
+    from parity_models.serving.remote.clients import RestClient, V1Client
+
+    token = None if options.upstream_token is None else Token(Path(options.upstream_token))
+    credentials = Credentials(None, None if options.ca_file is None else Path(options.ca_file))
+    scheme, address = upstream.url.split("://")
+    if scheme.startswith("http"):
+        kind = V1Client if upstream.protocol == "v1" else RestClient
+        return kind(token, upstream.url, credentials)
+    from parity_models.serving.remote.grpc import GrpcClient
+
+    secure = scheme == "grpcs"
+    return GrpcClient(token, address, max_answer, secure=secure, ca_file=credentials.ca_file)
+
+
 def roles_of(upstreams: Sequence[Upstream]) -> list[frozenset[str]]:
     """Return the roles of each instance, in order; an upstream has `concurrency` instances."""
     return [each.roles for each in upstreams for _ in range(each.concurrency)]
@@ -437,7 +370,7 @@ class _Link:
         engine: RemoteEngine,
         number: int,
         upstream: Upstream,
-        client: "UpstreamClient",
+        client: UpstreamClient,
         models: Mapping[str, UpstreamModel],
     ) -> None:
         self.upstream = upstream

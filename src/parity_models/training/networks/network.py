@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil, cos, pi
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.nn import functional
 from parity_models import options
 from parity_models.codes import Code
 from parity_models.errors import TrainingError
-from parity_models.options import Option
+from parity_models.options import option
 from parity_models.training.networks.queried import Grid, Queried, Shape
 
 SMALL = 64
@@ -160,10 +160,9 @@ class Scalable(Network):
     class Options(Network.Options):
         """The width."""
 
-        width: Annotated[
-            float,
-            Option("A multiple of the channels or hidden units of each layer.", above=0, at_most=4),
-        ] = 1.0
+        width: float = option(
+            1.0, "A multiple of the channels or hidden units of each layer.", gt=0, le=4
+        )
 
 
 class SelfScaling(nn.Module):

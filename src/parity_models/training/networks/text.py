@@ -3,14 +3,14 @@
 from copy import deepcopy
 from dataclasses import dataclass
 from math import prod
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from parity_models.errors import TrainingError
-from parity_models.options import Option
+from parity_models.options import option
 from parity_models.training.networks.network import Effort, Network, SelfScaling
 from parity_models.training.networks.queried import Queried, QueriedInput, Shape
 
@@ -44,7 +44,7 @@ class Text(Network):
     class Options(Network.Options):
         """The size of the hidden layer."""
 
-        units: Annotated[int, Option("Units of the hidden layer.", at_least=1, at_most=4096)] = 256
+        units: int = option(256, "Units of the hidden layer.", ge=1, le=4096)
 
     @classmethod
     def takes(cls, queried: Queried) -> bool:

@@ -92,17 +92,13 @@ export class Server {
   }
 
   showGates(gates) {
-    const lines = gates.map(({ source, level, open, compared, agreed }) => {
-      const share = compared ? `${percent(agreed / compared)} of ${compared} agree` : "not compared yet";
-      const gate = level ? `; its gate promises ${percent(level)}` : "; it has no gate";
-      return [open, `${source}: ${share}${gate}${open ? "" : " · GATE CLOSED"}`];
-    });
-    if (lines.length === 0) lines.push([true, "no stand-in answers with this policy"]);
+    const lines = gates.map((gate) => [gate.open, gateWords(gate), gate.turns, gate.turned]);
+    if (lines.length === 0) lines.push([true, "no stand-in answers with this policy", [], ""]);
     const key = lines.join("\n");
     if (this.gates.dataset.key === key) return;
     this.gates.dataset.key = key;
-    this.gates.replaceChildren(...lines.map(([open, text]) =>
-      el("li", { "data-state": open ? "up" : "ejected" }, text)));
+    this.gates.replaceChildren(...lines.map(([open, text, turns, turned]) =>
+      el("li", { "data-state": open ? "up" : "ejected" }, text, ...steps(turns), " ", turned)));
   }
 
   showEvents(events) {
@@ -112,4 +108,29 @@ export class Server {
     this.events.replaceChildren(...events.toReversed().map((event) => el("li", { "data-kind": event.kind },
       el("time", {}, new Date(1000 * event.at).toLocaleTimeString()), " ", el("span", {}, event.text))));
   }
+}
+
+function gateWords({ source, level, open, coverage, compared, agreed, late_compared, late_agreed }) {
+  const share = compared ? `${percent(agreed / compared)} of ${compared} agree` : "not compared yet";
+  const late = late_compared ? `, given late ${percent(late_agreed / late_compared)} of ${late_compared}` : "";
+  const gate = level ? `; its gate promises ${percent(level)}` : "; it has no gate";
+  const state = !level ? "" : open ? ` and covers ${percent(coverage)}` : " · GATE CLOSED";
+  return `${source}: ${share}${late}${gate}${state}`;
+}
+
+// How far a gate has opened, over its comparisons: a small picture.
+function steps(turns) {
+  if (turns.length < 2) return [];
+  const most = Math.max(1, ...turns.map(([compared]) => compared));
+  const path = turns.map(([compared, coverage], at) => {
+    const [x, y] = [(60 * compared) / most, 14 - 13 * coverage];
+    return at ? `H${x.toFixed(1)}V${y.toFixed(1)}` : `M${x.toFixed(1)} ${y.toFixed(1)}`;
+  }).join("");
+  const picture = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  picture.setAttribute("viewBox", "0 0 60 15");
+  picture.setAttribute("class", "steps");
+  picture.setAttribute("role", "img");
+  picture.setAttribute("aria-label", "coverage over comparisons");
+  picture.innerHTML = `<path d="${path}"/>`;
+  return [picture];
 }
