@@ -183,9 +183,7 @@ class StandInJudge:
             self._gates[late][number] = LearningGate(level, start, known, state, risk=risk)
             learned.gates[name] = state
         self._set_limits()
-        gate = self._gates[False].get(None)
-        if gate is not None and not self._barred:
-            self._seen = Seen(gate.total, *gate.seen(self._limits[None]))
+        self._count_again()
 
     @property
     def is_open(self) -> bool:
@@ -296,9 +294,10 @@ class StandInJudge:
         if gate.saw(comparison, self._limits[number]):
             opened = (gate.threshold, len(gate.barred)) < before
             self._set_limits()
-            seen, self._seen = self._seen, Seen()
-            if opened and number is None and not self._barred and not late:
-                self._seen = seen = Seen(gate.total, *gate.seen(self._limits[None]))
+            seen = self._seen
+            self._count_again()
+            if opened and self._seen.total:
+                seen = self._seen
             self.turns.append(Turn(time(), opened, late, *astuple(seen)))
             self._on_turn(self.turns[-1])
 
@@ -310,6 +309,14 @@ class StandInJudge:
         for each in self._first:
             self._saw(each, late=False, answers=False)
         self._first.clear()
+        self._count_again()
+
+    def _count_again(self) -> None:
+        """Count what the gate, as it is now, would have let answer, as far as that is known."""
+        gate = self._gates[False].get(None)
+        self._seen = Seen()
+        if gate is not None and not self._barred:
+            self._seen = Seen(gate.total, *gate.seen(self._limits[None]))
 
     def _confidences(self, outputs: Array) -> NDArray[np.float64]:
         if self._confidence is None:
