@@ -21,6 +21,7 @@ multiplied by upper(D) / ENOUGH, or by the estimate of r if that is more. Then t
 shown to hold is not the wanted one, but ENOUGH / E times as large: `Audit.smallest_shown`.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from math import ceil, exp, inf, lgamma, log, sqrt
@@ -223,11 +224,19 @@ class Doubts:
             self._update()
 
     def _curve(self, confidence: float) -> float:
-        return float(np.exp(np.interp(confidence, self._at, self._logs)))
+        """Return the curve's doubt of one output, faster than NumPy does."""
+        at, logs = self._points
+        right = bisect_right(at, confidence)
+        if right in (0, len(at)):
+            return exp(logs[max(0, right - 1)])
+        left = right - 1
+        part = (confidence - at[left]) / (at[right] - at[left])
+        return exp(logs[left] + part * (logs[right] - logs[left]))
 
     def _use(self, curve: DoubtCurve) -> None:
         """Judge outputs by this curve from now on."""
         self._at, self._logs = np.array(curve.comparisons.middles), np.log(curve.doubts)
+        self._points = self._at.tolist(), self._logs.tolist()
         before = sum(self._answers.expected)
         self._answers.judge(self._curve)
         if before:

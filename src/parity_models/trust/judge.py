@@ -268,8 +268,7 @@ class StandInJudge:
         said = int(classes_of(outputs)[0]) if self._agrees.kind == "classes" else 0
         comparison = Comparison(float(sure[0]), agreed, makers, tenant, said)
         if self.doubts is not None:
-            refused = bool(self._refused(sure, outputs)[0])
-            self._saw(comparison, late=late, answers=not refused)
+            self._saw(comparison, late=late)
             if answered:
                 self.doubts.audited(comparison.confidence, differed=not agreed)
         elif not late:
@@ -278,20 +277,22 @@ class StandInJudge:
                 self._begin_with_first()
         return agreed
 
-    def _saw(self, comparison: Comparison, *, late: bool, answers: bool) -> None:
+    def _saw(self, comparison: Comparison, *, late: bool) -> None:
         assert self.doubts is not None
+        gates, said = self._gates[late], comparison.said
+        number = said if said in gates else None
+        floor = self._limits.get(number, NOTHING)
+        answers = comparison.confidence >= floor and said not in self._barred
         if not late:
             self.doubts.compared(comparison.confidence, differed=not comparison.agreed)
             self._seen.total += 1
             self._seen.answers += answers
             self._seen.agreed += answers and comparison.agreed
-        gates = self._gates[late]
-        number = comparison.said if comparison.said in gates else None
         gate = gates.get(number)
         if gate is None:
             return
         before = gate.threshold, len(gate.barred)
-        if gate.saw(comparison, self._limits[number]):
+        if gate.saw(comparison, floor):
             opened = (gate.threshold, len(gate.barred)) < before
             self._set_limits()
             seen = self._seen
@@ -307,7 +308,7 @@ class StandInJudge:
         knots = np.unique(np.quantile(sure, np.linspace(0, 1, KNOTS)).round(4)).tolist()
         self._begin(DoubtCurve(tuple(knots), (1.0,) * len(knots)))
         for each in self._first:
-            self._saw(each, late=False, answers=False)
+            self._saw(each, late=False)
         self._first.clear()
         self._count_again()
 
