@@ -1,5 +1,7 @@
 """A stand-in's judge learns from comparisons, of queries in time and of late ones."""
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -7,8 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from parity_models.roles import Source
 from parity_models.trust.doubt import fit_doubt
-from parity_models.trust.evidence import Learned
+from parity_models.trust.evidence import Learned, evidence_of
 from parity_models.trust.gate import (
     NOTHING,
     AnsweredClass,
@@ -18,7 +21,7 @@ from parity_models.trust.gate import (
     confidences,
 )
 from parity_models.trust.gates import ChosenGate
-from parity_models.trust.judge import FIRST, StandInJudge
+from parity_models.trust.judge import FIRST, StandInJudge, learned_in_service
 
 CLASSES = 3
 LEVEL = 0.9
@@ -312,3 +315,14 @@ def test_what_was_kept_of_other_thresholds_is_left() -> None:
     assert not again.is_open
     assert learned.comparisons is not None
     assert learned.comparisons.total == 0
+
+
+def test_what_service_has_taught_is_said_with_the_gates(tmp_path: Path) -> None:
+    known = calibration()
+    bundle: Any = SimpleNamespace(path=tmp_path, gates={"backup": known}, stand_ins_digest="d")
+    assert list(learned_in_service(bundle)) == []
+    store = evidence_of(bundle)
+    learn(judge(known, 0.99, learned=store.learned(Source.BACKUP)), outputs(3000))
+    store.close()
+    (note,) = learned_in_service(bundle)
+    assert note.startswith("backup: service has added 3,000 comparisons; a gate of 0.99 now lets")

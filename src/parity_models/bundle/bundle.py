@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -37,6 +38,7 @@ from parity_models.tensors.signature import Array, Layout, Named, Signature, Ten
 from parity_models.trust.envelope import ENVELOPE, Envelope, decode_envelope, encode_envelope
 from parity_models.trust.gate import HEAD, Calibration, Gates, StandIn
 from parity_models.trust.golden import GOLDEN_FILE, STORED, check_golden, encode_golden, golden
+from parity_models.trust.judge import learned_in_service
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 2**20
@@ -324,8 +326,11 @@ class Bundle:
 
     @property
     def gates(self) -> Gates:
-        """The levels of agreement that stand-ins are calibrated for, and their coverage."""
-        return Gates(self.manifest.calibration)
+        """The levels of agreement that stand-ins are calibrated for, and their coverage; printed,
+        also what service has taught of them."""
+        gates = Gates(self.manifest.calibration)
+        gates.service = partial(learned_in_service, self)
+        return gates
 
     @property
     def isolated(self) -> bool:

@@ -20,6 +20,8 @@ from parity_models.tasks.metrics import AgreementKind
 from parity_models.trust.evidence import Count, Evidence, Expected
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from rich.console import RenderableType
 
 Array = NDArray[Any]
@@ -171,6 +173,9 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
 class Gates(Printed, dict[StandIn, Calibration]):
     """The gates of a bundle's stand-ins: for each level the agreement and the coverage."""
 
+    service: "Callable[[], Iterable[str]]" = tuple
+    """Says what service has taught of each stand-in."""
+
     @property
     def parts(self) -> "Sequence[RenderableType]":
         """A table, and sentences on stand-ins without a gate."""
@@ -214,6 +219,7 @@ class Gates(Printed, dict[StandIn, Calibration]):
                     f"{name}: {curve.queries:,} queries show budgets from "
                     f"{curve.smallest_shown:.2%} of all answers on ({spell('differ')})"
                 )
+        notes += self.service()
         if not self:
             notes.append("no stand-in is calibrated, so none answers until enough were compared")
         return [*([table] if any(each.levels for each in self.values()) else []), *notes]
