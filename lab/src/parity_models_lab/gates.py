@@ -95,18 +95,17 @@ def promises(
 ) -> None:
     """Count how often budgets and gates keep what they promise while they learn.
 
-    Part of a task's queries, drawn anew for each stream, calibrates a stand-in. The stream is drawn
-    from the others.
+    Budgets: half of a task's queries, drawn anew for each stream, calibrate a stand-in; the stream
+    is drawn from the others. Of 20,000 queries, one in 20 of the stand-in's answers is compared,
+    and 3 % of all queries. A promise is kept if the share of all answers that differ is within the
+    budget, or the smallest one that the calibration can show ("shown"). "differ" and "95 of 100"
+    are the mean share, and the 95 % quantile over streams, as shares of that; "spent" is the mean
+    as a share of the budget itself. At the stream's end, outputs begin to differ ten times as
+    often: "halved after" are the comparisons until doubts count twice.
 
-    Budgets: of 20,000 queries, one in 20 of the stand-in's answers is compared, and 3 % of all
-    queries. A promise is kept if the share of all answers that differ is within the budget, or the
-    smallest one that the calibration can show ("shown"). "differ" and "95 of 100" are the mean
-    share, and the 95 % quantile over streams, as shares of that; "spent" is the mean as a share of
-    the budget itself. At the stream's end, outputs begin to differ ten times as often: "halved
-    after" are the comparisons until doubts count twice.
-
-    Gates: coverage after so many comparisons (medians), and in hindsight. A promise is kept if, at
-    no time, what may answer agrees less often than the level. After 50,000 comparisons, half of the
+    Gates: the queries that calibrate, and those of the stream, are drawn from all of a task's.
+    Coverage after so many comparisons (medians), and in hindsight. A promise is kept if, at no
+    time, what may answer agrees less often than the level. After 50,000 comparisons, half of the
     queries of one class get another answer: "wrong before" are the stand-in's wrong answers among
     those compared before the gate steps back, "former test" those before earlier versions closed
     it, "coverage after" the median 20,000 comparisons later. "us": processor time of a comparison.
@@ -260,8 +259,8 @@ def earn(job: tuple[str, float, Recorded], streams: int) -> tuple[Row, Curves]:
 def _learn(task: str, level: float, sure: Floats, agreed: Mask, seed: int) -> _Run:
     """Let a gate learn from a stream, at the end of which half of a class differs."""
     rng = np.random.default_rng(seed)
-    order = rng.permutation(len(sure))
-    known, served = np.split(order, [CALIBRATING.get(task, len(sure) // 2)])
+    served = np.arange(len(sure))
+    known = rng.choice(served, CALIBRATING.get(task, len(sure) // 2))
     curve = fit_doubt(sure[known], agreed[known], seed)
     found = reached_levels(sure[known], agreed[known], named=[level], seed=seed)
     shown = next((each.threshold for each in found if each.level == level), NOTHING)
