@@ -27,10 +27,8 @@ from parity_models.serving.deployment import Deployment
 from parity_models.serving.options import ServeOptions
 from parity_models.tasks.metrics import SAME_BOX, agreement_for
 from parity_models.trust.calibration import (
-    NAMED,
     RISK,
     estimate_coverage,
-    fewest_queries,
     learn_threshold,
     p_value,
     reached_by_class,
@@ -66,17 +64,6 @@ def indifferent(sure: Floats) -> Floats:
 def overconfident(sure: Floats) -> Floats:
     """The surest answers are the worst."""
     return np.where(sure > 5, 0.95, 0.98)
-
-
-@pytest.mark.parametrize("level", [0.9, 0.95, 0.99])
-def test_the_fewest_queries_that_can_show_a_level_are_known(level: float) -> None:
-    def shown(queries: int) -> bool:
-        sure, right = np.zeros(queries), np.ones(queries, bool)
-        return learn_threshold(sure, right, level, risk=NAMED * RISK) is not None
-
-    fewest = fewest_queries(level)
-    assert shown(fewest)
-    assert not shown(fewest - 1)
 
 
 @pytest.mark.slow

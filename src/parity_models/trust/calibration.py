@@ -12,8 +12,7 @@ confidence in queries other than those that test them.
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from itertools import count
-from math import ceil, log, sqrt
+from math import log, sqrt
 from typing import Final
 
 import msgspec
@@ -171,12 +170,6 @@ def check_levels(levels: Iterable[float]) -> tuple[float, ...]:
                 "for 99 of 100"
             )
     return tuple(wanted)
-
-
-def fewest_queries(level: float, risk: float = RISK) -> int:
-    """Return the fewest queries that can show a level, if no other is named and all agree."""
-    tested = ceil(log(NAMED * risk) / log(level))
-    return next(n for n in count(tested) if n - n // DESIGN >= tested)
 
 
 def learn_threshold(
