@@ -26,7 +26,7 @@ from math import inf
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from unittest.mock import patch
 
 import click
@@ -67,6 +67,9 @@ WARM_UP = 100
 """Calls that do not count, as they are made before anything is learned."""
 
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
+
+
+T = TypeVar("T")
 
 
 class Servers(StrEnum):
@@ -377,15 +380,15 @@ class _VirtualThread(ThreadPoolExecutor):
         super().__init__(1)
         self._clock, self._free = clock, 0.0
 
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:  # type: ignore[override]
-        run: Future[Any] = Future()
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        run: Future[T] = Future()
         begins = max(self._free, self._clock.now)
 
         def compute() -> None:
             if not run.set_running_or_notify_cancel():
                 return
             began = self._clock.now
-            result = function(*arguments)
+            result = fn(*args, **kwargs)
             took, self._clock.now = self._clock.now - began, began
             self._free = began + took
             loop.call_later(took, run.set_result, result)

@@ -116,7 +116,7 @@ class DoubtCurve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("a curve needs a doubt for each confidence")
         if any(b > a for a, b in pairwise(self.doubts)):
             raise ValueError("doubts must not rise with confidence")
-        self.comparisons  # noqa: B018 - raises ValueError
+        _ = self.comparisons  # raises ValueError for evidence that cannot be
 
     def of(self, confidence: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the doubts of outputs with this confidence (n,): (n,), 1 where it is NaN."""
