@@ -18,7 +18,7 @@ holds with a probability of 1 - RISK. There are two kinds of evidence, which sha
 
 While E is small, the bound would leave hardly anything to spend. Until it is ENOUGH, doubts are
 multiplied by upper(D) / ENOUGH, or by the estimate of r if that is more. Then the budget that is
-shown to hold is not the wanted one, but ENOUGH / E times as large: `Audit.smallest_shown`.
+shown to hold is not the wanted one, but ENOUGH / E times as large: `Doubts.smallest_shown`.
 """
 
 from bisect import bisect_right

@@ -45,7 +45,7 @@ MAX_TURNS: Final = 64
 """The most turns of a gate that are remembered."""
 
 
-class Judged(Calibrated, Digested, Protocol):
+class _Bundle(Calibrated, Digested, Protocol):
     """A bundle: its folder, its calibrations, and a digest of its stand-ins."""
 
 
@@ -130,7 +130,7 @@ class StandInJudge:
         self.learned = Learned() if learned is None else learned
         self.doubts: Doubts | None = None
         """None until enough outputs of a stand-in without a calibration were compared."""
-        self._calibration, self._others = calibration, others
+        self._others = others
         self._differ = 1.0 if differ is None else differ
         self._agrees = Agreement(calibration.kind, calibration.tolerance)
         self._confidence = calibration.confidence if calibration.queries else None
@@ -346,7 +346,7 @@ class StandInJudge:
         self._by_class = bool(self._barred) or None not in self._limits
 
 
-def learned_in_service(bundle: Judged) -> Iterator[str]:
+def learned_in_service(bundle: _Bundle) -> Iterator[str]:
     """Yield what service has taught of each stand-in of `bundle`, if it was compared."""
     store = evidence_of(bundle, keep=False)
     for name, calibration in bundle.gates.items():

@@ -135,9 +135,10 @@ class StandIns:
         if judge is not None:
             verdict = judge.judge(outputs)
             doubts = verdict.doubts.tolist()
-            if judge.gate is not None:
-                unsure = np.flatnonzero(verdict.refused).tolist()
+            unsure = np.flatnonzero(verdict.refused).tolist()
+            if judge.gate is not None or not faults.has_doubts:
                 rows.update(unsure)
+            if judge.gate is not None:
                 reason = "gate" if judge.is_open else "closed"
                 self._metrics.refused_answers.labels(source, reason).inc(len(unsure))
         rows.update(at for at, each in enumerate(queries) if faults.refuses(_number(each), source))
