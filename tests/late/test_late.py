@@ -128,7 +128,7 @@ async def test_outputs_that_the_budget_does_not_cover_never_answer(
         assert (await late(target, ROWS)).source == "backup"
 
 
-async def test_what_costs_little_answers_in_place_of_the_call(make_bundle: BundleOf) -> None:
+async def test_backup_with_little_doubt_answers_in_place_of_the_call(make_bundle: BundleOf) -> None:
     """Some calls are made for a comparison alone, after the answer."""
     target = Target()
     async with Late(make_bundle(doubt=1e-4), differ=0.01, cpu=1) as late:

@@ -178,7 +178,7 @@ def test_units_that_run_on_are_of_late_queries() -> None:
     assert [each.late for each in world.log if isinstance(each, Compare)] == [True]
 
 
-def test_who_comes_alone_does_not_keep_others_from_being_compared_for_ever() -> None:
+def test_single_queries_do_not_keep_batches_from_being_compared() -> None:
     world = world_of(adaptive(parity=True))
     answer(world, "alone")
     answer(world, "other")

@@ -89,7 +89,7 @@ def test_at_most_half_of_the_instances_are_replaced_however_many_hang(instances:
     assert not world.recycled, "those that left are not back yet"
 
 
-def test_what_finished_while_the_server_was_held_up_has_not_hung() -> None:
+def test_unit_that_finished_during_a_stall_has_not_hung() -> None:
     world = experienced(4)
     world.arrive(4)
     world.now += 5.0  # nothing was reported meanwhile, timers included

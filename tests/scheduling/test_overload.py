@@ -171,7 +171,7 @@ def test_a_request_of_too_many_queries_is_refused_by_an_idle_server_too() -> Non
     assert not refusals(world), "estimates are not believed for ever"
 
 
-def test_what_can_no_longer_be_in_time_makes_room_for_others() -> None:
+def test_queries_that_would_be_late_make_room_for_others() -> None:
     world = learned()
     world.arrive(1)
     (soon,) = world.arrive(1, deadline=world.now + 3.9)
@@ -182,7 +182,7 @@ def test_what_can_no_longer_be_in_time_makes_room_for_others() -> None:
     assert world.running["a"].subjects == (later,)
 
 
-def test_what_may_still_be_answered_otherwise_is_kept() -> None:
+def test_queries_that_a_stand_in_may_answer_are_kept() -> None:
     world = world_of("a", ApproximateBackup())
     world.join("cheap", frozenset({BACKUP}))
     for _ in range(10):

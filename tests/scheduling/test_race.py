@@ -334,7 +334,7 @@ def test_an_output_stays_held_while_the_purse_is_empty() -> None:
     assert race.lost() == (Answer(0.1),)
 
 
-def test_where_the_model_has_failed_the_backup_is_asked_or_what_is_held_answers() -> None:
+def test_failed_model_leads_to_the_backup_or_to_its_held_output() -> None:
     race = Race(rule(), 0.0, 9.0)
     race.begin(0.0, CALM)
     race.started(0.0)

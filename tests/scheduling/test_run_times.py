@@ -29,7 +29,7 @@ def test_units_cut_short_before_the_median_say_nothing() -> None:
     assert known.exceeded_by(0) == 6, "past it, they run for twice as long"
 
 
-def test_that_units_are_slow_is_not_forgotten_where_the_slow_ones_are_cut_short() -> None:
+def test_slow_units_are_remembered_though_they_are_cut_short() -> None:
     known = RunTimes(window=100, every=10)
     for unit in range(300):
         slow, seen = unit % 10 == 9, unit < 100

@@ -40,7 +40,7 @@ def test_queries_end_once_and_leave_nothing(setup: Setup, steps: list[tuple[str,
 
 @pytest.mark.parametrize("seeds", [range(start, start + 250) for start in range(0, 1000, 250)])
 @pytest.mark.slow
-def test_so_it_is_in_long_histories_of_all_kinds(seeds: range) -> None:
+def test_invariants_hold_in_long_histories(seeds: range) -> None:
     for seed in seeds:
         setup, steps = history(Random(seed))
         check_nothing_is_left(run_history(setup, steps), setup.code.k)
@@ -59,7 +59,7 @@ print([run_history(*history(Random(seed))).log for seed in range(130, 134)])
 """
 
 
-def test_so_they_do_in_every_process() -> None:
+def test_actions_are_the_same_in_every_process() -> None:
     one, other = (
         subprocess.run(
             [sys.executable, "-c", LOGS],

@@ -58,7 +58,7 @@ def channel(server: ServerProcess, shown: Files) -> Iterator[grpc.Channel]:
 
 
 @pytest.mark.parametrize("token", [TOKEN, OTHER])
-def test_who_shows_a_token_is_answered_over_https(client: httpx.Client, token: str) -> None:
+def test_token_is_accepted_over_https(client: httpx.Client, token: str) -> None:
     assert client.base_url.scheme == "https"
     client.headers = httpx.Headers(bearing(token))
     assert infer(client, queries(1, 3)).is_success
@@ -73,7 +73,7 @@ def test_who_shows_a_token_is_answered_over_https(client: httpx.Client, token: s
         {"Authorization": TOKEN},
     ],
 )
-def test_who_shows_none_is_told_nothing(
+def test_missing_token_gets_a_bare_401(
     server: ServerProcess, client: httpx.Client, headers: dict[str, str]
 ) -> None:
     before = server.metric("parm_requests_unauthorized_total")

@@ -86,7 +86,7 @@ async def test_a_handshake_that_does_not_come_ends_in_time(tls: Tls) -> None:
         assert served.server.connections == 0
 
 
-async def test_what_is_no_tls_ends_nothing_but_its_connection(files: Files, tls: Tls) -> None:
+async def test_plain_text_on_a_tls_port_ends_only_its_connection(files: Files, tls: Tls) -> None:
     async with serving(tls=tls) as served:
         client = await served.connect()
         client.send(get())

@@ -112,7 +112,7 @@ async def test_a_fault_plan_s_doubts_replace_calibrated_ones() -> None:
         (Calibration("values", 0.1, "none", 1000, 0.05, curve=SURE), 0.001, "how sure it is"),
     ],
 )
-def test_what_a_budget_lacks_is_said_at_the_start(
+def test_startup_note_says_what_a_budget_needs(
     tmp_path: Path, calibration: Calibration | None, differ: float, said: str
 ) -> None:
     deployment = Deployment(bundle(tmp_path, calibration), ServeOptions(differ=differ))

@@ -213,7 +213,7 @@ async def test_a_failing_observer_affects_no_query() -> None:
         assert metric(frontend, "parm_redundant_tasks_total", kind="parity", fate="sent") > 0
 
 
-async def test_where_the_engine_fails_its_query_gets_an_error_and_the_rest_goes_on() -> None:
+async def test_engine_error_fails_its_query_alone() -> None:
     async with serving(NoRedundancy(), 2, 0) as (frontend, engine):
         engine.broken = True
         with pytest.raises(InternalError, match="its log says why"):
@@ -226,7 +226,7 @@ async def test_where_the_engine_fails_its_query_gets_an_error_and_the_rest_goes_
         assert (await request).sources == [Source.MODEL] * 3
 
 
-async def test_what_the_engine_has_lost_is_repaired_and_counted() -> None:
+async def test_lost_unit_is_repaired_and_counted() -> None:
     async with serving(NoRedundancy(), 2, 0, repairs=3) as (frontend, engine):
         request = await asked(frontend.infer(queries(2)))
         lost = engine.units.pop(0).instance  # and nobody is told

@@ -103,9 +103,7 @@ class Noting(Echo):
 
 
 @pytest.mark.parametrize(("tenants", "exact"), [((), True), (("a",), False)])
-async def test_where_clients_name_their_tenants_a_call_without_one_is_exact(
-    tenants: Sequence[str], exact: bool
-) -> None:
+async def test_call_without_a_tenant_is_exact(tenants: Sequence[str], exact: bool) -> None:
     budget, echo = ByteBudget(2**20), Noting()
     model = replace(MODEL, tenant_header="x-tenant")
     call = Slow(budget, tenants)

@@ -93,7 +93,9 @@ async def test_a_load_asks_for_the_outputs_that_stand_ins_give(server: ServerPro
         ),
     ],
 )
-def test_what_does_not_fit_the_signature_is_refused(client: Any, change: Any, reason: str) -> None:
+def test_tensors_that_do_not_fit_the_signature_are_refused(
+    client: Any, change: Any, reason: str
+) -> None:
     queries = texts(2, 4)
     with pytest.raises(InferenceServerException, match=re.escape(reason)):
         client.infer("model", inputs(client, change(queries["ids"], queries["mask"])))

@@ -68,7 +68,7 @@ def test_a_port_in_use_is_explained(backed: Path, given: tuple[str, ...]) -> Non
     assert not done.stdout
 
 
-def test_where_no_time_is_known_clients_come_back_at_different_ones() -> None:
+def test_retry_after_is_spread_if_no_time_is_known() -> None:
     told = {OverloadedError("too much").retry_after for _ in range(20)}
     assert len(told) == 20
     assert all(each is not None and 1 <= each <= 2 for each in told)

@@ -99,7 +99,7 @@ async def test_a_request_that_finds_all_threads_busy_is_refused_at_once(bundle: 
         assert (await server.predict(SURE[:1])).sources == ("backup",)
 
 
-def test_what_it_cannot_do_is_refused(bundle: Bundle, parm_here: Here, tmp_path: Path) -> None:
+def test_unsupported_options_are_refused(bundle: Bundle, parm_here: Here, tmp_path: Path) -> None:
     backed, bare = bundle.path, write_linear_bundle(tmp_path)
     for path, arguments, message in [
         (backed, "--policy none", "--policy is for servers that run the model"),

@@ -86,7 +86,7 @@ def test_before_anything_is_trained(
 
 
 @pytest.mark.parametrize("model", ["", "noise.onnx"], ids=["too few queries", "nothing agrees"])
-def test_what_is_not_shown_is_written_with_a_gate_that_starts_closed(
+def test_level_that_is_not_shown_gets_a_gate_that_starts_closed(
     parm_here: Here, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
     """40 queries calibrate, and an agreement of 0.95 takes 72."""

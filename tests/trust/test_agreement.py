@@ -79,7 +79,7 @@ def test_a_long_good_past_does_not_hide_a_bad_present() -> None:
 
 
 @LEVELS
-def test_what_failed_passes_when_it_agrees_again(level: float) -> None:
+def test_failed_agreement_passes_once_it_agrees_again(level: float) -> None:
     test = AgreementTest(level, failed=True)
     assert turns_after(test, 1 - 5 * (1 - level), 0, 5000) is None
     assert turns_after(test, 1.0, 0, int(10 / (1 - level))) is not None
@@ -285,7 +285,7 @@ def test_a_worst_instance_or_tenant_does_not_make_it_step_back() -> None:
             assert not gate.saw(each)
 
 
-def test_what_may_not_answer_does_not_make_it_step_back() -> None:
+def test_outputs_that_may_not_answer_do_not_make_it_step_back() -> None:
     gate = LearningGate(0.95, 0.5, nothing())
     unsure = Comparison(0.2, agreed=False)
     assert not any(gate.saw(unsure, floor=NOTHING) for _ in range(1000))

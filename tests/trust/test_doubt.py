@@ -253,7 +253,7 @@ def test_comparisons_bring_the_doubts_near_the_truth_and_show_small_budgets() ->
     assert queries_to_show(1e-3) == 5000
 
 
-def test_what_was_learned_before_and_by_others_counts() -> None:
+def test_earlier_and_other_servers_evidence_counts() -> None:
     curve = fit_doubt(*outputs(100, 1.0))
     first = Doubts(curve, 1e-3)
     learned(first, 6000, 2.0)

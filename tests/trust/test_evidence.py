@@ -57,7 +57,7 @@ def test_comparisons_are_counted_from_each_threshold_on(
 
 
 @given(bins, bins, seen, seen)
-def test_what_others_counted_is_added_if_their_bins_are_the_same(
+def test_evidence_of_others_is_added_if_the_bins_are_the_same(
     mine: tuple[float, ...], theirs: tuple[float, ...], first: Seen, second: Seen
 ) -> None:
     found = counted(mine, first)
@@ -258,7 +258,7 @@ def test_whatever_is_in_a_file_a_server_starts(
     store.close()
 
 
-def test_where_nothing_can_be_written_a_server_goes_on(
+def test_server_goes_on_without_a_writable_folder(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()

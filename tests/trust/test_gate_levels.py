@@ -72,7 +72,7 @@ def test_the_lowest_level_is_taken_that_promises_what_is_asked_for(tmp_path: Pat
     assert choose_gates(held, ROLES, 0) == choose_gates(held, {"deployed"}, None) == {}
 
 
-def test_what_is_not_shown_starts_closed_and_may_open_later(tmp_path: Path) -> None:
+def test_gate_without_evidence_starts_closed_and_may_open_later(tmp_path: Path) -> None:
     held = bundle(tmp_path, reconstruction=calibration(0.9))
     found = choose_gates(held, ROLES, 0.98)
     assert {gate.coverage for gate in found.values()} == {0.0}
@@ -123,7 +123,7 @@ def test_a_stand_in_without_a_calibration_is_named_if_there_is_a_budget(tmp_path
     assert list(doubtful(held, ROLES, 0.0)) == []
 
 
-def test_what_is_out_of_range_or_needless_is_refused(tmp_path: Path, parm_here: Here) -> None:
+def test_level_out_of_range_or_without_effect_is_refused(tmp_path: Path, parm_here: Here) -> None:
     held = bundle(tmp_path / "held", reconstruction=calibration(0.9))
     for policy, agreement, said in (
         ("parity", 99, "at least 0 and below 1; got '99'"),

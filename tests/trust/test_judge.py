@@ -308,7 +308,7 @@ def test_the_next_judge_starts_where_this_one_stopped(known: Calibration, wrong:
         assert judge(known, others=[kept]).is_open
 
 
-def test_what_was_kept_of_other_thresholds_is_left() -> None:
+def test_evidence_of_other_thresholds_is_ignored() -> None:
     learned = Learned()
     learn(judge(calibration(), learned=learned), outputs(2000))
     again = judge(calibration(300), learned=learned)
@@ -317,7 +317,7 @@ def test_what_was_kept_of_other_thresholds_is_left() -> None:
     assert learned.comparisons.total == 0
 
 
-def test_what_service_has_taught_is_said_with_the_gates(tmp_path: Path) -> None:
+def test_gates_report_what_service_added(tmp_path: Path) -> None:
     known = calibration()
     bundle: Any = SimpleNamespace(path=tmp_path, gates={"backup": known}, stand_ins_digest="d")
     assert list(learned_in_service(bundle)) == []

@@ -110,7 +110,7 @@ def test_a_late_copy_is_sent_elsewhere_but_not_for_ever() -> None:
     assert len({run.instance for run in asked}) == len(asked) == MAX_TASKS
 
 
-def test_what_is_sent_for_a_late_query_goes_before_queries_that_wait() -> None:
+def test_redundant_tasks_of_late_queries_go_before_waiting_queries() -> None:
     world = world_of(2, stand_ins=BACKUPS, differ=0.0)
     late, other = world.arrive(2)
     world.pass_time(1.1)
@@ -148,7 +148,7 @@ def asked_first(doubt: float = 0.0, **options: Any) -> World:
     return world
 
 
-def test_where_the_backup_answers_the_model_never_runs() -> None:
+def test_model_does_not_run_if_the_backup_answers() -> None:
     world = asked_first()
     world.finish("0")
     assert world.answers == {0: Source.BACKUP}
@@ -157,7 +157,7 @@ def test_where_the_backup_answers_the_model_never_runs() -> None:
 
 
 @pytest.mark.parametrize("event", ["doubtful", "refused", "fails", "leaves", "is busy", "late"])
-def test_where_the_backup_does_not_answer_the_model_does(event: str) -> None:
+def test_model_answers_if_the_backup_does_not(event: str) -> None:
     world = asked_first(0.9)
     world.refuses = lambda query, source: event == "refused"
     if event in ("doubtful", "refused"):
@@ -192,7 +192,7 @@ def test_the_model_is_asked_at_once_where_no_stand_in_may_be(reason: str) -> Non
     assert runs(world) == [DEPLOYED]
 
 
-def test_where_queries_wait_the_backup_takes_the_place_of_the_model() -> None:
+def test_backup_takes_the_place_of_the_model_while_queries_wait() -> None:
     world = world_of(1, BACKUPS, doubts=SURE)
     world.arrive(1, exact=True)
     world.arrive(1)

@@ -26,7 +26,7 @@ def test_its_options_are_checked_as_it_says() -> None:
         PolicyChoice(POLICY, {"again": 7})
 
 
-def test_what_is_no_policy_is_refused() -> None:
+def test_class_that_is_no_policy_is_refused() -> None:
     with pytest.raises(UserError, match="cannot be the policy: it must be a subclass of"):
         PolicyChoice(f"{__name__}:Path")
     with pytest.raises(UserError, match="did you mean hedging"):

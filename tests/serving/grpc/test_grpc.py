@@ -185,13 +185,15 @@ def test_tritonclient_tells_the_code_and_the_reason(
 
 
 @pytest.mark.parametrize("algorithm", [grpc.Compression.Gzip, grpc.Compression.Deflate])
-def test_what_inflates_beyond_the_limit(channel: grpc.Channel, algorithm: grpc.Compression) -> None:
+def test_compressed_message_over_the_limit_is_refused(
+    channel: grpc.Channel, algorithm: grpc.Compression
+) -> None:
     with pytest.raises(grpc.RpcError) as error:
         bytes_method(channel, "ModelInfer")(bytes(100 * 2**20), compression=algorithm)
     assert error.value.code() is StatusCode.RESOURCE_EXHAUSTED
 
 
-def test_what_cannot_be_read_is_refused(channel: grpc.Channel) -> None:
+def test_unreadable_message_is_refused(channel: grpc.Channel) -> None:
     for method, code in [
         ("ModelInfer", StatusCode.INVALID_ARGUMENT),
         ("ModelReady", StatusCode.INVALID_ARGUMENT),

@@ -103,7 +103,7 @@ BESIDES = {
 
 
 @pytest.mark.parametrize("what", BESIDES)
-def test_what_is_no_tensor_is_small(what: str) -> None:
+def test_metadata_is_bounded(what: str) -> None:
     """Millions of anything take seconds to read, and a hundred times their bytes."""
     model = ServedModel("model", model_of(ARRAY).signature, max_rows=2**20)
     with pytest.raises(TooLargeError, match="besides its tensors it has at most 65536"):
@@ -168,7 +168,7 @@ def test_requests_that_do_not_fit_are_refused(message: ModelInferRequest, reason
         done(read(message, model_of(ARRAY)).read_rows())
 
 
-def test_what_is_not_in_the_messages_is_refused() -> None:
+def test_unsupported_parameters_are_refused() -> None:
     model = model_of(ARRAY)
     message = request(ARRAY)
     message.inputs[0].parameters["shared_memory_region"].string_param = "region"
@@ -205,7 +205,7 @@ def test_a_timeout_is_in_microseconds_and_zero_is_none() -> None:
         assert asked.timeout == seconds
 
 
-def test_what_comes_from_the_proto_is_up_to_date(tmp_path: Path) -> None:
+def test_generated_modules_match_the_proto(tmp_path: Path) -> None:
     folder = Path(parity_models.serving.grpc.__file__).parent
     made = tmp_path / "inference.binpb"
     subprocess.run(

@@ -86,7 +86,7 @@ async def test_the_call_too_many_is_refused_and_health_is_still_told() -> None:
 
 
 @pytest.mark.parametrize("how", ["cancel", "deadline", "connection"])
-async def test_what_a_client_gives_up_is_abandoned(how: str) -> None:
+async def test_cancelled_call_abandons_its_queries(how: str) -> None:
     async with serving() as (served, _), served.channel() as channel:
         call = method(channel)(request(), timeout=2 if how == "deadline" else None)
         waited = asyncio.ensure_future(call.code())

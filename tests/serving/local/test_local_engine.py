@@ -206,7 +206,9 @@ class TooLarge(PinnedModel):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-async def test_what_cannot_start_is_refused(model: Path, tmp_path: Path, temporary: Path) -> None:
+async def test_engine_that_cannot_start_is_refused(
+    model: Path, tmp_path: Path, temporary: Path
+) -> None:
     engine = local_engine({"deployed": PinnedModel.of(model)})
     with pytest.raises(ServingError, match="No space left on device; set TMPDIR"):
         await local_engine({"deployed": TooLarge.of(model)}).start([DEPLOYED], Events())

@@ -94,7 +94,7 @@ async def test_faults_slow_units(fleet: RayFleet) -> None:
     await engine.stop()
 
 
-async def test_what_cannot_be_started_is_refused(fleet: RayFleet, tmp_path: Path) -> None:
+async def test_deployment_that_cannot_start_is_refused(fleet: RayFleet, tmp_path: Path) -> None:
     with pytest.raises(ServingError, match="reserve 2000 CPUs and the cluster has"):
         await fleet.engine(cpus=1000).start([DEPLOYED, BOTH], Events())
     engine = fleet.engine()

@@ -54,7 +54,7 @@ def test_a_fixed_batch_axis_is_an_axis_of_the_model(tmp_path: Path) -> None:
     assert config.count("dims: [8, 2]") == 2
 
 
-def test_what_cannot_be_written_is_refused(bundle: Path, tmp_path: Path) -> None:
+def test_unusable_destination_is_refused(bundle: Path, tmp_path: Path) -> None:
     opened = open_bundle(bundle)
     with pytest.raises(UserError, match="exists already"):
         export_repository(opened, tmp_path)

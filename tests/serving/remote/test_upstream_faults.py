@@ -124,7 +124,7 @@ async def test_an_answer_that_may_be_the_unit_s_fault_fails_the_unit_alone(
         assert events.nothing_more()
 
 
-async def test_what_json_cannot_say_fails(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_value_without_json_form_fails(model: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with one(model, **V1) as (upstream, engine, events, instance):
         before = upstream.asked
         engine.run(instance, 1, "deployed", [np.full_like(ROW, np.nan)])

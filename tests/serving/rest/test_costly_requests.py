@@ -226,7 +226,7 @@ def test_a_key_that_is_given_twice_is_refused(text: bytes, wrong: str) -> None:
         read_request(text % tensor, None, MODEL)
 
 
-async def test_what_was_only_declared_keeps_nobody_out() -> None:
+async def test_declared_length_alone_does_not_keep_others_out() -> None:
     async with serving(max_body=900, max_in_flight=1000) as served:
         idle = [await served.connect() for _ in range(20)]
         for each in idle:

@@ -137,7 +137,7 @@ MAX_BODY = 2**20
         ("POST", "/v2/health/ready", 405, "does not take the method POST"),
     ],
 )
-def test_what_is_not_there_is_named(
+def test_missing_path_is_named(
     http: httpx.Client, method: str, path: str, status: int, reason: str
 ) -> None:
     response = http.request(method, path)

@@ -200,7 +200,7 @@ def test_a_request_that_does_not_fit_is_refused(message: object, reason: str) ->
         + b",1]}]}",
     ],
 )
-def test_what_is_not_json_is_refused(text: bytes) -> None:
+def test_invalid_json_is_refused(text: bytes) -> None:
     model = model_of(np.zeros((1, 2), np.float32))
     with pytest.raises(RequestError, match="cannot be read"):
         read(text, None, model)
