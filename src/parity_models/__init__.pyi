@@ -125,6 +125,7 @@ class _ServeOptions(TypedDict, total=False):
     agreement: float | None
     compare: float
     state: Path | None
+    journal: Path | None
 
 def advise(  # parity_models.sizing.access_log
     log_file: Path | str,
@@ -155,6 +156,7 @@ def simulate(  # parity_models.sizing.comparison
     /,
     *,
     policies: Sequence[str | PolicyChoice] | None = None,
+    journal: Path | str | None = None,
     options: SimulationOptions | None = None,
     **given: Unpack[_SimulationOptions],
 ) -> Comparison: ...

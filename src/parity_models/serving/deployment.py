@@ -22,7 +22,9 @@ from parity_models.serving.models import VERSION, ServedModel, ServedVersion
 from parity_models.serving.options import EngineChoice, ServeOptions
 from parity_models.serving.page.feed import Feed
 from parity_models.serving.page.watch import Watch
+from parity_models.serving.request_log import request_id
 from parity_models.simulation.emulation import FaultPlan
+from parity_models.simulation.journal import Journal
 from parity_models.trust.evidence import evidence_of
 from parity_models.trust.gates import (
     OutputGate,
@@ -145,19 +147,20 @@ class Deployment(ServedVersion):
         )
         self.engine = engine.kind(engine.settings, parts)
         signature = bundle.manifest.deployed.signature
+        config = SchedulerConfig(
+            max_batch=self.max_batch,
+            max_queue=options.max_queue,
+            deadline=options.deadline,
+            verify_every=options.verify_every,
+            sample_every=options.verify_every,
+            compare=options.compare,
+            share_groups=share_groups,
+            seed=secrets.randbits(32),
+        )
         self.frontend = frontend = Frontend(
             self.engine,
             policy,
-            SchedulerConfig(
-                max_batch=self.max_batch,
-                max_queue=options.max_queue,
-                deadline=options.deadline,
-                verify_every=options.verify_every,
-                sample_every=options.verify_every,
-                compare=options.compare,
-                share_groups=share_groups,
-                seed=secrets.randbits(32),
-            ),
+            config,
             signature,
             code,
             metrics,
@@ -180,6 +183,10 @@ class Deployment(ServedVersion):
         super().__init__(frontend, model, metrics)
         if tracing is not None:
             tracing.observe(frontend, model)
+        self._journal: Journal | None = None
+        if options.journal is not None:
+            self._journal = Journal(options.journal, choice, config, request_id)
+            self._journal.record(frontend.scheduler)
         self.instances = len(self.roles)
         alike = Counter(" + ".join(sorted(roles)) for roles in self.roles)
         instances = ", ".join(f"{count} of {roles}" for roles, count in alike.items())
@@ -211,6 +218,8 @@ class Deployment(ServedVersion):
         if self._feed is not None:
             self._feed.close()
         await super().stop()
+        if self._journal is not None:
+            self._journal.close()
 
     def frames_of(self, asked: Mapping[str, str]) -> AsyncGenerator[bytes, None] | None:
         return None if self._feed is None else self._feed.follow()

@@ -291,7 +291,7 @@ class Frontend:
             metrics,
             differ=policy.differ,
             faults=faults or FaultPlan(),
-            gate_turned=partial(self._report, self.scheduler.gate_turned),
+            gate_turned=lambda *turn: self._report(self.scheduler.gate_turned, *turn),
             one_in=config.compare_one_in,
             store=store,
         )

@@ -164,6 +164,11 @@ class ServeOptions(Options):
         "Where what is learned of stand-ins is kept; by default in the bundle.",
         metavar="DIR",
     )
+    journal: Path | None = option(
+        None,
+        "Record what the scheduler sees and does; parm simulate replays and explains it.",
+        metavar="FILE",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -186,7 +191,7 @@ class ServeOptions(Options):
             raise UserError(f"placements are not for the engine {engine.name}; leave them out")
 
     def _check_stand_in_only(self) -> None:
-        needless = ("policy", "differ", "extra_instances", "ui", "max_batch", "faults")
+        needless = ("policy", "differ", "extra_instances", "ui", "max_batch", "faults", "journal")
         for name in needless:
             if getattr(self, name) not in (None, False):
                 raise UserError(

@@ -282,6 +282,7 @@ class Repository(Collector):
     ) -> None:
         for needless, given in (
             (spell("name"), options.name is not None),
+            (spell("journal"), options.journal is not None),
             (spell("deployed"), "deployed" in options.engine.options),
             ("a placement", bool(options.placements)),
         ):

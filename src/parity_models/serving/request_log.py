@@ -108,6 +108,12 @@ CURRENT: ContextVar[RequestLog | None] = ContextVar("CURRENT", default=None)
 """The request that is being answered, by the task that answers it."""
 
 
+def request_id() -> str:
+    """Return the id of the request that is being answered; "" if there is none."""
+    current = CURRENT.get()
+    return "" if current is None else current.id
+
+
 def headers_for(requests: Iterable[RequestLog]) -> dict[str, str]:
     """Return the headers, or metadata, of a request to another server for these.
 

@@ -15,6 +15,7 @@ from parity_models.printed import Printed
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.dispatch import SINGLE_QUEUE
 from parity_models.scheduling.policies import Adaptive, Hedging, NoRedundancy, Parity
+from parity_models.simulation.journal import Recording
 from parity_models.sizing.scenario import (
     Outcome,
     Scenario,
@@ -48,11 +49,14 @@ class Comparison(Printed):
     """The simulated policies, the one without redundancy first, and their scenario.
 
     If policies use a dispatch rule other than the single queue, the policy without redundancy runs
-    with that rule, too. Its gain is due to the rule alone.
+    with that rule, too. Its gain is due to the rule alone. `recorded` is the outcome in a journal,
+    and `replayed` says whether its events still lead to the same actions.
     """
 
     scenario: Scenario
     policies: tuple[Compared, ...]
+    recorded: Outcome | None = None
+    replayed: str = ""
 
     @property
     def parts(self) -> Sequence[RenderableType]:
@@ -72,7 +76,9 @@ class Comparison(Printed):
                     f"{each.name}: p99 is {gain:.1f} ms lower than without redundancy; "
                     f"{of_rule:.1f} ms of that comes from the dispatch rule, {rule}."
                 )
-        return [outcome_table(title, ((x.name, x.outcome, ()) for x in self.policies)), *said]
+        rows = [] if self.recorded is None else [("as recorded", self.recorded, ())]
+        rows += [(each.name, each.outcome, ()) for each in self.policies]
+        return [outcome_table(title, rows), *said, *filter(None, [self.replayed])]
 
 
 def simulate(
@@ -80,6 +86,7 @@ def simulate(
     /,
     *,
     policies: Sequence[str | PolicyChoice] | None = None,
+    journal: Path | str | None = None,
     options: SimulationOptions | None = None,
     **given: Any,
 ) -> Comparison:
@@ -94,6 +101,8 @@ def simulate(
             the model.
         policies: Names, with options as hedging@hedge-delay=5ms, or choices. By default hedging,
             and parity and adaptive if there are stand-ins for them.
+        journal: The journal of a server, whose load and slow instances the policies meet, and whose
+            policy is simulated, too.
         options: All options as a SimulationOptions, instead of fields by name.
         **given: Fields of SimulationOptions: workload, cluster and service; times in seconds.
 
@@ -106,13 +115,20 @@ def simulate(
     """
     chosen = gather(SimulationOptions, options, given)
     service = service_of(bundle, chosen, CODE if chosen.backup_time is None else None)
-    scenario = Scenario.of(service, chosen, queries=QUERIES)
+    recording = None if journal is None else Recording(journal)
+    if recording is None:
+        scenario = Scenario.of(service, chosen, queries=QUERIES)
+    else:
+        workload, batch = recording.workload(), recording.header.config.max_batch
+        scenario = Scenario.recorded(service, workload, batch, chosen.seed)
     parity = [Parity.name] * (service.stand_ins.code is not None)
     usual = [Hedging.name, *parity, *[Adaptive.name] * bool(service.stand_ins)]
     asked = [
         each if isinstance(each, PolicyChoice) else PolicyChoice.parse(each)
         for each in policies or usual
     ]
+    if recording is not None:
+        asked.insert(0, recording.header.choice)
     if chosen.differ is not None:
         if not any(each.has_budget for each in asked):
             raise UserError(f"{spell('differ')} is for the policy {Adaptive.name}; leave it out")
@@ -122,4 +138,14 @@ def simulate(
         for rule in dict.fromkeys([SINGLE_QUEUE, *(each.rule for each in asked)])
     ]
     choices = {repr(each): each for each in [*baselines, *asked]}.values()
-    return Comparison(scenario, tuple(Compared(each, scenario.outcome(each)) for each in choices))
+    compared = tuple(Compared(each, scenario.outcome(each)) for each in choices)
+    if recording is None:
+        return Comparison(scenario, compared)
+    differing = recording.replay(service.stand_ins)
+    replayed = f"Replayed {len(recording.lines):,} events with the same actions."
+    if differing is not None:
+        replayed = (
+            f"Replayed, the actions differ from {differing.name} at {differing.given[0]:.3f} on: "
+            "the journal is of another bundle or version, or its beginning is gone."
+        )
+    return Comparison(scenario, compared, scenario.measure(workload.result), replayed)

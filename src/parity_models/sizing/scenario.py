@@ -32,7 +32,8 @@ from parity_models.simulation.emulation import (
     Uniform,
     load_fault_plan,
 )
-from parity_models.simulation.simulation import FAILED, Driver, Simulation
+from parity_models.simulation.journal import Workload
+from parity_models.simulation.simulation import FAILED, Driver, Simulation, SimulationResult
 from parity_models.trust.doubt import Doubts
 from parity_models.trust.gate import Calibration, DoubtCurve
 from parity_models.trust.gates import calibrations_of, choose_gates
@@ -331,6 +332,16 @@ class Scenario:
             Simulation(arrivals, instances, 0, {}, faults=faults, seed=seed, warm_up=warm_up),
         )
 
+    @classmethod
+    def recorded(cls, service: Service, found: Workload, max_batch: int, seed: int) -> "Scenario":
+        """Return the scenario of a journal: its queries, on instances as slow as its were."""
+        seconds = {**service.seconds, **found.seconds}
+        return cls(
+            replace(service, seconds=seconds, overhead=0.0, max_batch=max_batch, added={}),
+            Simulation(found.arrivals, len(found.units), 0, {}, seed=seed),
+            found.driver,
+        )
+
     @property
     def instances(self) -> int:
         """Instances in all."""
@@ -363,10 +374,13 @@ class Scenario:
             further_rows=service.added,
         )
         result = simulation.run(policy, dispatch, driver=self.driver)
-        sources, latencies = (
-            result.sources[base.warm_up :],
-            result.latencies[base.warm_up :],
-        )
+        return self.measure(result)
+
+    def measure(self, result: SimulationResult) -> Outcome:
+        """Return the outcome of a simulation. Raises UserError if no query is answered."""
+        simulation = self.simulation
+        arrivals, warm_up = simulation.arrivals, simulation.warm_up
+        sources, latencies = result.sources[warm_up:], result.latencies[warm_up:]
         answered = sources != FAILED
         if not answered.any():
             raise UserError(
@@ -375,7 +389,7 @@ class Scenario:
             )
         p50, p99, p999 = np.quantile(latencies[answered] * 1e3, (0.5, 0.99, 0.999)).tolist()
         busy = sum(result.busy.values())
-        span = float(base.arrivals[-1] - base.arrivals[base.warm_up])
+        span = float(arrivals[-1] - arrivals[warm_up])
         return Outcome(
             p50,
             p99,
@@ -385,8 +399,8 @@ class Scenario:
             max(0.0, result.rows.get(DEPLOYED, 0) / len(sources) - 1),
             result.units,
             1e3 * busy / len(sources),
-            max(0.0, 1 - busy / (base.instances * span)) if span > 0 else 0.0,
-            float(result.doubts[base.warm_up :].mean()),
+            max(0.0, 1 - busy / (simulation.instances * span)) if span > 0 else 0.0,
+            float(result.doubts[warm_up:].mean()),
         )
 
 

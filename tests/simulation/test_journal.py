@@ -1,0 +1,125 @@
+"""A journal replays with the same actions, tells the story of a query, and is a workload."""
+
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+import parity_models as pm
+from commands import Here
+from linear_bundles import CLASSES, FEATURES, linear_bundle
+from parity_models.bundle.bundle import Bundle
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.scheduling.core import Scheduler
+from parity_models.scheduling.policies import StandIns
+from parity_models.scheduling.work import SchedulerConfig
+from parity_models.serving.server import ServeOptions, Server
+from parity_models.simulation.emulation import Constant, FaultPlan, Pauses
+from parity_models.simulation.journal import Journal, Recording
+
+REQUESTS = 60
+
+HEADER = '{"policy": "none", "options": {}, "dispatch": null, "config": {}}\n'
+ARRIVAL = '["queries_arrived", "", [1.0, [0], 0, null], {}, []]\n'
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    weights = np.random.default_rng(0).normal(size=(FEATURES, CLASSES)).astype(np.float32)
+    return linear_bundle(tmp_path_factory.mktemp("bundle"), weights, backup=weights)
+
+
+@pytest.fixture
+async def journal(bundle: Bundle, tmp_path: Path) -> Path:
+    """The journal of a real server, one of whose workers pauses."""
+    path = tmp_path / "journal.jsonl"
+    pauses = FaultPlan(pauses=Pauses(0.1, Constant(0.05), workers=(0,)))
+    options = ServeOptions(port=0, instances=2, journal=path, faults=pauses, tenant_header="tenant")
+    rows = np.random.default_rng(1).normal(size=(REQUESTS, FEATURES)).astype(np.float32)
+    async with Server(bundle, options) as server, httpx.AsyncClient() as client:
+        server.deployment.begin_faults()
+        model = server.deployment.model
+        for number, row in enumerate(rows):
+            tensor = {"shape": [1, FEATURES], "datatype": "FP32", "data": row.tolist()}
+            response = await client.post(
+                f"{server.url}/v2/models/{model.name}/infer",
+                json={"inputs": [{"name": model.signature.inputs[0].name, **tensor}]},
+                headers={"x-request-id": f"request-{number}", "tenant": f"secret-{number % 2}"},
+            )
+            assert response.status_code == 200, response.text
+    return path
+
+
+async def test_journal_of_a_server_replays_and_explains(
+    journal: Path, bundle: Bundle, parm_here: Here
+) -> None:
+    assert "secret" not in journal.read_text(), "tenants have numbers"
+    assert Recording(journal).replay(StandIns(None, backup=True)) is None
+    told = parm_here("simulate", "--journal", journal, "--query", "request-7").stdout
+    assert "0.0 ms  queries arrived; Run instance=" in told
+    assert "Answer query=" in told
+    found = pm.simulate(bundle, journal=journal, policies=["hedging"])
+    assert found.recorded is not None
+    assert found.recorded.answered == 1
+    assert found.scenario.queries == REQUESTS
+    assert [each.policy.name for each in found.policies][-2:] == ["adaptive", "hedging"]
+    assert "with the same actions" in found.replayed
+    done = parm_here("simulate", bundle.path, "--journal", journal)
+    assert "as recorded" in done.stdout, done.stderr
+
+
+async def test_replay_names_the_first_event_with_other_actions(journal: Path) -> None:
+    lines = journal.read_text().splitlines(keepends=True)
+    at = next(i for i, line in enumerate(lines) if '"Answer"' in line)
+    lines[at] = lines[at].replace('"model"', '"backup"')
+    journal.write_text("".join(lines))
+    differing = Recording(journal).replay(StandIns(None, backup=True))
+    assert differing is not None
+    assert any(each.get("source") == "backup" for _, each in differing.actions)
+
+
+@pytest.mark.parametrize(("max_bytes", "replays"), [(25_000, True), (5_000, False)])
+def test_journal_is_bounded_and_replays_as_long_as_its_beginning_is_kept(
+    max_bytes: int, replays: bool, tmp_path: Path
+) -> None:
+    choice, config, path = PolicyChoice("hedging"), SchedulerConfig(), tmp_path / "journal"
+    policy, dispatch = choice.build(StandIns())
+    scheduler = Scheduler(policy, config, dispatch)
+    journal = Journal(path, choice, config, lambda: "", max_bytes)
+    journal.record(scheduler)
+    scheduler.instance_joined(0.0, "a", frozenset({"deployed"}), None)
+    for query in range(100):
+        scheduler.queries_arrived(query, range(query, query + 1), ((3,), "FP32"), tenant=None)
+        scheduler.unit_finished(query + 0.5, scheduler.running()["a"] or 0)
+    journal.close()
+    recording = Recording(path)
+    assert sum(each.stat().st_size for each in tmp_path.iterdir()) <= 2 * (max_bytes + 1000)
+    assert len([*tmp_path.iterdir()]) == 2
+    assert (recording.header.part == 0) == replays
+    assert (recording.replay(StandIns()) is None) == replays
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "cannot read the journal"),
+        ("no JSON\n", "JSON is malformed"),
+        (HEADER + '["exec", "", [1], {}, []]\n', "cannot read event 1"),
+        (HEADER, "no queries"),
+        (HEADER.replace("none", "nothing") + ARRIVAL, "there is no policy 'nothing'"),
+        (HEADER.replace("none", "os:system") + ARRIVAL, "only built-in policies replay"),
+    ],
+)
+def test_damaged_journal_is_refused(
+    content: str, said: str, bundle: Bundle, tmp_path: Path, parm_here: Here
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text(content)
+    done = parm_here("simulate", bundle.path, "--journal", path)
+    assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+
+
+def test_story_of_an_unknown_query_and_needless_options(tmp_path: Path, parm_here: Here) -> None:
+    assert "cannot read" in parm_here("simulate", "--journal", tmp_path / "no", "--query", 1).stderr
+    assert "--query needs --journal" in parm_here("simulate", "--query", "1").stderr
