@@ -16,6 +16,7 @@ from parity_models.evaluation.judging import calibrate as calibrate
 from parity_models.evaluation.judging import evaluate as evaluate
 from parity_models.late.driver import LateAnswer as LateAnswer
 from parity_models.late.late import Late as Late
+from parity_models.late.values import Form as Form
 from parity_models.load import LoadSpec as LoadSpec
 from parity_models.load import offer_load as offer_load
 from parity_models.load.rehearse import Rehearsal as Rehearsal

@@ -9,7 +9,7 @@ from concurrent.futures import CancelledError
 from functools import partial
 from math import nan
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
-from parity_models import Late, UserError
+from parity_models import Form, Late, UserError
+from parity_models.bundle.backup import GatedBackup
 from parity_models.bundle.bundle import Bundle
 from parity_models.errors import DataError
 from parity_models.late import client as client_module
@@ -402,6 +403,81 @@ async def test_mistakes_are_told_at_once(
             Late(**options)
     with pytest.raises(UserError, match=r"differ is the share of all answers.* got 2"):
         late.differ = 2
+
+
+# Forms that the user gives
+
+
+class Label(NamedTuple):
+    """An answer with a label, as that of a client of a large model."""
+
+    name: str
+
+
+LABELS = [f"label {number}" for number in range(MODEL.shape[1])]
+SAID = LABELS[int(MODEL.argmax())]
+
+
+def labelled(bundle: Bundle) -> GatedBackup:
+    backup = GatedBackup(bundle, budgeted=True)
+    backup.labels = LABELS
+    return backup
+
+
+@pytest.mark.parametrize("per_call", [False, True])
+async def test_a_stand_in_answers_before_the_first_good_call_in_a_form_that_is_given(
+    bundle: Bundle, per_call: bool
+) -> None:
+    target = Target(Label(SAID))
+    target.fails = True
+    form = Form(lambda answer: answer.name, Label)
+    async with Late(labelled(bundle), differ=0.01, cpu=1, form=None if per_call else form) as late:
+        options: dict[str, Any] = {"form": form} if per_call else {}
+        assert (await late(target, ROWS, **options)).value == Label(SAID)
+        target.fails = False
+        while late.counts["compared"] < 10:
+            await late(target, ROWS, **options)
+        assert late.counts["disagreed"] == 0
+    output = Form(lambda value: value["scores"], lambda scores: {"scores": scores})
+    target.fails = True
+    async with Late(bundle, differ=0.01, form=output) as late:
+        answer = await late(target, ROWS)
+        assert answer.source == "backup"
+        np.testing.assert_allclose(answer.value["scores"], 2 * MODEL, rtol=1e-4, atol=1e-6)
+
+
+async def test_labels_are_a_form_and_labels_that_the_stand_in_does_not_know_differ(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = Target(SAID)
+    async with Late(labelled(bundle), differ=0.01, cpu=1) as late:
+        await late(target, ROWS)
+        target.fails = True
+        assert (await late(target, ROWS)).value == SAID
+        assert (await late(target, np.repeat(ROWS, 2, axis=0))).value == [SAID, SAID]
+        target.fails, target.prediction = False, "other"
+        compared = late.counts["compared"]
+        while late.counts["compared"] < compared + 3:
+            await late(target, ROWS)
+        assert late.counts["disagreed"] == 3
+        assert caplog.text.count("'other', which is none of the bundle's labels") == 1
+
+
+async def test_a_form_that_cannot_read_or_make_an_answer_loses_no_good_one(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    def wrong(value: Any) -> Any:
+        raise KeyError("label")
+
+    target = Target()
+    async with Late(bundle, differ=0.01, cpu=1, form=Form(wrong, wrong)) as late:
+        for _ in range(20):
+            assert (await late(target, ROWS)).value is MODEL
+            await asyncio.sleep(0.001)
+        assert caplog.text.count("cannot be read (KeyError: 'label')") == 1
+        target.fails = True
+        with pytest.raises(KeyError):
+            await late(target, ROWS)
 
 
 # Queries of unequal length, several outputs, outputs that are text

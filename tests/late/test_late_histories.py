@@ -77,6 +77,7 @@ class DoubtedBackup(GatedBackup):
 
     def __init__(self) -> None:
         self.output, self.other_outputs = Tensor("output", "FP32", (3,)), set()
+        self.labels = ()
 
     def change(self, differ: float) -> None: ...
 

@@ -297,6 +297,7 @@ class _EmulatedBackup(GatedBackup):
 
     def __init__(self) -> None:
         self.output, self.other_outputs = Tensor("output", "FP32", (3,)), set()
+        self.labels = ()
         self._draw = random.Random(0)
         self._outputs = np.array([[0.1, 0.7, 0.2]], np.float32)
 

@@ -1,6 +1,7 @@
 """A bundle's backup in this process, with its gate and the doubts of its outputs."""
 
 import logging
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -98,6 +99,8 @@ class GatedBackup:
         """The deployed model's."""
         self.other_outputs = {each.name for each in self.signature.outputs} - {output.name}
         """The names of the deployed model's other outputs."""
+        self.labels: Sequence[str] = getattr(bundle, "labels", ())
+        """The labels of the classes, if the bundle has them."""
         self._bundle, self._store = bundle, evidence
         self._gates = choose_gates(bundle, [BACKUP], agreement, budgeted=budgeted)
         self._calibration = calibrations_of(bundle, [BACKUP])[Source.BACKUP]

@@ -26,7 +26,7 @@ from parity_models.bundle.backup import Judged, Refusal
 from parity_models.bundle.onnx_model import run_options
 from parity_models.errors import UserError
 from parity_models.late.client import Client, now
-from parity_models.late.values import form_of, is_error
+from parity_models.late.values import Codec, form_of, is_error
 from parity_models.roles import BACKUP, Source
 from parity_models.scheduling.race import Action, Answer, Race, WakeAt
 from parity_models.tensors.signature import Batch
@@ -50,11 +50,16 @@ class Driver:
     """Drives the race of a call: carries out its actions, and reports what happens."""
 
     def __init__(
-        self, client: Client, calls: Sequence[Call], inputs: ArrayLike | Batch | None
+        self,
+        client: Client,
+        calls: Sequence[Call],
+        inputs: ArrayLike | Batch | None,
+        form: Codec | None,
     ) -> None:
         self._client, self._calls, self._inputs = client, calls, inputs
-        exact = client.backup is None or inputs is None or not client.rule.purse.share
-        if client.form is None and client.backup is not None and inputs is not None:
+        self._form = form or client.form
+        exact = self._form is None or inputs is None or not client.rule.purse.share
+        if self._form is None and client.backup is not None and inputs is not None:
             client.backup.read(inputs)  # a mistake shows at the first call, not the first late one
         self._race = Race(client.rule, now(), inf, exact=exact)
         self._loop = asyncio.get_running_loop()
@@ -161,15 +166,19 @@ class Driver:
         """Answer with the backup's output, and compare it now and then."""
         client, output, call = self._client, self._output, self._original
         assert output is not None
-        assert client.form is not None
+        assert self._form is not None
         client.counts[Source.BACKUP] += 1
         if not self._failed and client.draws():
             if call is None:
                 self._ask_model()
             call = self._original
             assert call is not None
-            client.compare(call, self._running.pop(call)[1], output.made)
-        value = client.form.make(output.outputs)
+            client.compare(call, self._running.pop(call)[1], output.made, self._form)
+        try:
+            value = self._form.make(output.outputs)
+        except Exception as error:  # of the user's function
+            self._result.set_exception(error)
+            return
         self._result.set_result(LateAnswer(value, Source.BACKUP, round(1 - doubt, 6)))
 
     # Events
@@ -200,9 +209,11 @@ class Driver:
             self._give_up_if_over()
             return
         backup = client.backup
-        if client.form is None and backup is not None:
+        if self._form is None and backup is not None:
             try:
-                client.form = form_of(call.result(), backup.output, backup.other_outputs)
+                self._form = client.form = form_of(
+                    call.result(), backup.output, backup.other_outputs, backup.labels
+                )
             except UserError as error:
                 self._result.set_exception(error)
                 return
@@ -212,7 +223,8 @@ class Driver:
         client.counts[source] += 1
         self._result.set_result(LateAnswer(call.result(), source, 1.0))
         if self._inputs is not None and self._backup is None and not self._race.exact:
-            client.compare_in_time(self._inputs, call.result())
+            assert self._form is not None
+            client.compare_in_time(self._inputs, call.result(), self._form)
 
     def _backup_ended(self, run: "asyncio.Future[Judged | Refusal]") -> None:
         client = self._client

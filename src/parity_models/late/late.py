@@ -13,6 +13,7 @@ from parity_models.bundle.bundle import Bundle, open_bundle
 from parity_models.errors import UserError
 from parity_models.late.client import Client
 from parity_models.late.driver import Call, Driver, LateAnswer
+from parity_models.late.values import Codec, Form, given
 from parity_models.tensors.signature import Batch
 from parity_models.trust.evidence import evidence_of
 
@@ -38,6 +39,7 @@ class Late:
             other servers; None: nowhere.
         copies: Maximum copies per call, on average.
         cpu: Maximum computing time of stand-ins, as a share of one core.
+        form: The form of the calls' answers; None: learned from the first good one.
 
     Raises:
         UserError: The bundle has no backup, or one that is not calibrated for these options, or an
@@ -55,6 +57,7 @@ class Late:
         state: Path | str | None = None,
         copies: float = 0.1,
         cpu: float = 0.5,
+        form: Form | None = None,
     ) -> None:
         for name, share in (("copies", copies), ("cpu", cpu)):
             if not 0 < share <= 1:
@@ -67,6 +70,7 @@ class Late:
             kept = None if state is None else evidence_of(bundle, Path(state))
             bundle = GatedBackup(bundle, agreement, budgeted=True, evidence=kept)
         self._client = Client(bundle, copies, cpu)
+        self._client.form = self._codec(form)
         self.counts = self._client.counts
         """The "calls"; the answers by source, "model", "copy" and "backup"; the "copies" and
         "backups" that were started; the backups asked "in place" of the call; the outputs of
@@ -92,8 +96,19 @@ class Late:
             backup.change(share)
         self._client.rule.purse.change(share)
 
+    def _codec(self, form: Form | None) -> Codec | None:
+        backup = self._client.backup
+        if form is None or backup is None:
+            return None
+        return given(form, backup.output, backup.labels)
+
     async def __call__(
-        self, call: Call, rows: ArrayLike | Batch | None = None, *, others: Sequence[Call] = ()
+        self,
+        call: Call,
+        rows: ArrayLike | Batch | None = None,
+        *,
+        others: Sequence[Call] = (),
+        form: Form | None = None,
     ) -> LateAnswer:
         """Await the call, or the answer in its place if it is late or fails.
 
@@ -105,6 +120,7 @@ class Late:
             rows: The inputs of the call, as the bundle's model takes them: an array (n, ...), or
                 arrays by name. Without them, no stand-in is asked.
             others: The same call to other servers, to which copies go.
+            form: The form of this call's answer, if it differs from that of other calls.
 
         Raises:
             UserError: The call returns no awaitable, or its first answer is one that a stand-in
@@ -113,7 +129,7 @@ class Late:
             Exception: The call's own, if no stand-in may answer.
 
         """
-        return await Driver(self._client, [call, *others], rows).run()
+        return await Driver(self._client, [call, *others], rows, self._codec(form)).run()
 
     def call(
         self,
@@ -121,6 +137,7 @@ class Late:
         rows: ArrayLike | Batch | None = None,
         *,
         others: Sequence[Callable[[], Any]] = (),
+        form: Form | None = None,
     ) -> LateAnswer:
         """Make a blocking call; `__call__` is for coroutines. Many threads may use it.
 
@@ -135,7 +152,8 @@ class Late:
             return lambda: loop.run_in_executor(threads.callers, each)
 
         async def race() -> LateAnswer:
-            return await self(in_thread(function), rows, others=[in_thread(x) for x in others])
+            copies = [in_thread(each) for each in others]
+            return await self(in_thread(function), rows, others=copies, form=form)
 
         answer = asyncio.run_coroutine_threadsafe(race(), loop)
         try:

@@ -1,9 +1,11 @@
 """The forms of answers in clients: how to read the model's, and make a stand-in's."""
 
+import logging
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -14,9 +16,83 @@ from parity_models.tensors.signature import DATATYPES, Tensor
 
 Array = NDArray[Any]
 
+_log = logging.getLogger(__name__)
 
-class Form(ABC):
-    """A form of answers, learned from `sample`, an answer of the model with the output `spec`.
+
+@dataclass(frozen=True)
+class Form:
+    """The form of a call's answers, so that stand-ins can answer before the first good call.
+
+    If the bundle has labels, both functions are about labels: a str for one query, a list for
+    several. Else they are about the output that stand-ins imitate, an array (n, *output shape).
+
+    Args:
+        read: Returns what an answer says. If it raises an error, the answer is not compared.
+        make: Returns an answer that says this.
+
+    """
+
+    read: Callable[[Any], Any]
+    make: Callable[[Any], Any]
+
+
+class Codec(Protocol):
+    """Reads answers of the model, and makes those of stand-ins."""
+
+    def read(self, value: Any) -> Array | None:
+        """Return the output in an answer; None if there is none. Rows are NaN if they say a class
+        that the stand-in does not know."""
+
+    def make(self, output: Array) -> Any:
+        """Return an answer with this output."""
+
+
+class _Given:
+    """The user's form."""
+
+    def __init__(self, form: Form, spec: Tensor, labels: Sequence[str]) -> None:
+        self._form, self._spec, self._labels = form, spec, labels
+        self._numbers = {label: number for number, label in enumerate(labels)}
+        self._lists = False
+        """Whether the newest answer that was read holds a list of labels."""
+        self._warned = False
+
+    def read(self, value: Any) -> Array | None:
+        try:
+            said = self._form.read(value)
+            output = self._one_hot(said) if self._labels else np.asarray(said)
+            if output.shape[1:] != self._spec.shape:
+                raise ValueError(f"rows of {[*output.shape[1:]]}, not {[*self._spec.shape]}")
+        except Exception as error:  # of the user's function
+            self._warn(f"an answer cannot be read ({type(error).__name__}: {error})")
+            return None
+        return output
+
+    def _one_hot(self, said: Any) -> Array:
+        self._lists = not isinstance(said, str)
+        said = [*said] if self._lists else [said]
+        output = np.full((len(said), len(self._labels)), np.nan, np.float32)
+        for row, label in zip(output, said, strict=True):
+            if label in self._numbers:
+                row[...] = np.arange(len(row)) == self._numbers[label]
+            else:
+                self._warn(f"the call answers {label!r}, which is none of the bundle's labels")
+        return output
+
+    def make(self, output: Array) -> Any:
+        if not self._labels:
+            return self._form.make(output)
+        said = [self._labels[number] for number in output.argmax(axis=1)]
+        return self._form.make(said if self._lists or len(said) > 1 else said[0])
+
+    def _warn(self, problem: str) -> None:
+        if not self._warned:
+            self._warned = True
+            _log.warning("%s; this is said once", problem)
+
+
+class Learned(ABC):
+    """A form that is learned from `sample`, an answer of the model with the output `spec`.
 
     `outputs` returns all outputs of an answer by name; a single one may have any name except the
     names of the model's `other` outputs. `make` returns an answer with this output.
@@ -41,7 +117,7 @@ class Form(ABC):
     def make(self, output: Array) -> Any: ...
 
 
-class _Arrays(Form):
+class _Arrays(Learned):
     """An array, or arrays by name."""
 
     def outputs(self, value: Any) -> Mapping[str, Array]:
@@ -54,7 +130,7 @@ class _Arrays(Form):
         return {name: output.astype(like.dtype, copy=False)}
 
 
-class _Json(Form):
+class _Json(Learned):
     """The body of an Open Inference Protocol response, as parsed JSON."""
 
     def outputs(self, value: Any) -> Mapping[str, Array]:
@@ -69,7 +145,7 @@ class _Json(Form):
         return _body(self.sample, output)
 
 
-class _TritonHttp(Form):
+class _TritonHttp(Learned):
     """tritonclient.http.InferResult, of the synchronous client and of aio."""
 
     def outputs(self, value: Any) -> Mapping[str, Array]:
@@ -81,7 +157,7 @@ class _TritonHttp(Form):
         return type(self.sample).from_response_body(msgspec.json.encode(body))
 
 
-class _TritonGrpc(Form):
+class _TritonGrpc(Learned):
     """tritonclient.grpc.InferResult, of the synchronous client and of aio."""
 
     def outputs(self, value: Any) -> Mapping[str, Array]:
@@ -98,7 +174,7 @@ class _TritonGrpc(Form):
         return type(self.sample)(response)
 
 
-class _Httpx(Form):
+class _Httpx(Learned):
     """httpx.Response, whose body is the Open Inference Protocol's, as JSON."""
 
     def outputs(self, value: Any) -> Mapping[str, Array]:
@@ -110,7 +186,7 @@ class _Httpx(Form):
         return type(self.sample)(200, content=body, headers=headers, request=self.sample.request)
 
 
-_FORMS: Mapping[tuple[str, str], type[Form]] = {
+_FORMS: Mapping[tuple[str, str], type[Learned]] = {
     ("tritonclient.http", "InferResult"): _TritonHttp,
     ("tritonclient.grpc", "InferResult"): _TritonGrpc,
     ("httpx", "Response"): _Httpx,
@@ -125,17 +201,26 @@ def is_error(value: Any) -> bool:
     return getattr(value, "is_error", False) is True
 
 
-def form_of(sample: Any, spec: Tensor, other: Collection[str] = ()) -> Form:
+def given(form: Form, spec: Tensor, labels: Sequence[str] = ()) -> Codec:
+    """Return the user's form, of answers with the output `spec`, or with one of these labels."""
+    return _Given(form, spec, labels)
+
+
+def form_of(
+    sample: Any, spec: Tensor, other: Collection[str] = (), labels: Sequence[str] = ()
+) -> Codec:
     """Return the form of a model's answer `sample`, to make stand-ins' answers with the output
-    `spec`; the model has `other` outputs. Raises UserError for a stream, for other types, and for
-    answers with other outputs."""
+    `spec`, or with one of these labels; the model has `other` outputs. Raises UserError for a
+    stream, for other types, and for answers with other outputs."""
+    if labels and isinstance(sample, str | list):
+        return _Given(Form(lambda value: value, lambda said: said), spec, labels)
     if hasattr(sample, "__aiter__") and not hasattr(sample, "json"):
         raise UserError(
             "the call returns a stream, whose parts cannot be taken back; only whole answers are "
             "raced"
         )
     if isinstance(sample, Mapping) and "outputs" in sample:
-        form: Form = _Json(sample, spec, other)
+        form: Learned = _Json(sample, spec, other)
     elif isinstance(sample, Mapping | np.ndarray):
         form = _Arrays(sample, spec, other)
     else:
@@ -150,7 +235,7 @@ def form_of(sample: Any, spec: Tensor, other: Collection[str] = ()) -> Form:
                 f"the call returns {type(sample).__module__}.{type(sample).__qualname__}, and a "
                 "stand-in's answer cannot be made like it; let the call return an array, arrays "
                 "by name, the parsed JSON of the Open Inference Protocol, an httpx.Response or a "
-                "tritonclient InferResult"
+                "tritonclient InferResult, or give a form=pm.Form(read, make)"
             )
         form = kind(sample, spec, other)
     try:
