@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import CancelledError
 from functools import partial
+from itertools import chain, repeat
 from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,9 +70,15 @@ class Target:
         return self.prediction
 
 
+def in_turn(target: Target, other: Target) -> Callable[[], Awaitable[Any]]:
+    """A call to one target, whose copies go to another."""
+    targets = chain([target], repeat(other))
+    return lambda: next(targets)()
+
+
 def know_backup(late: Late, doubt: float = 0.1) -> None:
     """Let the rule know the backup: much faster than the model."""
-    rule = late._client.rule
+    rule = late._client.kind("").rule
     for _ in range(300):
         rule.ended(BACKUP, 1e-6, finished=True)
         rule.output(1.0, doubt)
@@ -107,7 +114,7 @@ async def test_a_gate_is_a_floor_and_a_copy_answers_what_it_refuses(
         await learned(late, target)
         target.hangs = True
         other.hangs = source == "backup"
-        answer = await late(target, ROWS, others=[other])
+        answer = await late(in_turn(target, other), ROWS)
     assert answer.source == source
 
 
@@ -120,7 +127,7 @@ async def test_outputs_that_the_budget_does_not_cover_never_answer(
     async with Late(bundle, differ=differ) as late:
         await learned(late, target)
         target.hangs = True
-        assert (await late(target, ROWS, others=[other])).source == "copy"
+        assert (await late(in_turn(target, other), ROWS)).source == "copy"
         target.hangs, target.fails = False, True
         with pytest.raises(RefusedError):
             await late(target, ROWS)
@@ -185,9 +192,9 @@ async def test_a_call_without_a_usable_stand_in_gets_a_copy(bundle: Bundle) -> N
     await learned(late, target)
     target.hangs = True
     for rows in (ROWS[:0], np.full_like(ROWS, np.nan)):  # unlike those that it learned from
-        assert (await late(target, rows, others=[other])).source == "copy"
+        assert (await late(in_turn(target, other), rows)).source == "copy"
     late.close()
-    assert (await late(target, ROWS, others=[other])).source == "copy"
+    assert (await late(in_turn(target, other), ROWS)).source == "copy"
     with pytest.raises(UserError, match="is closed"):
         late.call(lambda: MODEL, ROWS)
 
@@ -228,7 +235,7 @@ async def test_a_backup_that_no_longer_agrees_answers_no_more(
     target = Target()
     async with Late(make_bundle(), agreement=agreement, differ=0.05, cpu=1) as late:
         await learned(late, target)
-        paid = late._client.rule.purse.left
+        paid = late._client.purse.left
         target.prediction = -MODEL
         target.hangs = True
         sources: list[str] = []
@@ -243,7 +250,7 @@ async def test_a_backup_that_no_longer_agrees_answers_no_more(
             target.released.set()
             sources.append((await race).source)
             target.released.clear()
-            if late.counts["refused"] > before[1] or late._client.rule.purse.left < 1:
+            if late.counts["refused"] > before[1] or late._client.purse.left < 1:
                 break
         assert late.counts["compared late"] >= late.counts["disagreed late"] > 0
         assert sources.count("backup") < 1.5 * paid  # doubts of 0.1 would pay for 10 times as many
@@ -287,7 +294,7 @@ async def test_without_a_calibration_it_learns_and_what_it_learned_is_kept(
         await learned(late, target)
         target.hangs = True
         other = Target()
-        assert (await late(target, ROWS, others=[other])).source == "copy"
+        assert (await late(in_turn(target, other), ROWS)).source == "copy"
         target.hangs = False
         while late.counts["compared"] < 1000:
             await late(target, ROWS)

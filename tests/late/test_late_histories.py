@@ -91,7 +91,7 @@ class DoubtedBackup(GatedBackup):
     def run(self, rows: Any, run: object) -> Any:
         return OTHER
 
-    def compare(self, made: Any, predictions: Any, *, late: bool) -> bool:
+    def compare(self, made: Any, predictions: Any, *, late: bool, answered: bool = False) -> bool:
         assert made is OTHER
         assert predictions is MODEL
         return late
@@ -164,7 +164,7 @@ def test_budgets_are_kept(
             return run(next(seconds, copy), outcome)
 
         patience = 5.0 if outcome == "is cancelled" else 2 * HANG
-        purse, counts = late._client.rule.purse, late.counts
+        purse, counts = late._client.purse, late.counts
         try:
             async with asyncio.timeout(patience):
                 answer = await late(make, np.float64(doubt))
@@ -200,7 +200,7 @@ def test_budgets_are_kept(
         assert decided[DEPLOYED] <= made <= decided[DEPLOYED] + counts["backup"]
         assert counts["disagreed"] == counts["compared"] <= counts["model"] + counts["copy"]
         assert counts["disagreed late"] == 0
-        assert counts["compared late"] <= counts["backup"]
+        assert counts["compared late"] <= counts["backups"]
         assert not running
         assert len(asyncio.all_tasks()) == 1
         assert not errors

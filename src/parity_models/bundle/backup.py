@@ -54,6 +54,8 @@ class Judged(NamedTuple):
     """(n,): the doubt of each output."""
     doubt: float
     """The probability that any output differs."""
+    refusal: Refusal | None = None
+    """The reason why the outputs may not answer, only be compared; None if they may."""
 
     @property
     def outputs(self) -> Array:
@@ -147,6 +149,12 @@ class GatedBackup:
             self._store.read()
             self._judge = self._new_judge()
 
+    def after_fork(self) -> None:
+        """Keep what a forked process learns apart from what its parent learns."""
+        if self._store is not None:
+            self._store = self._store.reopened()
+            self._judge = self._new_judge()
+
     def close(self) -> None:
         """Keep what it has learned."""
         if self._store is not None:
@@ -163,21 +171,22 @@ class GatedBackup:
         return padded(batch, self.signature, [sizes[axis] for axis in self.signature.axes])
 
     def answer(self, rows: Array, run: onnxruntime.RunOptions) -> Judged | Refusal:
-        """Return the outputs for all queries of `rows` (see `read`), or the reason why they may not
-        answer.
+        """Return the outputs for all queries of `rows` (see `read`), or the reason why there are
+        none.
 
         Another thread may end it by setting `run.terminate`.
         """
-        if not self._judge.is_open:
+        if not self._judge.asks:
             return Refusal.CLOSED
         outputs = self.run(rows, run)
         if isinstance(outputs, Refusal):
             return outputs
         verdict = self._judge.judge(outputs)
-        if len(self._gate.impossible(outputs)) or verdict.refused.any():
-            return Refusal.UNSURE
         doubt = float(1 - np.prod(1 - verdict.doubts))
-        return Judged(outputs, verdict.doubts, doubt)
+        refusal = None if self._judge.is_open else Refusal.CLOSED
+        if refusal is None and (len(self._gate.impossible(outputs)) or verdict.refused.any()):
+            refusal = Refusal.UNSURE
+        return Judged(outputs, verdict.doubts, doubt, refusal)
 
     def run(self, rows: Array, run: onnxruntime.RunOptions) -> Array | Refusal:
         """Return the backup's outputs for `rows`, or the reason why there are none."""
@@ -192,14 +201,16 @@ class GatedBackup:
             return Refusal.FAILED
         return kind.output.join(named)
 
-    def compare(self, made: Array, predictions: Array, *, late: bool) -> bool | None:
+    def compare(
+        self, made: Array, predictions: Array, *, late: bool, answered: bool = False
+    ) -> bool | None:
         """Compare its outputs with the model's predictions for the same queries.
 
-        `late` outputs have answered; others are for queries in time, drawn at random. Return
-        whether all agree; None if none could be compared.
+        `late` outputs are for queries that were late; others are for queries in time, drawn at
+        random. Return whether all agree; None if none could be compared.
         """
         found = [
-            self._judge.compare(output, prediction, late=late, answered=late)
+            self._judge.compare(output, prediction, late=late, answered=answered)
             for output, prediction in zip(made, predictions, strict=True)
         ]
         if self._store is not None:

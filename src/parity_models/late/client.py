@@ -1,29 +1,40 @@
-"""What a client knows of the target of its calls, and what it may spend on them."""
+"""What is known of the targets of calls, and what may be spent on them."""
 
 import asyncio
+import logging
+import os
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import ArrayLike
+from onnxruntime import RunOptions
 
 from parity_models.bundle.backup import GatedBackup, Refusal
 from parity_models.bundle.onnx_model import run_options
 from parity_models.errors import UserError
-from parity_models.late.values import Codec, is_error
-from parity_models.roles import DEPLOYED
+from parity_models.late.events import EventName, LateEvent, OnEvent
+from parity_models.late.servers import FAILED, Server, Servers
+from parity_models.late.values import Codec, Form, form_of, given, is_error
+from parity_models.roles import DEPLOYED, Source
 from parity_models.scheduling.process_load import ProcessLoad
-from parity_models.scheduling.race import BURST, Budget, Rule
+from parity_models.scheduling.race import BURST, Budget, Purse, Rule
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import COMPARE, due
 from parity_models.tensors.signature import Array, Batch
 from parity_models.trust.gate import served
 
 now = time.monotonic
+
+T = TypeVar("T")
+
+Inputs = ArrayLike | Batch | Callable[[], ArrayLike | Batch]
 
 KNOWN_AFTER = 20
 """Calls after which their run times are known."""
@@ -50,50 +61,223 @@ MAX_COMPARED = 16
 MAX_CALLERS, MAX_WAITING = 64, 64
 """The most blocking calls at a time, and the most calls that wait for a stand-in."""
 
+MAX_KINDS, MAX_SHAPES = 100, 1000
+"""The most kinds of calls, and shapes of rows, that are remembered."""
+
 STALL = 0.01
 """A stall of the event loop counts as at most this many seconds, or a median run time if that is
 longer: one stall is no overload."""
 
+_log = logging.getLogger(__name__)
+
 
 class Client:
-    """What the races of a Late share, and the conditions that they ask about (race.View).
+    """What all races of a Late share. `lock` guards it, as races may run on several event loops.
 
     Args:
         backup: The stand-in, if there is one.
         copies: Maximum copies per call, on average.
         cpu: Maximum computing time of stand-ins, as a share of one core: at most a second's share
             at once.
+        not_before: The age of a call from which stand-ins and copies are asked, in seconds.
+        servers: The targets among which the server of a call is chosen.
+        errors: The errors of calls for which a stand-in may answer.
+        form: The form of answers, if it is given.
+        on_event: Called with every event.
 
     """
 
-    idle, busy = True, 0.0
-
-    def __init__(self, backup: GatedBackup | None, copies: float, cpu: float) -> None:
-        self.rule = Rule(0.0, copies, runs=RunTimes(first=KNOWN_AFTER), may_hang=True)
-        self.rule.copies = _Copies(copies, self)
+    def __init__(
+        self,
+        backup: GatedBackup | None,
+        copies: float,
+        cpu: float,
+        not_before: float,
+        servers: Sequence[Any],
+        errors: tuple[type[Exception], ...],
+        form: Form | None,
+        on_event: OnEvent | None,
+    ) -> None:
+        self.backup, self.copies, self.not_before = backup, copies, not_before
+        self.errors, self._form, self.on_event = errors, form, on_event
+        self.paused = os.environ.get("PARM_LATE") == "off"
+        self.purse = Purse(0.0)
         self.counts: Counter[str] = Counter()
-        self.backup = backup
-        self.form: Codec | None = None
-        """The form of answers, given or learned from the first; None while it is unknown."""
+        self.random = Random()
+        self.servers = Servers(servers, self.random)
         self.threads = Threads()
+        self.lock = threading.RLock()
+        self._kinds: dict[str, Kind] = {}
         self.computed: set[Future[Any]] = set()
         """The runs of stand-ins that have not ended."""
         self.compared: dict[asyncio.Future[Any], None] = {}
         """The calls that run for a comparison, the oldest first."""
+        self._fitting: set[Any] = set()
+        """Shapes of rows that fit the model."""
+        self._cpu = self._computing = cpu
+        self._refilled = now()
+        self.process_load = ProcessLoad()
+        self._last_alarm = 0.0
+        self.drawn = {False: 0, True: 0}
+        """Comparisons that were drawn: of calls in time, and of late ones (True)."""
+        _clients.add(self)
+
+    def kind(self, name: str, form: Form | None = None) -> "Kind":
+        """Return what is known of calls of this kind, whose answers have this form from now on."""
+        with self.lock:
+            kind = self._kinds.get(name)
+            if kind is None:
+                if len(self._kinds) >= MAX_KINDS:
+                    del self._kinds[next(iter(self._kinds))]
+                kind = self._kinds[name] = Kind(self, name, form or self._form)
+            elif form is not None:
+                kind.take(form)
+            return kind
+
+    @property
+    def open(self) -> bool:
+        """True if the stand-in can be asked."""
+        if self.threads.closed or len(self.computed) >= MAX_WAITING:
+            return False
+        since, self._refilled = self._refilled, now()
+        income = self._cpu * (self._refilled - since)
+        self._computing = min(self._cpu, self._computing + income)
+        return self._computing > 0
+
+    def check(self, inputs: Inputs) -> None:
+        """Raise DataError if the rows do not fit the model, unless such rows have fitted before."""
+        if self.backup is None or callable(inputs):
+            return
+        arrays = inputs.values() if isinstance(inputs, dict) else (inputs,)
+        shapes = tuple([(x.shape[1:], x.dtype) for x in arrays if isinstance(x, np.ndarray)])
+        if shapes not in self._fitting:
+            self.backup.read(inputs)
+            if len(self._fitting) < MAX_SHAPES:
+                self._fitting.add(shapes)
+
+    def submit(
+        self, ask: Callable[[Array, RunOptions], T], inputs: Inputs, run: RunOptions
+    ) -> "Future[tuple[T | Refusal, float]]":
+        """Ask the stand-in in a thread, which returns the output and the seconds that it took."""
+        backup = self.backup
+        assert backup is not None
+
+        def compute() -> tuple[T | Refusal, float]:
+            started = now()
+            try:
+                output = ask(backup.read(inputs() if callable(inputs) else inputs), run)
+            except Exception as error:  # of rows that do not fit; the call itself goes on
+                _log.warning("the backup cannot read the rows: %s", error)
+                return Refusal.FAILED, now() - started
+            return output, now() - started
+
+        running = self.threads.backup.submit(compute)
+        self.computed.add(running)
+        running.add_done_callback(self.computed.discard)
+        return running
+
+    def sent(self, call: "asyncio.Future[Any]", server: Server) -> None:
+        """A call is in flight to a server until it ends."""
+
+        def ended(_: object) -> None:
+            with self.lock:
+                server.in_flight -= 1
+
+        server.in_flight += 1
+        call.add_done_callback(ended)
+
+    def spent(self, seconds: float) -> None:
+        """A stand-in has computed for this long."""
+        self._computing -= seconds
+
+    def woke(self, time: float, due: float, median: float) -> None:
+        """Learn how late the event loop runs alarms."""
+        if due > self._last_alarm:  # else it waited for other alarms
+            self.process_load.waited(min(time - due, max(median, STALL)), median)
+        self._last_alarm = time
+
+    def draws(self) -> bool:
+        """Draw whether a late call is compared."""
+        if len(self.compared) >= MAX_COMPARED or not due(
+            self.drawn[True], COMPARE_ONE_IN, self.random
+        ):
+            return False
+        self.drawn[True] += 1
+        return True
+
+    def tell(
+        self,
+        event: EventName,
+        source: Source,
+        kind: str,
+        seconds: float,
+        reason: str = "",
+    ) -> None:
+        """Report an event, if anyone listens."""
+        if self.on_event is None:
+            return
+        try:
+            self.on_event(LateEvent(event, source, kind, seconds, reason))
+        except Exception:  # of the user's function
+            _log.exception("on_event failed; calls are unaffected")
+
+    def after_fork(self) -> None:
+        """Go on in a forked process, which has none of the threads and none of the calls."""
+        self.lock = threading.RLock()
+        self.threads.reset()
+        self.computed.clear()
+        self.compared.clear()
+        for kind in self._kinds.values():
+            kind.in_flight.clear()
+        if self.backup is not None:
+            self.backup.after_fork()
+
+
+_clients: WeakSet[Client] = WeakSet()
+
+
+def _after_fork() -> None:
+    for client in _clients:
+        client.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+class Kind:
+    """What is known of calls of one kind, and the conditions that their races ask about
+    (race.View)."""
+
+    idle, busy = True, 0.0
+
+    def __init__(self, client: Client, name: str, form: Form | None) -> None:
+        self.client, self.name = client, name
+        runs = RunTimes(first=KNOWN_AFTER)
+        self.rule = Rule(0.0, client.copies, runs=runs, may_hang=True)
+        self.rule.copies = _Copies(client.copies, self)
+        self.rule.purse, self.rule.not_before = client.purse, client.not_before
+        self.codec: Codec | None = None
+        """The form of answers, given or learned from the first; None while it is unknown."""
+        self._form: Form | None = None
         self.in_flight: dict[asyncio.Future[Any], float] = {}
         """The start of each call in flight that is not slow yet, the oldest first."""
         self._slowness = 0.0
         """The share of recent calls for which the target was slow."""
-        self._slow_servers: set[int] = set()
-        """The servers whose last call was among the slowest."""
-        self._last_server = 0
-        self._cpu = self._computing = cpu
-        self._refilled = now()
-        self._process_load = ProcessLoad()
-        self._last_alarm = 0.0
-        self.random = Random()
-        self.drawn = {False: 0, True: 0}
-        """Comparisons that were drawn: of calls in time, and of late ones (True)."""
+        if form is not None:
+            self.take(form)
+
+    def take(self, form: Form) -> None:
+        """Read and make answers in this form."""
+        backup = self.client.backup
+        if form is not self._form and backup is not None:
+            self._form, self.codec = form, given(form, backup.output, backup.labels)
+
+    def learn(self, value: Any) -> Codec | None:
+        """Learn the form of answers from one. Raises UserError if it cannot be imitated."""
+        backup = self.client.backup
+        if backup is not None:
+            self.codec = form_of(value, backup.output, backup.other_outputs, backup.labels)
+        return self.codec
 
     @property
     def waiting(self) -> float:
@@ -102,16 +286,12 @@ class Client:
 
     @property
     def open(self) -> bool:
-        if self.threads.closed or len(self.computed) >= MAX_WAITING:
-            return False
-        since, self._refilled = self._refilled, now()
-        income = self._cpu * (self._refilled - since)
-        self._computing = min(self._cpu, self._computing + income)
-        return self._computing > 0
+        backup = self.client.backup
+        return backup is not None and self.codec is not None and self.client.open
 
     @property
     def helps(self) -> bool:
-        return not self._process_load.is_bottleneck
+        return not self.client.process_load.is_bottleneck
 
     @property
     def slowness(self) -> float:
@@ -128,107 +308,95 @@ class Client:
         if self.in_flight.pop(call, None) is not None:
             self._slowness -= NEWEST * slowness
 
-    def ended(self, server: int, seconds: float, *, finished: bool) -> None:
+    def ended(self, server: Server | None, seconds: float, *, finished: bool) -> None:
         """Learn from the run time of a call, which ran to its end or not."""
         self.rule.ended(DEPLOYED, seconds, finished=finished)
-        if seconds > self.rule.copied_after > 0:
-            self._slow_servers.add(server)
-        elif finished:
-            self._slow_servers.discard(server)
+        if server is not None and self.rule.median:
+            server.ended(now(), seconds / self.rule.median, finished=finished)
 
-    def spent(self, seconds: float) -> None:
-        """A stand-in has computed for this long."""
-        self._computing -= seconds
+    def failed(self, server: Server | None, failure: str) -> None:
+        """A call has failed. The log has the first failure, the second, the fourth, and so on."""
+        if server is not None:
+            server.ended(now(), FAILED)
+        counts = self.client.counts
+        counts["failed"] += 1
+        if counts["failed"].bit_count() == 1:
+            _log.warning("%d calls have failed; the newest: %s", counts["failed"], failure)
 
-    def woke(self, time: float, due: float) -> None:
-        """Learn how late the event loop runs alarms."""
-        if due > self._last_alarm:  # else it waited for other alarms
-            median = self.rule.runs.median or 0.0
-            self._process_load.waited(min(time - due, max(median, STALL)), median)
-        self._last_alarm = time
-
-    def server_for_copy(self, calls: int) -> int:
-        """Return which of `calls` calls, each to a different server, to repeat: all but the first
-        in turn, and slow servers only if there are no others."""
-        if calls == 1:
-            return 0
-        self._last_server += 1
-        turn = [1 + (self._last_server + each) % (calls - 1) for each in range(calls - 1)]
-        return next((each for each in turn if each not in self._slow_servers), turn[0])
-
-    def draws(self) -> bool:
-        """Draw whether a late call is compared."""
-        if len(self.compared) >= MAX_COMPARED or not due(
-            self.drawn[True], COMPARE_ONE_IN, self.random
-        ):
-            return False
-        self.drawn[True] += 1
-        return True
-
-    def compare(
-        self, call: "asyncio.Future[Any]", started: float, made: Array, form: Codec
+    def compare_later(
+        self,
+        call: "asyncio.Future[Any]",
+        server: Server | None,
+        started: float,
+        made: Array,
+        codec: Codec,
     ) -> None:
         """Compare the backup's answer with the result of the call, once it is there."""
+        compared = self.client.compared
 
         def ended(call: "asyncio.Future[Any]") -> None:
-            self.compared.pop(call, None)
-            if call.cancelled() or call.exception() is not None:
-                self.in_flight.pop(call, None)
-                return
-            self.answered(call)
-            self.ended(0, now() - started, finished=True)
-            self._compare(made, call.result(), form, late=True)
+            with self.client.lock:
+                compared.pop(call, None)
+                if call.cancelled() or call.exception() is not None:
+                    self.in_flight.pop(call, None)
+                    return
+                self.answered(call)
+                self.ended(server, now() - started, finished=True)
+                self.compare(made, call.result(), codec, late=True, answered=True)
 
-        self.compared[call] = None
+        compared[call] = None
         call.add_done_callback(ended)
 
-    def compare_in_time(self, inputs: ArrayLike | Batch, value: Any, form: Codec) -> None:
+    def compare_in_time(self, inputs: Inputs, value: Any, codec: Codec) -> None:
         """Ask the backup as well for a call that was answered in time, now and then."""
-        backup = self.backup
-        if backup is None or self.computed or not self.open:  # late calls come first
+        client, backup = self.client, self.client.backup
+        if backup is None or client.computed or not client.open:  # late calls come first
             return
-        if not due(self.drawn[False], COMPARE_ONE_IN_TIME, self.random):
+        if not due(client.drawn[False], COMPARE_ONE_IN_TIME, client.random):
             return
-        self.drawn[False] += 1
-
-        def run() -> tuple[Array | Refusal, float]:
-            started = now()
-            return backup.run(backup.read(inputs), run_options()), now() - started
+        client.drawn[False] += 1
 
         def ended(run: "asyncio.Future[tuple[Array | Refusal, float]]") -> None:
-            if run.cancelled() or run.exception() is not None:
-                return  # the rows do not fit, as a late call would say
+            if run.cancelled():
+                return
             made, seconds = run.result()
-            self.spent(seconds)
-            if not isinstance(made, Refusal):
-                self._compare(made, value, form, late=False)
+            with client.lock:
+                client.spent(seconds)
+                if not isinstance(made, Refusal):
+                    self.compare(made, value, codec, late=False)
 
-        running = self.threads.backup.submit(run)
-        self.computed.add(running)
-        running.add_done_callback(self.computed.discard)
+        running = client.submit(backup.run, inputs, run_options())
         asyncio.wrap_future(running).add_done_callback(ended)
 
-    def _compare(self, made: Array, value: Any, form: Codec, *, late: bool) -> None:
-        assert self.backup is not None
-        output = None if is_error(value) else form.read(value)
-        if output is not None and len(output) == len(made):
-            if self.backup.labels:  # a class that the stand-in does not know: any but its own
-                output = np.where(np.isnan(output), -served(made), output)
-            agreed, given = self.backup.compare(made, output, late=late), " late" if late else ""
-            if agreed is not None:
-                self.counts["compared" + given] += 1
-                self.counts["disagreed" + given] += not agreed
+    def compare(
+        self, made: Array, value: Any, codec: Codec, *, late: bool, answered: bool = False
+    ) -> None:
+        """Compare the backup's output with an answer of the model."""
+        client, backup = self.client, self.client.backup
+        assert backup is not None
+        output = None if is_error(value) else codec.read(value)
+        if output is None or len(output) != len(made):
+            return
+        if backup.labels:  # a class that the stand-in does not know: any but its own
+            output = np.where(np.isnan(output), -served(made), output)
+        agreed = backup.compare(made, output, late=late, answered=answered)
+        if agreed is not None:
+            given = " late" if late else ""
+            client.counts["compared" + given] += 1
+            client.counts["disagreed" + given] += not agreed
+            reason = ("agreed" if agreed else "disagreed") + given
+            client.tell("comparison", Source.BACKUP, self.name, 0.0, reason)
 
 
 class _Copies(Budget):
     """A budget of copies that allows none while the target is slow for many calls."""
 
-    def __init__(self, share: float, client: Client) -> None:
+    def __init__(self, share: float, kind: Kind) -> None:
         super().__init__(share, BURST)
-        self._client = client
+        self._kind = kind
 
     def spend(self) -> bool:
-        return self._client.slowness < FULL and super().spend()
+        return self._kind.slowness < FULL and super().spend()
 
 
 class Threads:
@@ -236,9 +404,13 @@ class Threads:
     the event loop that these are raced on."""
 
     def __init__(self) -> None:
+        self.closed = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all threads, as a forked process does not have them."""
         self.backup = ThreadPoolExecutor(1, "parm-backup")
         self.callers = ThreadPoolExecutor(MAX_CALLERS, "parm-call")
-        self.closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
 

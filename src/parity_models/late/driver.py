@@ -14,24 +14,25 @@ call nor their load (client.py):
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future
 from math import inf
+from types import NoneType
 from typing import Any, NamedTuple
 
-import onnxruntime
-from numpy.typing import ArrayLike
+from onnxruntime import RunOptions
 
 from parity_models.bundle.backup import Judged, Refusal
 from parity_models.bundle.onnx_model import run_options
 from parity_models.errors import UserError
-from parity_models.late.client import Client, now
-from parity_models.late.values import Codec, form_of, is_error
+from parity_models.late.client import Inputs, Kind, now
+from parity_models.late.events import EventName
+from parity_models.late.servers import Server
+from parity_models.late.values import is_error
 from parity_models.roles import BACKUP, Source
 from parity_models.scheduling.race import Action, Answer, Race, WakeAt
-from parity_models.tensors.signature import Batch
 
-Call = Callable[[], Awaitable[Any]]
+Call = Callable[..., Awaitable[Any]]
 
 
 class LateAnswer(NamedTuple):
@@ -49,46 +50,44 @@ class LateAnswer(NamedTuple):
 class Driver:
     """Drives the race of a call: carries out its actions, and reports what happens."""
 
-    def __init__(
-        self,
-        client: Client,
-        calls: Sequence[Call],
-        inputs: ArrayLike | Batch | None,
-        form: Codec | None,
-    ) -> None:
-        self._client, self._calls, self._inputs = client, calls, inputs
-        self._form = form or client.form
-        exact = self._form is None or inputs is None or not client.rule.purse.share
-        if self._form is None and client.backup is not None and inputs is not None:
-            client.backup.read(inputs)  # a mistake shows at the first call, not the first late one
-        self._race = Race(client.rule, now(), inf, exact=exact)
+    def __init__(self, kind: Kind, call: Call, inputs: Inputs | None) -> None:
+        self._kind, self._client, self._call, self._inputs = kind, kind.client, call, inputs
+        self._codec, client = kind.codec, kind.client
+        exact = client.backup is None or inputs is None or not client.purse.share
+        self._arrived = now()
+        self._race = Race(kind.rule, self._arrived, inf, exact=exact)
         self._loop = asyncio.get_running_loop()
         self._result: asyncio.Future[LateAnswer | None] = self._loop.create_future()
         """The answer; None if the call failed, and nothing answers in its place."""
-        self._running: dict[asyncio.Future[Any], tuple[int, float]] = {}
+        self._running: dict[asyncio.Future[Any], tuple[Server | None, float]] = {}
         """The server and the start of each call."""
+        self._tried: list[Server] = []
         self._original: asyncio.Future[Any] | None = None
         self._failed = False
-        self._backup: Future[Judged | Refusal] | None = None
-        self._options: onnxruntime.RunOptions | None = None
+        self._backup: Future[Any] | None = None
+        self._asked_first = False
+        """The backup was asked before the model."""
+        self._options: RunOptions | None = None
         self._waits = False
         """True while the backup's output is awaited."""
         self._output: Judged | None = None
-        self._took = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     async def run(self) -> LateAnswer:
         """Return the first answer, or the error of the call."""
+        client = self._client
         try:
-            self._client.counts["calls"] += 1
-            self._carry_out(self._race.begin(now(), self._client))
+            with client.lock:
+                client.counts["calls"] += 1
+                self._carry_out(self._race.begin(now(), self._kind))
             answer = await self._result
             if answer is not None:
                 return answer
             assert self._original is not None
             return LateAnswer(self._original.result(), Source.MODEL, 1.0)
         finally:
-            self._end()
+            with client.lock:
+                self._end()
 
     def _end(self) -> None:
         """Cancel all tasks that still run."""
@@ -97,11 +96,15 @@ class Driver:
         if self._timer is not None:
             self._timer.cancel()
         for call, (server, started) in self._running.items():
-            self._client.in_flight.pop(call, None)
-            self._client.ended(server, now() - started, finished=False)
+            self._kind.in_flight.pop(call, None)
+            self._kind.ended(server, now() - started, finished=False)
             call.cancel()
         if self._backup is not None and not self._backup.cancel() and self._options is not None:
             self._options.terminate = True
+
+    def _tell(self, event: EventName, source: Source, reason: str = "") -> None:
+        if self._client.on_event is not None:
+            self._client.tell(event, source, self._kind.name, now() - self._arrived, reason)
 
     # Actions
 
@@ -122,60 +125,57 @@ class Driver:
             self._wake_at(wake)
 
     def _ask_model(self) -> None:
-        client, server = self._client, 0
-        if self._original is not None:
-            client.counts["copies"] += 1
-            server = client.server_for_copy(len(self._calls))
+        kind = self._kind
+        server = self._client.servers.choose(now(), self._tried)
         call: asyncio.Future[Any]
         try:
-            call = asyncio.ensure_future(_awaitable(self._calls[server]))
+            call = asyncio.ensure_future(awaitable(self._call, server))
         except Exception as error:  # a call that cannot even be made counts as failed
             call = self._loop.create_future()
             call.set_exception(error)
         started = now()
+        if server is not None:
+            self._tried.append(server)
+            self._client.sent(call, server)
         if self._original is None:
             self._original = call
-            client.in_flight[call] = started
+            kind.in_flight[call] = started
+            self._tell("start", Source.MODEL)
+        else:
+            self._client.counts["copies"] += 1
+            self._tell("start", Source.COPY)
         if call not in self._running:  # a copy may be the very future of the call
             self._running[call] = server, started
             call.add_done_callback(self._call_ended)
 
     def _ask_backup(self) -> None:
-        client = self._client
+        client, backup = self._client, self._client.backup
+        assert backup is not None
+        assert self._inputs is not None
         client.counts["backups"] += 1
         client.counts["in place"] += self._race.withheld
+        self._tell("start", Source.BACKUP)
         self._waits, self._options = True, run_options()
-        self._backup = client.threads.backup.submit(self._compute, self._options)
-        client.computed.add(self._backup)
-        self._backup.add_done_callback(client.computed.discard)
+        self._asked_first = self._original is None
+        self._backup = client.submit(backup.answer, self._inputs, self._options)
         asyncio.wrap_future(self._backup).add_done_callback(self._backup_ended)
-
-    def _compute(self, options: onnxruntime.RunOptions) -> Judged | Refusal:
-        """Ask the backup, in a thread. Return its answer, or the reason why there is none."""
-        backup, inputs, started = self._client.backup, self._inputs, now()
-        assert backup is not None
-        assert inputs is not None
-        try:
-            return backup.answer(backup.read(inputs), options)
-        except Exception:  # such as rows of another shape than before; the call itself goes on
-            return Refusal.FAILED
-        finally:
-            self._took = now() - started
 
     def _answer(self, doubt: float) -> None:
         """Answer with the backup's output, and compare it now and then."""
-        client, output, call = self._client, self._output, self._original
+        kind, client, output, call = self._kind, self._client, self._output, self._original
+        codec = self._codec or kind.codec
         assert output is not None
-        assert self._form is not None
+        assert codec is not None
         client.counts[Source.BACKUP] += 1
+        self._tell("answer", Source.BACKUP)
         if not self._failed and client.draws():
             if call is None:
                 self._ask_model()
             call = self._original
             assert call is not None
-            client.compare(call, self._running.pop(call)[1], output.made, self._form)
+            kind.compare_later(call, *self._running.pop(call), output.made, codec)
         try:
-            value = self._form.make(output.outputs)
+            value = codec.make(output.outputs)
         except Exception as error:  # of the user's function
             self._result.set_exception(error)
             return
@@ -191,55 +191,85 @@ class Driver:
     def _wake(self, due: float) -> None:
         if self._result.done() or self._failed:
             return
-        time, client = now(), self._client
-        client.woke(time, due)
-        self._carry_out(self._race.alarm(time, client))
+        with self._client.lock:
+            time, kind = now(), self._kind
+            self._client.woke(time, due, kind.rule.median)
+            self._carry_out(self._race.alarm(time, kind))
 
     def _call_ended(self, call: "asyncio.Future[Any]") -> None:
-        failed = call.cancelled() or call.exception() is not None
         if self._result.done():
             return
-        client, is_original = self._client, call is self._original
-        server, started = self._running.pop(call)
-        if failed or is_error(call.result()):  # a copy's failure says nothing
-            if is_original:
-                client.in_flight.pop(call, None)
-                self._failed = True
-                self._carry_out(self._race.failed(now(), client))
-            self._give_up_if_over()
-            return
-        backup = client.backup
-        if self._form is None and backup is not None:
-            try:
-                self._form = client.form = form_of(
-                    call.result(), backup.output, backup.other_outputs, backup.labels
-                )
-            except UserError as error:
-                self._result.set_exception(error)
-                return
-        client.answered(call)
-        client.ended(server, now() - started, finished=True)
-        source = Source.MODEL if is_original else Source.COPY
-        client.counts[source] += 1
-        self._result.set_result(LateAnswer(call.result(), source, 1.0))
-        if self._inputs is not None and self._backup is None and not self._race.exact:
-            assert self._form is not None
-            client.compare_in_time(self._inputs, call.result(), self._form)
+        with self._client.lock:
+            server, started = self._running.pop(call)
+            failure = _failure(call)
+            if failure is None:
+                self._call_answered(call, server, started)
+            else:
+                self._call_failed(call, server, failure)
 
-    def _backup_ended(self, run: "asyncio.Future[Judged | Refusal]") -> None:
-        client = self._client
-        client.spent(self._took)
-        self._waits = False
-        if self._result.done():
+    def _call_failed(
+        self, call: "asyncio.Future[Any]", server: Server | None, failure: str
+    ) -> None:
+        kind, client, is_original = self._kind, self._client, call is self._original
+        assert self._original is not None
+        self._tell("failure", Source.MODEL if is_original else Source.COPY, failure)
+        kind.failed(server, failure)
+        if is_original:
+            kind.in_flight.pop(call, None)
+            error = None if call.cancelled() else call.exception()
+            if isinstance(error, UserError) or not isinstance(error, (*client.errors, NoneType)):
+                self._result.set_result(None)
+                return
+        if client.servers.has_other(self._tried) and kind.rule.copies.spend():
+            self._ask_model()
+            self._carry_out(self._race.started(now()))
+        elif self._original.done() and not self._failed:  # a copy's failure says nothing
+            self._failed = True
+            self._carry_out(self._race.failed(now(), kind))
+        self._give_up_if_over()
+
+    def _call_answered(
+        self, call: "asyncio.Future[Any]", server: Server | None, started: float
+    ) -> None:
+        kind, value = self._kind, call.result()
+        codec = self._codec or kind.codec
+        try:
+            codec = codec or kind.learn(value)
+        except UserError as error:
+            self._result.set_exception(error)
             return
-        output = Refusal.FAILED if run.cancelled() else run.result()
-        if isinstance(output, Refusal):
-            client.counts["refused"] += 1
+        kind.answered(call)
+        kind.ended(server, now() - started, finished=True)
+        source = Source.MODEL if call is self._original else Source.COPY
+        self._client.counts[source] += 1
+        self._tell("answer", source)
+        self._result.set_result(LateAnswer(value, source, 1.0))
+        if codec is None or self._inputs is None:
+            return
+        if self._output is not None and not self._asked_first:
+            kind.compare(self._output.made, value, codec, late=True)
+        elif self._backup is None and not self._race.exact:
+            kind.compare_in_time(self._inputs, value, codec)
+
+    def _backup_ended(self, run: "asyncio.Future[tuple[Judged | Refusal, float]]") -> None:
+        with self._client.lock:
+            output, seconds = (Refusal.FAILED, 0.0) if run.cancelled() else run.result()
+            self._client.spent(seconds)
+            self._waits = False
+            if not self._result.done():
+                self._backup_answered(output, seconds)
+
+    def _backup_answered(self, output: Judged | Refusal, seconds: float) -> None:
+        kind = self._kind
+        refusal = output if isinstance(output, Refusal) else output.refusal
+        self._output = None if isinstance(output, Refusal) else output
+        if self._output is None or refusal is not None:
+            self._client.counts["refused"] += 1
+            self._tell("refusal", Source.BACKUP, f"{refusal}")
             self._carry_out(self._race.refused(now()))
         else:
-            self._output = output
-            client.rule.ended(BACKUP, self._took, finished=True)
-            self._carry_out(self._race.answered(now(), output.doubt, client))
+            kind.rule.ended(BACKUP, seconds, finished=True)
+            self._carry_out(self._race.answered(now(), self._output.doubt, kind))
         if self._failed and not self._result.done():
             self._carry_out(self._race.lost())
         self._give_up_if_over()
@@ -250,8 +280,9 @@ class Driver:
             self._result.set_result(None)
 
 
-def _awaitable(call: Call) -> Awaitable[Any]:
-    made = call()
+def awaitable(call: Call, server: Server | None = None) -> Awaitable[Any]:
+    """Make the call, to the server if there is one. Raises UserError unless it can be awaited."""
+    made = call() if server is None else call(server.target)
     if inspect.isawaitable(made):
         return made
     found = "a stream" if hasattr(made, "__aiter__") else f"an object of {type(made)}"
@@ -259,3 +290,13 @@ def _awaitable(call: Call) -> Awaitable[Any]:
         f"the call gave {found} and not an awaitable; give a function that makes the call, as "
         "lambda: client.infer(...), and use Late.call for calls that block"
     )
+
+
+def _failure(call: "asyncio.Future[Any]") -> str | None:
+    """Return how a call has failed; None if it was answered well."""
+    if call.cancelled():
+        return "CancelledError"
+    error = call.exception()
+    if error is not None:
+        return type(error).__name__
+    return "an answer that is an error" if is_error(call.result()) else None

@@ -3,18 +3,20 @@
 import asyncio
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from numpy.typing import ArrayLike
-
-from parity_models.bundle.backup import GatedBackup
+from parity_models.bundle.backup import GatedBackup, Refusal
 from parity_models.bundle.bundle import Bundle, open_bundle
+from parity_models.bundle.onnx_model import run_options
 from parity_models.errors import UserError
-from parity_models.late.client import Client
-from parity_models.late.driver import Call, Driver, LateAnswer
-from parity_models.late.values import Codec, Form, given
-from parity_models.tensors.signature import Batch
+from parity_models.late.client import Client, Inputs, Kind, now
+from parity_models.late.driver import Call, Driver, LateAnswer, awaitable
+from parity_models.late.events import OnEvent
+from parity_models.late.testing import is_testing, next_source
+from parity_models.late.values import Form
+from parity_models.roles import Source
 from parity_models.trust.evidence import evidence_of
 
 
@@ -25,9 +27,10 @@ class Late:
     answer = await late(lambda: triton.infer("model", inputs), rows)
     answer.value, answer.source, answer.agreement
 
-    One object serves the calls to one model, on one event loop at a time. Nothing runs between
-    calls. Its threads end when `close` is called, a `with` or `async with` block ends, or the
-    object is deleted.
+    One object serves the calls to one model, from any thread and event loop, and in forked
+    processes. Nothing runs between calls. Its threads end when `close` is called, a `with` or
+    `async with` block ends, or the object is deleted. With PARM_LATE=off in the environment, it
+    begins paused.
 
     Args:
         bundle: A bundle with a backup, its folder, or a backup that is open already. None: only
@@ -39,7 +42,11 @@ class Late:
             other servers; None: nowhere.
         copies: Maximum copies per call, on average.
         cpu: Maximum computing time of stand-ins, as a share of one core.
+        not_before: The age of a call from which stand-ins and copies are asked, in seconds.
+        servers: The targets among which each call's is chosen: addresses or clients, say.
+        errors: The errors for which a stand-in may answer; others are raised at once.
         form: The form of the calls' answers; None: learned from the first good one.
+        on_event: Called with each event, in any thread; see `parity_models.late.events`.
 
     Raises:
         UserError: The bundle has no backup, or one that is not calibrated for these options, or an
@@ -57,7 +64,11 @@ class Late:
         state: Path | str | None = None,
         copies: float = 0.1,
         cpu: float = 0.5,
+        not_before: float = 0.0,
+        servers: Sequence[Any] = (),
+        errors: tuple[type[Exception], ...] = (Exception,),
         form: Form | None = None,
+        on_event: OnEvent | None = None,
     ) -> None:
         for name, share in (("copies", copies), ("cpu", cpu)):
             if not 0 < share <= 1:
@@ -69,20 +80,20 @@ class Late:
         if isinstance(bundle, Bundle):
             kept = None if state is None else evidence_of(bundle, Path(state))
             bundle = GatedBackup(bundle, agreement, budgeted=True, evidence=kept)
-        self._client = Client(bundle, copies, cpu)
-        self._client.form = self._codec(form)
+        self._client = Client(bundle, copies, cpu, not_before, servers, errors, form, on_event)
         self.counts = self._client.counts
         """The "calls"; the answers by source, "model", "copy" and "backup"; the "copies" and
-        "backups" that were started; the backups asked "in place" of the call; the outputs of
-        backups that were "refused"; those of queries in time that were "compared" with the model's,
-        and that "disagreed"; and those that answered, "compared late" and "disagreed late"."""
+        "backups" that were started; the calls and copies that "failed"; the backups asked "in
+        place" of the call; the outputs of backups that were "refused"; those of calls in time that
+        were "compared" with the model's, and that "disagreed"; those of late calls, "compared
+        late" and "disagreed late"; and the calls made while "paused"."""
         self._finalizer = weakref.finalize(self, self._client.threads.close)
         self.differ = differ
 
     @property
     def differ(self) -> float:
         """The share of all answers that may differ from the model's; it can be set at any time."""
-        return self._client.rule.purse.share
+        return self._client.purse.share
 
     @differ.setter
     def differ(self, share: float) -> None:
@@ -94,33 +105,32 @@ class Late:
             )
         if backup is not None:
             backup.change(share)
-        self._client.rule.purse.change(share)
+        self._client.purse.change(share)
 
-    def _codec(self, form: Form | None) -> Codec | None:
-        backup = self._client.backup
-        if form is None or backup is None:
-            return None
-        return given(form, backup.output, backup.labels)
+    def pause(self) -> None:
+        """Only make calls from now on: no race, no stand-in and no copy."""
+        self._client.paused = True
+
+    def resume(self) -> None:
+        """Race calls again."""
+        self._client.paused = False
 
     async def __call__(
-        self,
-        call: Call,
-        rows: ArrayLike | Batch | None = None,
-        *,
-        others: Sequence[Call] = (),
-        form: Form | None = None,
+        self, call: Call, rows: Inputs | None = None, *, kind: str = "", form: Form | None = None
     ) -> LateAnswer:
         """Await the call, or the answer in its place if it is late or fails.
 
         Tasks that still run then are cancelled; if the caller is cancelled, all are.
 
         Args:
-            call: Makes the call: a function that returns an awaitable, such as a lambda. It is
-                called again for a copy, so the call must be safe to repeat.
+            call: Makes the call: a function that returns an awaitable, such as a lambda. Its
+                argument is the server, if there are several. It is called again for a copy, so the
+                call must be safe to repeat.
             rows: The inputs of the call, as the bundle's model takes them: an array (n, ...), or
-                arrays by name. Without them, no stand-in is asked.
-            others: The same call to other servers, to which copies go.
-            form: The form of this call's answer, if it differs from that of other calls.
+                arrays by name; or a function that returns them, called in a thread once the
+                stand-in is asked. Without them, no stand-in is asked.
+            kind: Calls of each kind have their own run times, and form of answers.
+            form: The form of answers to calls of this kind, from now on.
 
         Raises:
             UserError: The call returns no awaitable, or its first answer is one that a stand-in
@@ -129,14 +139,37 @@ class Late:
             Exception: The call's own, if no stand-in may answer.
 
         """
-        return await Driver(self._client, [call, *others], rows, self._codec(form)).run()
+        client = self._client
+        if client.paused or is_testing():
+            source = Source.MODEL if client.paused else next_source()
+            return await self._direct(source, call, rows, client.kind(kind, form))
+        if rows is not None:
+            client.check(rows)
+        return await Driver(client.kind(kind, form), call, rows).run()
+
+    async def _direct(
+        self, source: Source, call: Call, inputs: Inputs | None, kind: Kind
+    ) -> LateAnswer:
+        """Return the answer of this source without a race."""
+        client = self._client
+        client.counts["paused"] += client.paused
+        make, backup = partial(awaitable, call, client.servers.choose(now())), client.backup
+        if source != Source.BACKUP or backup is None or inputs is None:
+            value = await make()
+            return LateAnswer(await make() if source == Source.COPY else value, source, 1.0)
+        codec = kind.codec or kind.learn(await make())
+        rows = backup.read(inputs() if callable(inputs) else inputs)
+        output = backup.answer(rows, run_options())
+        if isinstance(output, Refusal) or codec is None:
+            raise UserError(f"the stand-in has no answer to these rows: {output}")
+        return LateAnswer(codec.make(output.outputs), source, round(1 - output.doubt, 6))
 
     def call(
         self,
-        function: Callable[[], Any],
-        rows: ArrayLike | Batch | None = None,
+        function: Callable[..., Any],
+        rows: Inputs | None = None,
         *,
-        others: Sequence[Callable[[], Any]] = (),
+        kind: str = "",
         form: Form | None = None,
     ) -> LateAnswer:
         """Make a blocking call; `__call__` is for coroutines. Many threads may use it.
@@ -145,15 +178,23 @@ class Late:
         share must be made in the function. A cancelled function still runs to its end, and the
         process waits for it; give clients a timeout.
         """
-        threads = self._client.threads
+        client = self._client
+        if client.paused or is_testing():  # nothing waits, so it is made in this thread
+
+            async def made(*server: Any) -> Any:
+                return function(*server)
+
+            try:
+                self(made, rows, kind=kind, form=form).send(None)
+            except StopIteration as end:
+                answered: LateAnswer = end.value
+            return answered
+        threads = client.threads
         loop = threads.loop()
 
-        def in_thread(each: Callable[[], Any]) -> Call:
-            return lambda: loop.run_in_executor(threads.callers, each)
-
         async def race() -> LateAnswer:
-            copies = [in_thread(each) for each in others]
-            return await self(in_thread(function), rows, others=copies, form=form)
+            in_thread = partial(loop.run_in_executor, threads.callers, function)
+            return await self(in_thread, rows, kind=kind, form=form)
 
         answer = asyncio.run_coroutine_threadsafe(race(), loop)
         try:
@@ -180,4 +221,5 @@ class Late:
     async def __aexit__(self, *_: object) -> None:
         self.close()
         for call in [*self._client.compared]:
-            call.cancel()
+            if call.get_loop() is asyncio.get_running_loop():
+                call.cancel()

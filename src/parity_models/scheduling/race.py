@@ -254,6 +254,8 @@ class Rule:
     ) -> None:
         self.may_hang = may_hang
         self._has_backup = backup
+        self.not_before = 0.0
+        """The age from which a query may be helped."""
         self.lag = 0.0
         """Seconds that reports wait for the driver's process: no lateness of an instance."""
         self.purse = Purse(differ)
@@ -339,6 +341,8 @@ class Rule:
         """Return whether to ask the backup before a query is late: its output comes before the
         model begins, and it spares more than it costs."""
         cost = self.backup_share
+        if self.not_before:
+            return False
         if not self._ranked:
             return self._arrived % EXPLORE == 0
         if cost > LIGHT and waiting <= cost:
@@ -353,7 +357,7 @@ class Rule:
     def asked_at(self, arrived: float, started: float) -> float:
         """Return when to ask the backup for a query that the model has run since `started`: once
         its unit is longer than most, and the surest outputs would soon be worth their price."""
-        at = started + self.lag + self._asked_after
+        at = max(started + self.lag + self._asked_after, arrived + self.not_before)
         if not self._ranked:
             return at
         surest = self._ranked[len(self._ranked) // 20]
@@ -574,6 +578,7 @@ class Race:
         if self._tasks + is_pending >= MAX_TASKS:
             return 2 * started - self.arrived if rule.may_hang else inf
         at, median = started + rule.copied_after, rule.median
+        at = max(at, self.arrived + rule.not_before)
         if is_pending and self._asked is not None:
             at = max(at, self._asked + (rule.patience or median))
         if self.held is not None and self.held <= rule.purse.left:

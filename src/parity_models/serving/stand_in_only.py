@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from parity_models.bundle.backup import GatedBackup, Refusal
+from parity_models.bundle.backup import GatedBackup, Judged, Refusal
 from parity_models.bundle.bundle import Bundle
 from parity_models.bundle.onnx_model import run_options
 from parity_models.roles import BACKUP, Source
@@ -78,6 +78,8 @@ class BackupPredictor:
         except asyncio.CancelledError:
             run.terminate = True
             raise
+        if isinstance(answer, Judged) and answer.refusal is not None:
+            answer = answer.refusal
         if isinstance(answer, Refusal):
             self._metrics.refused_answers.labels(BACKUP, answer).inc(len(rows))
             raise NoStandInError(_WHY[answer], answer)

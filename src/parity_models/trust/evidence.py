@@ -232,6 +232,10 @@ class EvidenceStore:
         except OSError as error:
             _log.warning("evidence cannot be kept: %s: %s", self._path, error.strerror)
 
+    def reopened(self) -> "EvidenceStore":
+        """Return another store of the same evidence, which takes a file of its own."""
+        return EvidenceStore(self._folder, self._digest, keep=self._path is not None)
+
     def close(self) -> None:
         """Write the file, and let another server take it."""
         self.save()
