@@ -21,7 +21,7 @@ from parity_models.bundle.onnx_model import run_options
 from parity_models.errors import UserError
 from parity_models.late.events import EventName, LateEvent, OnEvent
 from parity_models.late.servers import FAILED, Server, Servers
-from parity_models.late.values import Codec, Form, form_of, given, is_error
+from parity_models.late.values import Codec, Form, form_of, is_error
 from parity_models.roles import DEPLOYED, Source
 from parity_models.scheduling.process_load import ProcessLoad
 from parity_models.scheduling.race import BURST, Budget, Purse, Rule
@@ -270,7 +270,7 @@ class Kind:
         """Read and make answers in this form."""
         backup = self.client.backup
         if form is not self._form and backup is not None:
-            self._form, self.codec = form, given(form, backup.output, backup.labels)
+            self._form, self.codec = form, Codec(form, backup.output, labels=backup.labels)
 
     def learn(self, value: Any) -> Codec | None:
         """Learn the form of answers from one. Raises UserError if it cannot be imitated."""

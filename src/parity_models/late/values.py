@@ -2,10 +2,9 @@
 
 import logging
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -36,37 +35,53 @@ class Form:
     make: Callable[[Any], Any]
 
 
-class Codec(Protocol):
-    """Reads answers of the model, and makes those of stand-ins."""
+class Codec:
+    """Reads answers of a form, and makes them.
 
-    def read(self, value: Any) -> Array | None:
-        """Return the output in an answer; None if there is none. Rows are NaN if they say a class
-        that the stand-in does not know."""
+    Args:
+        form: Reads and makes labels if there are `labels`; else arrays, also by name.
+        spec: The output that stand-ins imitate. If it comes by name, any name will do except those
+            of `other` outputs.
+        other: The names of the model's other outputs.
+        labels: The labels of the classes, if they have any.
 
-    def make(self, output: Array) -> Any:
-        """Return an answer with this output."""
+    """
 
-
-class _Given:
-    """The user's form."""
-
-    def __init__(self, form: Form, spec: Tensor, labels: Sequence[str]) -> None:
-        self._form, self._spec, self._labels = form, spec, labels
+    def __init__(
+        self,
+        form: Form,
+        spec: Tensor,
+        other: Collection[str] = (),
+        labels: Sequence[str] = (),
+    ) -> None:
+        self.form, self._spec, self._other, self._labels = form, spec, {*other}, labels
         self._numbers = {label: number for number, label in enumerate(labels)}
         self._lists = False
         """Whether the newest answer that was read holds a list of labels."""
         self._warned = False
 
     def read(self, value: Any) -> Array | None:
+        """Return the output in an answer; None if there is none. Rows are NaN if they say a class
+        that the stand-in does not know."""
         try:
-            said = self._form.read(value)
-            output = self._one_hot(said) if self._labels else np.asarray(said)
-            if output.shape[1:] != self._spec.shape:
-                raise ValueError(f"rows of {[*output.shape[1:]]}, not {[*self._spec.shape]}")
-        except Exception as error:  # of the user's function
-            self._warn(f"an answer cannot be read ({type(error).__name__}: {error})")
+            return self.output(self.form.read(value))
+        except Exception as error:  # of the user's function, or a client's for a damaged body
+            self._warn(f"an answer cannot be compared: {type(error).__name__}: {error}")
             return None
-        return output
+
+    def output(self, said: Any) -> Array:
+        """Return the output in what the form has read. Raises ValueError if it does not fit."""
+        if self._labels:
+            return self._one_hot(said)
+        arrays = said if isinstance(said, Mapping) else {self._spec.name: said}
+        found = {name: np.asarray(each) for name, each in arrays.items()}
+        if len(found) == 1 and not self._other & found.keys():
+            (array,) = found.values()
+            if array.shape[1:] == self._spec.shape and array.dtype.kind in "biuf":
+                return array
+        shapes = {name: list(array.shape) for name, array in found.items()}
+        spec = self._spec
+        raise ValueError(f"the outputs {shapes}, and not {spec.name!r} {['rows', *spec.shape]}")
 
     def _one_hot(self, said: Any) -> Array:
         self._lists = not isinstance(said, str)
@@ -80,118 +95,16 @@ class _Given:
         return output
 
     def make(self, output: Array) -> Any:
+        """Return an answer with this output."""
         if not self._labels:
-            return self._form.make(output)
+            return self.form.make(output)
         said = [self._labels[number] for number in output.argmax(axis=1)]
-        return self._form.make(said if self._lists or len(said) > 1 else said[0])
+        return self.form.make(said if self._lists or len(said) > 1 else said[0])
 
     def _warn(self, problem: str) -> None:
         if not self._warned:
             self._warned = True
             _log.warning("%s; this is said once", problem)
-
-
-class Learned(ABC):
-    """A form that is learned from `sample`, an answer of the model with the output `spec`.
-
-    `outputs` returns all outputs of an answer by name; a single one may have any name except the
-    names of the model's `other` outputs. `make` returns an answer with this output.
-    """
-
-    def __init__(self, sample: Any, spec: Tensor, other: Collection[str] = ()) -> None:
-        self.sample, self.spec, self._other = sample, spec, other
-
-    def read(self, value: Any) -> Array | None:
-        """Return the output in an answer; None if it is not of this form."""
-        try:
-            ((name, only),) = self.outputs(value).items()
-            fits = only.shape[1:] == self.spec.shape and only.dtype.kind in "biuf"
-            return only if fits and name not in self._other else None
-        except Exception:  # clients raise anything for a body that they cannot read
-            return None
-
-    @abstractmethod
-    def outputs(self, value: Any) -> Mapping[str, Array]: ...
-
-    @abstractmethod
-    def make(self, output: Array) -> Any: ...
-
-
-class _Arrays(Learned):
-    """An array, or arrays by name."""
-
-    def outputs(self, value: Any) -> Mapping[str, Array]:
-        return value if isinstance(value, Mapping) else {self.spec.name: value}
-
-    def make(self, output: Array) -> Any:
-        if not isinstance(self.sample, Mapping):
-            return output.astype(self.sample.dtype, copy=False)
-        ((name, like),) = self.sample.items()
-        return {name: output.astype(like.dtype, copy=False)}
-
-
-class _Json(Learned):
-    """The body of an Open Inference Protocol response, as parsed JSON."""
-
-    def outputs(self, value: Any) -> Mapping[str, Array]:
-        return {
-            each["name"]: np.asarray(each["data"], DATATYPES[each["datatype"]]).reshape(
-                each["shape"]
-            )
-            for each in value["outputs"]
-        }
-
-    def make(self, output: Array) -> Any:
-        return _body(self.sample, output)
-
-
-class _TritonHttp(Learned):
-    """tritonclient.http.InferResult, of the synchronous client and of aio."""
-
-    def outputs(self, value: Any) -> Mapping[str, Array]:
-        names = [each["name"] for each in value.get_response()["outputs"]]
-        return {each: value.as_numpy(each) for each in names}
-
-    def make(self, output: Array) -> Any:
-        body = _body(self.sample.get_response(), output)
-        return type(self.sample).from_response_body(msgspec.json.encode(body))
-
-
-class _TritonGrpc(Learned):
-    """tritonclient.grpc.InferResult, of the synchronous client and of aio."""
-
-    def outputs(self, value: Any) -> Mapping[str, Array]:
-        names = [each.name for each in value.get_response().outputs]
-        return {each: value.as_numpy(each) for each in names}
-
-    def make(self, output: Array) -> Any:
-        like = self.sample.get_response()
-        response = type(like)(model_name=like.model_name, model_version=like.model_version)
-        (given,) = like.outputs
-        response.outputs.add(name=given.name, datatype=given.datatype, shape=output.shape)
-        dtype = DATATYPES[given.datatype]
-        response.raw_output_contents.append(output.astype(dtype, copy=False).tobytes())
-        return type(self.sample)(response)
-
-
-class _Httpx(Learned):
-    """httpx.Response, whose body is the Open Inference Protocol's, as JSON."""
-
-    def outputs(self, value: Any) -> Mapping[str, Array]:
-        return _Json(value, self.spec).outputs(value.json())
-
-    def make(self, output: Array) -> Any:
-        body = msgspec.json.encode(_body(self.sample.json(), output))
-        headers = {"content-type": "application/json"}
-        return type(self.sample)(200, content=body, headers=headers, request=self.sample.request)
-
-
-_FORMS: Mapping[tuple[str, str], type[Learned]] = {
-    ("tritonclient.http", "InferResult"): _TritonHttp,
-    ("tritonclient.grpc", "InferResult"): _TritonGrpc,
-    ("httpx", "Response"): _Httpx,
-}
-"""Forms by the answer's class: the module that exports it, and its name there."""
 
 
 def is_error(value: Any) -> bool:
@@ -201,68 +114,136 @@ def is_error(value: Any) -> bool:
     return getattr(value, "is_error", False) is True
 
 
-def given(form: Form, spec: Tensor, labels: Sequence[str] = ()) -> Codec:
-    """Return the user's form, of answers with the output `spec`, or with one of these labels."""
-    return _Given(form, spec, labels)
-
-
 def form_of(
     sample: Any, spec: Tensor, other: Collection[str] = (), labels: Sequence[str] = ()
 ) -> Codec:
-    """Return the form of a model's answer `sample`, to make stand-ins' answers with the output
-    `spec`, or with one of these labels; the model has `other` outputs. Raises UserError for a
-    stream, for other types, and for answers with other outputs."""
-    if labels and isinstance(sample, str | list):
-        return _Given(Form(lambda value: value, lambda said: said), spec, labels)
+    """Return the form of a model's answer `sample`; see Codec. Raises UserError for a stream, for
+    other types, and for answers with other outputs."""
     if hasattr(sample, "__aiter__") and not hasattr(sample, "json"):
         raise UserError(
             "the call returns a stream, whose parts cannot be taken back; only whole answers are "
             "raced"
         )
+    makers = (
+        make
+        for (module, exported), make in _FORMS.items()
+        if isinstance(sample, getattr(sys.modules.get(module), exported, ()))
+    )
+    if labels and isinstance(sample, str | list):
+        return Codec(Form(_same, _same), spec, other, labels)
     if isinstance(sample, Mapping) and "outputs" in sample:
-        form: Learned = _Json(sample, spec, other)
+        form: Form | None = _json(sample)
     elif isinstance(sample, Mapping | np.ndarray):
-        form = _Arrays(sample, spec, other)
+        form = _arrays(sample)
     else:
-        kinds = (
-            kind
-            for (module, exported), kind in _FORMS.items()
-            if isinstance(sample, getattr(sys.modules.get(module), exported, ()))
+        make = next(makers, None)
+        form = make and make(sample)
+    if form is None:
+        raise UserError(
+            f"the call returns {type(sample).__module__}.{type(sample).__qualname__}, and a "
+            "stand-in's answer cannot be made like it; let the call return an array, arrays "
+            "by name, the parsed JSON of the Open Inference Protocol, an httpx.Response or a "
+            "tritonclient InferResult, or give a form=pm.Form(read, make)"
         )
-        kind = next(kinds, None)
-        if kind is None:
-            raise UserError(
-                f"the call returns {type(sample).__module__}.{type(sample).__qualname__}, and a "
-                "stand-in's answer cannot be made like it; let the call return an array, arrays "
-                "by name, the parsed JSON of the Open Inference Protocol, an httpx.Response or a "
-                "tritonclient InferResult, or give a form=pm.Form(read, make)"
-            )
-        form = kind(sample, spec, other)
     try:
-        found = {name: list(array.shape) for name, array in form.outputs(sample).items()}
+        said = form.read(sample)
     except Exception as error:  # clients raise anything for a body that they cannot read
         raise UserError(
             "the call returns an answer that cannot be read as arrays or as JSON of the Open "
             f"Inference Protocol ({type(error).__name__}: {error}); binary bodies are read by "
             "tritonclient only"
         ) from None
-    if form.read(sample) is None:
-        shape = ["rows", *spec.shape]
-        raise UserError(
-            f"the call returns the outputs {found}, and stand-ins give only {spec.name!r} "
-            f"{shape}; ask for that output alone"
-        )
-    return form
+    codec = Codec(form, spec, other)
+    try:
+        codec.output(said)
+    except ValueError as error:
+        raise UserError(f"the call returns {error}; ask for that output alone") from None
+    return codec
 
 
-def _body(like: Mapping[str, Any], output: Array) -> dict[str, Any]:
-    (given,) = like["outputs"]
-    dtype = DATATYPES[given["datatype"]]
-    tensor = {
-        "name": given["name"],
-        "datatype": given["datatype"],
-        "shape": list(output.shape),
-        "data": output.astype(dtype, copy=False).ravel().tolist(),
+def _same(value: Any) -> Any:
+    return value
+
+
+def _arrays(sample: Any) -> Form:
+    """An array, or arrays by name."""
+
+    def make(output: Array) -> Any:
+        if not isinstance(sample, Mapping):
+            return output.astype(sample.dtype, copy=False)
+        return {name: output.astype(like.dtype, copy=False) for name, like in sample.items()}
+
+    return Form(_same, make)
+
+
+def _json(sample: Any) -> Form:
+    """The body of an Open Inference Protocol response, as parsed JSON."""
+
+    def make(output: Array) -> Any:
+        (given,) = sample["outputs"]
+        dtype = DATATYPES[given["datatype"]]
+        data = output.astype(dtype, copy=False).ravel().tolist()
+        kept = {key: sample[key] for key in ("model_name", "model_version") if key in sample}
+        tensor = {"name": given["name"], "datatype": given["datatype"]}
+        return {**kept, "outputs": [{**tensor, "shape": list(output.shape), "data": data}]}
+
+    return Form(_json_outputs, make)
+
+
+def _json_outputs(value: Any) -> Mapping[str, Array]:
+    return {
+        each["name"]: np.asarray(each["data"], DATATYPES[each["datatype"]]).reshape(each["shape"])
+        for each in value["outputs"]
     }
-    kept = {key: like[key] for key in ("model_name", "model_version") if key in like}
-    return {**kept, "outputs": [tensor]}
+
+
+def _httpx(sample: Any) -> Form:
+    """httpx.Response, whose body is the Open Inference Protocol's, as JSON."""
+    headers = {"content-type": "application/json"}
+
+    def make(output: Array) -> Any:
+        body = msgspec.json.encode(_json(sample.json()).make(output))
+        return type(sample)(200, content=body, headers=headers, request=sample.request)
+
+    return Form(lambda value: _json_outputs(value.json()), make)
+
+
+def _triton_http(sample: Any) -> Form:
+    """tritonclient.http.InferResult, of the synchronous client and of aio."""
+
+    def read(value: Any) -> Mapping[str, Array]:
+        names = [each["name"] for each in value.get_response()["outputs"]]
+        return {each: value.as_numpy(each) for each in names}
+
+    def make(output: Array) -> Any:
+        body = _json(sample.get_response()).make(output)
+        return type(sample).from_response_body(msgspec.json.encode(body))
+
+    return Form(read, make)
+
+
+def _triton_grpc(sample: Any) -> Form:
+    """tritonclient.grpc.InferResult, of the synchronous client and of aio."""
+
+    def read(value: Any) -> Mapping[str, Array]:
+        names = [each.name for each in value.get_response().outputs]
+        return {each: value.as_numpy(each) for each in names}
+
+    def make(output: Array) -> Any:
+        like = sample.get_response()
+        response = type(like)(model_name=like.model_name, model_version=like.model_version)
+        (given,) = like.outputs
+        response.outputs.add(name=given.name, datatype=given.datatype, shape=output.shape)
+        dtype = DATATYPES[given.datatype]
+        response.raw_output_contents.append(output.astype(dtype, copy=False).tobytes())
+        return type(sample)(response)
+
+    return Form(read, make)
+
+
+_FORMS: Mapping[tuple[str, str], Callable[[Any], Form]] = {
+    ("tritonclient.http", "InferResult"): _triton_http,
+    ("tritonclient.grpc", "InferResult"): _triton_grpc,
+    ("httpx", "Response"): _httpx,
+}
+"""Forms by the answer's class: the module that exports it, and its name there."""
