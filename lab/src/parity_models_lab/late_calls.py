@@ -222,7 +222,7 @@ async def _run(
             urls = [f"http://{number}{PATH}" for number in range(SERVERS)]
             targets = _VirtualServers(urls, row["slowness"], seed)
         servers = _Balanced(urls, targets, balancer, attempts)
-        get = await _contestant(row["library"], stack, servers)
+        get = await _contestant(row["library"], stack, servers, urls)
 
         async def call(due: float) -> None:
             nonlocal doubts
@@ -277,7 +277,7 @@ class _Balanced(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self._attempts[request.method] += 1
-        url = self._choose()
+        url = request.headers.get("server") or self._choose()
         self._outstanding[url] += 1
         try:
             post = httpx.Request("POST", url, json=_question(0.0))
@@ -328,11 +328,18 @@ class _EmulatedBackup(GatedBackup):
     def close(self) -> None: ...
 
 
-CONTESTANTS = ("no help", "hedge-python", "httpx-hedged", "Late, copies", "Late, a backup")
+CONTESTANTS = (
+    "no help",
+    "hedge-python",
+    "httpx-hedged",
+    "Late, copies",
+    "Late, a backup",
+    "Late, a backup and servers",
+)
 
 
 async def _contestant(
-    name: str, stack: AsyncExitStack, servers: httpx.AsyncBaseTransport
+    name: str, stack: AsyncExitStack, servers: httpx.AsyncBaseTransport, urls: Sequence[str]
 ) -> Callable[[], Awaitable[LateAnswer]]:
     """Return a function that makes a call and returns its answer."""
     hedged = {"hedge-python": HedgedHttpxTransport, "httpx-hedged": HedgedTransport}
@@ -345,13 +352,17 @@ async def _contestant(
             return LateAnswer(await client.get("/"), Source.MODEL, 1.0)
 
         return call
-    late = Late(_EmulatedBackup() if name.endswith("backup") else None)
+    chosen = urls if name.endswith("servers") else ()
+    late = Late(None if name.endswith("copies") else _EmulatedBackup(), servers=chosen)
     await stack.enter_async_context(late)
     loop = asyncio.get_running_loop()
     if isinstance(loop, VirtualLoop):
         late._client.threads.backup = _VirtualThread(loop.clock)
 
-    return lambda: late(lambda: client.get("/"), ROWS)
+    def get(server: str = "") -> Awaitable[httpx.Response]:
+        return client.get("/", headers={"server": server})
+
+    return lambda: late(get, ROWS)
 
 
 # Virtual time

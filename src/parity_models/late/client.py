@@ -41,7 +41,7 @@ KNOWN_AFTER = 20
 
 NO_QUEUE, CONGESTED = 0.1, 4.0
 """The share NO_QUEUE of calls wait in no queue. The target is *slow* for a call that takes
-CONGESTED times as long as these. Calls that were answered in another way before do not count."""
+CONGESTED times as long as these. Calls that are cut short before do not count."""
 
 NEWEST = 1 / 32
 """The weight of the newest call in the share for which the target is slow."""
@@ -227,8 +227,6 @@ class Client:
         self.threads.reset()
         self.computed.clear()
         self.compared.clear()
-        for kind in self._kinds.values():
-            kind.in_flight.clear()
         if self.backup is not None:
             self.backup.after_fork()
 
@@ -259,9 +257,7 @@ class Kind:
         self.codec: Codec | None = None
         """The form of answers, given or learned from the first; None while it is unknown."""
         self._form: Form | None = None
-        self.in_flight: dict[asyncio.Future[Any], float] = {}
-        """The start of each call in flight that is not slow yet, the oldest first."""
-        self._slowness = 0.0
+        self.slowness = 0.0
         """The share of recent calls for which the target was slow."""
         if form is not None:
             self.take(form)
@@ -281,8 +277,7 @@ class Kind:
 
     @property
     def waiting(self) -> float:
-        slowness = self.slowness
-        return slowness / max(NEWEST, 1 - slowness)
+        return self.slowness / max(NEWEST, 1 - self.slowness)
 
     @property
     def open(self) -> bool:
@@ -293,26 +288,16 @@ class Kind:
     def helps(self) -> bool:
         return not self.client.process_load.is_bottleneck
 
-    @property
-    def slowness(self) -> float:
-        """The share of recent calls for which the target was slow."""
-        calls, fastest = self.in_flight, self.rule.runs.quantile(NO_QUEUE)
-        while fastest and calls and now() - next(iter(calls.values())) > CONGESTED * fastest:
-            del calls[next(iter(calls))]
-            self._slowness += NEWEST * (1 - self._slowness)
-        return self._slowness
-
-    def answered(self, call: "asyncio.Future[Any]") -> None:
-        """The call itself was answered."""
-        slowness = self.slowness
-        if self.in_flight.pop(call, None) is not None:
-            self._slowness -= NEWEST * slowness
-
     def ended(self, server: Server | None, seconds: float, *, finished: bool) -> None:
         """Learn from the run time of a call, which ran to its end or not."""
         self.rule.ended(DEPLOYED, seconds, finished=finished)
-        if server is not None and self.rule.median:
-            server.ended(now(), seconds / self.rule.median, finished=finished)
+        fastest = self.rule.runs.quantile(NO_QUEUE)
+        if fastest:
+            is_slow = seconds > CONGESTED * fastest
+            if finished or is_slow:
+                self.slowness += NEWEST * (is_slow - self.slowness)
+            if server is not None:
+                server.ended(now(), seconds / self.rule.median, finished=finished)
 
     def failed(self, server: Server | None, failure: str) -> None:
         """A call has failed. The log has the first failure, the second, the fourth, and so on."""
@@ -337,12 +322,9 @@ class Kind:
         def ended(call: "asyncio.Future[Any]") -> None:
             with self.client.lock:
                 compared.pop(call, None)
-                if call.cancelled() or call.exception() is not None:
-                    self.in_flight.pop(call, None)
-                    return
-                self.answered(call)
-                self.ended(server, now() - started, finished=True)
-                self.compare(made, call.result(), codec, late=True, answered=True)
+                if not call.cancelled() and call.exception() is None:
+                    self.ended(server, now() - started, finished=True)
+                    self.compare(made, call.result(), codec, late=True, answered=True)
 
         compared[call] = None
         call.add_done_callback(ended)

@@ -96,7 +96,6 @@ class Driver:
         if self._timer is not None:
             self._timer.cancel()
         for call, (server, started) in self._running.items():
-            self._kind.in_flight.pop(call, None)
             self._kind.ended(server, now() - started, finished=False)
             call.cancel()
         if self._backup is not None and not self._backup.cancel() and self._options is not None:
@@ -125,7 +124,6 @@ class Driver:
             self._wake_at(wake)
 
     def _ask_model(self) -> None:
-        kind = self._kind
         server = self._client.servers.choose(now(), self._tried)
         call: asyncio.Future[Any]
         try:
@@ -139,7 +137,6 @@ class Driver:
             self._client.sent(call, server)
         if self._original is None:
             self._original = call
-            kind.in_flight[call] = started
             self._tell("start", Source.MODEL)
         else:
             self._client.counts["copies"] += 1
@@ -215,7 +212,6 @@ class Driver:
         self._tell("failure", Source.MODEL if is_original else Source.COPY, failure)
         kind.failed(server, failure)
         if is_original:
-            kind.in_flight.pop(call, None)
             error = None if call.cancelled() else call.exception()
             if isinstance(error, UserError) or not isinstance(error, (*client.errors, NoneType)):
                 self._result.set_result(None)
@@ -238,7 +234,6 @@ class Driver:
         except UserError as error:
             self._result.set_exception(error)
             return
-        kind.answered(call)
         kind.ended(server, now() - started, finished=True)
         source = Source.MODEL if call is self._original else Source.COPY
         self._client.counts[source] += 1
