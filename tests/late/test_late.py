@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import CancelledError
 from functools import partial
-from itertools import chain, repeat
 from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,76 +19,20 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
+from late_targets import KNOWN, MODEL, ROWS, RefusedError, Target, in_turn, know_backup, learned
 from parity_models import Form, Late, UserError
 from parity_models.bundle.backup import GatedBackup
 from parity_models.bundle.bundle import Bundle
 from parity_models.errors import DataError
 from parity_models.late import client as client_module
 from parity_models.late.values import form_of
-from parity_models.roles import BACKUP
 from parity_models.tensors.signature import Tensor
-from served import predictions, queries, write_linear_bundle
+from served import queries, write_linear_bundle
 from text_models import expected, imitated, texts, write_text_bundle
 
 BundleOf = Callable[..., Bundle]
 
 pytestmark = pytest.mark.usefixtures("never_overloaded")
-
-ROWS = queries(1)
-MODEL = predictions(ROWS)
-KNOWN = 60
-"""Calls after which run times are known, and before which the effect is never tested."""
-
-
-class RefusedError(Exception):
-    """An error of the target."""
-
-
-class Target:
-    """Answers at once, until it hangs or fails."""
-
-    def __init__(self, prediction: Any = MODEL) -> None:
-        self.prediction = prediction
-        self.hangs = self.fails = False
-        self.calls = self.hung = self.cancelled = 0
-        self.released = asyncio.Event()
-
-    async def __call__(self) -> Any:
-        self.calls += 1
-        if self.fails:
-            raise RefusedError("no")
-        if self.hangs:
-            self.hung += 1
-            try:
-                await self.released.wait()
-            except asyncio.CancelledError:
-                self.cancelled += 1
-                raise
-        else:
-            await asyncio.sleep(0.001)
-        return self.prediction
-
-
-def in_turn(target: Target, other: Target) -> Callable[[], Awaitable[Any]]:
-    """A call to one target, whose copies go to another."""
-    targets = chain([target], repeat(other))
-    return lambda: next(targets)()
-
-
-def know_backup(late: Late, doubt: float = 0.1) -> None:
-    """Let the rule know the backup: much faster than the model."""
-    rule = late._client.kind("").rule
-    for _ in range(300):
-        rule.ended(BACKUP, 1e-6, finished=True)
-        rule.output(1.0, doubt)
-
-
-async def learned(late: Late, target: Target, rows: Any = ROWS) -> None:
-    for _ in range(KNOWN):
-        answer = await late(target, rows)
-        np.testing.assert_allclose(
-            answer.value, MODEL if answer.source != "backup" else 2 * MODEL, rtol=1e-4, atol=1e-6
-        )
 
 
 async def test_a_late_call_is_answered_by_the_backup_and_cancelled(bundle: Bundle) -> None:

@@ -48,17 +48,17 @@ class Servers:
     """Chooses among `targets`, if there are any."""
 
     def __init__(self, targets: Sequence[Any], random: Random) -> None:
-        self._servers = [Server(each) for each in targets]
+        self.all = [Server(each) for each in targets]
         self._random = random
 
     def choose(self, now: float, tried: Collection[Server] = ()) -> Server | None:
         """Return the server for a call, one that was not `tried` if there is one; None if none is
         known."""
-        left = [each for each in self._servers if each not in tried] if tried else self._servers
-        left = left or self._servers
+        left = [each for each in self.all if each not in tried] if tried else self.all
+        left = left or self.all
         drawn = self._random.sample(left, min(2, len(left)))
         return min(drawn, key=lambda each: each.expected(now), default=None)
 
     def has_other(self, tried: Collection[Server]) -> bool:
         """Return whether there is a server that was not tried."""
-        return len(tried) < len(self._servers)
+        return len(tried) < len(self.all)

@@ -1,0 +1,68 @@
+"""Targets of calls that answer at once, hang or fail, and a Late that has learned their times."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from itertools import chain, repeat
+from typing import Any
+
+import numpy as np
+
+from parity_models import Late
+from parity_models.roles import BACKUP
+from served import predictions, queries
+
+ROWS = queries(1)
+MODEL = predictions(ROWS)
+KNOWN = 60
+"""Calls after which run times are known, and before which the effect is never tested."""
+
+
+class RefusedError(Exception):
+    """An error of the target."""
+
+
+class Target:
+    """Answers at once, until it hangs or fails."""
+
+    def __init__(self, prediction: Any = MODEL) -> None:
+        self.prediction = prediction
+        self.hangs = self.fails = False
+        self.calls = self.hung = self.cancelled = 0
+        self.released = asyncio.Event()
+
+    async def __call__(self) -> Any:
+        self.calls += 1
+        if self.fails:
+            raise RefusedError("no")
+        if self.hangs:
+            self.hung += 1
+            try:
+                await self.released.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+        else:
+            await asyncio.sleep(0.001)
+        return self.prediction
+
+
+def in_turn(target: Target, other: Target) -> Callable[[], Awaitable[Any]]:
+    """A call to one target, whose copies go to another."""
+    targets = chain([target], repeat(other))
+    return lambda: next(targets)()
+
+
+def know_backup(late: Late, doubt: float = 0.1) -> None:
+    """Let the rule know the backup: much faster than the model."""
+    rule = late._client.kind("").rule
+    for _ in range(300):
+        rule.ended(BACKUP, 1e-6, finished=True)
+        rule.output(1.0, doubt)
+
+
+async def learned(late: Late, target: Callable[..., Awaitable[Any]], rows: Any = ROWS) -> None:
+    for _ in range(KNOWN):
+        answer = await late(target, rows)
+        np.testing.assert_allclose(
+            answer.value, MODEL if answer.source != "backup" else 2 * MODEL, rtol=1e-4, atol=1e-6
+        )
