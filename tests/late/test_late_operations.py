@@ -45,7 +45,7 @@ def test_of_two_servers_the_one_that_is_expected_to_answer_first_is_chosen() -> 
     a, b, c, d = (next(x for x in servers.all if x.target == each) for each in "abcd")
     assert min(shares(servers, 0.0).values()) > 150
     a.in_flight = 5
-    b.ended(0.0, 6.0)
+    b.ended(0.0, 50.0)
     found = shares(servers, 0.0)
     assert found["a"] == 0  # loses to each
     assert 0 < found["b"] < 250  # wins against a alone

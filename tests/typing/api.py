@@ -51,3 +51,9 @@ async def late(call: Any) -> None:
     answer = await pm.Late("bundle", differ=0.001)(call, rows)
     assert_type(answer, pm.LateAnswer)
     assert_type(answer.source, pm.Source)
+    form = pm.Form(lambda value: value["label"], lambda label: {"label": label})
+    late = pm.Late(servers=["a", "b"], form=form, on_event=lambda event: event.source)
+    assert_type(late.call(call, lambda: rows, kind="rerank"), pm.LateAnswer)
+    with pm.testing("model", "backup"):
+        await late(call, rows, form=form)
+    await late(call, others=[call])  # type: ignore[call-arg]

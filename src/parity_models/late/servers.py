@@ -10,13 +10,13 @@ from math import exp
 from random import Random
 from typing import Any
 
-FORGET = 1.0
+FORGET = 2.0
 """Seconds in which most of what is known of a server is forgotten."""
 
-NEWEST = 0.3
+NEWEST = 0.1
 """The weight of the newest run time of a server."""
 
-FAILED = 10.0
+FAILED = 30.0
 """A call that fails counts as one that took this many times the median run time."""
 
 
