@@ -49,11 +49,11 @@ def test_of_two_servers_the_one_that_is_expected_to_answer_first_is_chosen() -> 
     found = shares(servers, 0.0)
     assert found["a"] == 0  # loses to each
     assert 0 < found["b"] < 250  # wins against a alone
-    assert shares(servers, 10 * FORGET)["b"] > 150  # forgiven
+    assert b.slowness(10 * FORGET) == pytest.approx(1.0, abs=1e-3)  # forgotten
     assert servers.choose(0.0, [c, d, b]) is a
     assert servers.choose(0.0, [a, b, c, d]) is not None
     b.ended(20.0, 0.1, finished=False)  # cut short before it says anything
-    assert b.slowness(20.0) == pytest.approx(1.0)
+    assert b.slowness(20.0) == pytest.approx(1.0, abs=1e-3)
     assert Servers([], Random(0)).choose(0.0) is None
 
 
