@@ -24,7 +24,7 @@ from parity_models.bundle.backup import GatedBackup, Refusal
 from parity_models.bundle.bundle import Bundle
 from parity_models.bundle.onnx_model import run_options
 from parity_models.errors import DataError
-from parity_models.late.events import opentelemetry, prometheus
+from parity_models.late.metrics import opentelemetry, prometheus
 from parity_models.late.servers import FORGET, Servers
 from served import queries
 

@@ -19,7 +19,7 @@ from onnxruntime import RunOptions
 from parity_models.bundle.backup import GatedBackup, Refusal
 from parity_models.bundle.onnx_model import run_options
 from parity_models.errors import UserError
-from parity_models.late.events import EventName, LateEvent, OnEvent
+from parity_models.late.events import LateEvent, OnEvent
 from parity_models.late.servers import FAILED, Server, Servers
 from parity_models.late.values import Codec, Form, form_of, is_error
 from parity_models.roles import DEPLOYED, Source
@@ -72,20 +72,8 @@ _log = logging.getLogger(__name__)
 
 
 class Client:
-    """What all races of a Late share. `lock` guards it, as races may run on several event loops.
-
-    Args:
-        backup: The stand-in, if there is one.
-        copies: Maximum copies per call, on average.
-        cpu: Maximum computing time of stand-ins, as a share of one core: at most a second's share
-            at once.
-        not_before: The age of a call from which stand-ins and copies are asked, in seconds.
-        servers: The targets among which the server of a call is chosen.
-        errors: The errors of calls for which a stand-in may answer.
-        form: The form of answers, if it is given.
-        on_event: Called with every event.
-
-    """
+    """What all races of a Late share, and its options. `lock` guards it, as races may run on
+    several event loops. Of `cpu`, at most a second's share is used at once."""
 
     def __init__(
         self,
@@ -124,14 +112,16 @@ class Client:
 
     def kind(self, name: str, form: Form | None = None) -> "Kind":
         """Return what is known of calls of this kind, whose answers have this form from now on."""
+        kind = self._kinds.get(name)
+        if kind is not None and form is None:
+            return kind
         with self.lock:
             kind = self._kinds.get(name)
             if kind is None:
                 if len(self._kinds) >= MAX_KINDS:
                     del self._kinds[next(iter(self._kinds))]
-                kind = self._kinds[name] = Kind(self, name, form or self._form)
-            elif form is not None:
-                kind.take(form)
+                kind = self._kinds[name] = Kind(self, name)
+            kind.take(form or self._form)
             return kind
 
     @property
@@ -205,19 +195,11 @@ class Client:
         self.drawn[True] += 1
         return True
 
-    def tell(
-        self,
-        event: EventName,
-        source: Source,
-        kind: str,
-        seconds: float,
-        reason: str = "",
-    ) -> None:
-        """Report an event, if anyone listens."""
-        if self.on_event is None:
-            return
+    def tell(self, event: LateEvent) -> None:
+        """Report an event."""
         try:
-            self.on_event(LateEvent(event, source, kind, seconds, reason))
+            if self.on_event is not None:
+                self.on_event(event)
         except Exception:  # of the user's function
             _log.exception("on_event failed; calls are unaffected")
 
@@ -248,7 +230,7 @@ class Kind:
 
     idle, busy = True, 0.0
 
-    def __init__(self, client: Client, name: str, form: Form | None) -> None:
+    def __init__(self, client: Client, name: str) -> None:
         self.client, self.name = client, name
         runs = RunTimes(first=KNOWN_AFTER)
         self.rule = Rule(0.0, client.copies, runs=runs, may_hang=True)
@@ -259,13 +241,11 @@ class Kind:
         self._form: Form | None = None
         self.slowness = 0.0
         """The share of recent calls for which the target was slow."""
-        if form is not None:
-            self.take(form)
 
-    def take(self, form: Form) -> None:
-        """Read and make answers in this form."""
+    def take(self, form: Form | None) -> None:
+        """Read and make answers in this form, if one is given."""
         backup = self.client.backup
-        if form is not self._form and backup is not None:
+        if form is not None and form is not self._form and backup is not None:
             self._form, self.codec = form, Codec(form, backup.output, labels=backup.labels)
 
     def learn(self, value: Any) -> Codec | None:
@@ -332,9 +312,9 @@ class Kind:
     def compare_in_time(self, inputs: Inputs, value: Any, codec: Codec) -> None:
         """Ask the backup as well for a call that was answered in time, now and then."""
         client, backup = self.client, self.client.backup
-        if backup is None or client.computed or not client.open:  # late calls come first
-            return
         if not due(client.drawn[False], COMPARE_ONE_IN_TIME, client.random):
+            return
+        if backup is None or client.computed or not client.open:  # late calls come first
             return
         client.drawn[False] += 1
 
@@ -367,7 +347,7 @@ class Kind:
             client.counts["compared" + given] += 1
             client.counts["disagreed" + given] += not agreed
             reason = ("agreed" if agreed else "disagreed") + given
-            client.tell("comparison", Source.BACKUP, self.name, 0.0, reason)
+            client.tell(LateEvent("comparison", Source.BACKUP, self.name, reason))
 
 
 class _Copies(Budget):

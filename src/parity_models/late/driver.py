@@ -26,7 +26,7 @@ from parity_models.bundle.backup import Judged, Refusal
 from parity_models.bundle.onnx_model import run_options
 from parity_models.errors import UserError
 from parity_models.late.client import Inputs, Kind, now
-from parity_models.late.events import EventName
+from parity_models.late.events import EventName, LateEvent
 from parity_models.late.servers import Server
 from parity_models.late.values import is_error
 from parity_models.roles import BACKUP, Source
@@ -103,7 +103,8 @@ class Driver:
 
     def _tell(self, event: EventName, source: Source, reason: str = "") -> None:
         if self._client.on_event is not None:
-            self._client.tell(event, source, self._kind.name, now() - self._arrived, reason)
+            seconds = now() - self._arrived
+            self._client.tell(LateEvent(event, source, self._kind.name, reason, seconds))
 
     # Actions
 

@@ -46,7 +46,7 @@ class Late:
         servers: The targets among which each call's is chosen: addresses or clients, say.
         errors: The errors for which a stand-in may answer; others are raised at once.
         form: The form of the calls' answers; None: learned from the first good one.
-        on_event: Called with each event, in any thread; see `parity_models.late.events`.
+        on_event: Called with each event, in any thread; see `parity_models.late.metrics`.
 
     Raises:
         UserError: The bundle has no backup, or one that is not calibrated for these options, or an

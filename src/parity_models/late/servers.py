@@ -49,15 +49,18 @@ class Servers:
 
     def __init__(self, targets: Sequence[Any], random: Random) -> None:
         self.all = [Server(each) for each in targets]
-        self._random = random
+        self._draw = random.random
 
     def choose(self, now: float, tried: Collection[Server] = ()) -> Server | None:
         """Return the server for a call, one that was not `tried` if there is one; None if none is
         known."""
         left = [each for each in self.all if each not in tried] if tried else self.all
         left = left or self.all
-        drawn = self._random.sample(left, min(2, len(left)))
-        return min(drawn, key=lambda each: each.expected(now), default=None)
+        if len(left) < 2:
+            return left[0] if left else None
+        first, other = int(self._draw() * len(left)), int(self._draw() * (len(left) - 1))
+        drawn = left[first], left[other + (other >= first)]
+        return min(drawn, key=lambda each: each.expected(now))
 
     def has_other(self, tried: Collection[Server]) -> bool:
         """Return whether there is a server that was not tried."""
