@@ -57,6 +57,8 @@ SERVERS = 4
 BACKUP_SECONDS, LEAST_DOUBT = SECONDS / 5, 1e-5
 LOADS, SLOWNESS = (0.3, 0.6, 0.9), ("stragglers", "spells")
 
+UNDRAWN = ("Late, copies", "Late, a backup and servers")
+
 PATH = "/v2/models/model/infer"
 ANSWER = {
     "model_name": "model",
@@ -181,7 +183,7 @@ def plot_tails(file: Path, runs: Iterable[Run]) -> None:
         axes = picture.add_subplot()
         for row, latencies in runs:
             about = (row["servers"], row["slowness"], row["load"])
-            if about == drawn and row["library"] != "Late, copies":
+            if about == drawn and row["library"] not in UNDRAWN:
                 label = f"{row['library']}: p50 {row['p50']} ms, p99.9 {row['p99.9']} ms"
                 axes.ecdf(latencies, complementary=True, color=next(colours), label=label)
         tail_axes(axes, 5e-4)

@@ -209,6 +209,8 @@ class Client:
         self.threads.reset()
         self.computed.clear()
         self.compared.clear()
+        for server in self.servers.all:
+            server.in_flight = 0
         if self.backup is not None:
             self.backup.after_fork()
 
