@@ -65,7 +65,7 @@ def make_bundle(
     backup: Path | str | None = None,
     output: str | None = None,
 ) -> Bundle:
-    """Make a bundle of an ONNX model with any named inputs and outputs, of numbers of any type.
+    """Make a bundle of an ONNX model with any named inputs and outputs, of numbers or texts.
 
     All axes except the first may be dynamic: bound them with `axes`, or with queries. Calibrate a
     backup of your own afterwards.
@@ -283,7 +283,10 @@ def _check_rows_apart(model: OnnxModel, queries: Batch | None, what: str) -> Non
     together = model.predict(rows)
     alone = [model(take(rows, slice(i, i + 1))) for i in range(rows_in(rows))]
     for name, whole in together.items():
-        one_by_one = np.concatenate([each[name] for each in alone]).astype(np.float64)
+        one_by_one = np.concatenate([each[name] for each in alone])
+        if whole.dtype.kind == "O":
+            whole, one_by_one = whole == one_by_one, np.ones(one_by_one.shape)
+        one_by_one = one_by_one.astype(np.float64)
         finite = np.isfinite(one_by_one)
         allowed = NEAR * np.abs(one_by_one[finite]).max(initial=0.0)
         if whole.shape != one_by_one.shape or not np.allclose(
