@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from parity_models.bundle.backup import GatedBackup
@@ -93,7 +94,12 @@ class Late:
         self._client.rule.purse.change(share)
 
     async def __call__(
-        self, call: Call, rows: ArrayLike | Batch | None = None, *, others: Sequence[Call] = ()
+        self,
+        call: Call,
+        rows: ArrayLike | Batch | None = None,
+        *,
+        text: str | Sequence[str] | None = None,
+        others: Sequence[Call] = (),
     ) -> LateAnswer:
         """Await the call, or the answer in its place if it is late or fails.
 
@@ -104,15 +110,20 @@ class Late:
                 called again for a copy, so the call must be safe to repeat.
             rows: The inputs of the call, as the bundle's model takes them: an array (n, ...), or
                 arrays by name. Without them, no stand-in is asked.
+            text: In place of rows, the text that the call is about, or a list for a batch.
             others: The same call to other servers, to which copies go.
 
         Raises:
             UserError: The call returns no awaitable, or its first answer is one that a stand-in
-                cannot imitate.
+                cannot imitate, or there are both rows and a text.
             DataError: The rows do not fit the model.
             Exception: The call's own, if no stand-in may answer.
 
         """
+        if text is not None:
+            if rows is not None:
+                raise UserError("give rows or a text, not both")
+            rows = np.array([text] if isinstance(text, str) else [*text], object)
         return await Driver(self._client, [call, *others], rows).run()
 
     def call(
@@ -120,6 +131,7 @@ class Late:
         function: Callable[[], Any],
         rows: ArrayLike | Batch | None = None,
         *,
+        text: str | Sequence[str] | None = None,
         others: Sequence[Callable[[], Any]] = (),
     ) -> LateAnswer:
         """Make a blocking call; `__call__` is for coroutines. Many threads may use it.
@@ -135,7 +147,8 @@ class Late:
             return lambda: loop.run_in_executor(threads.callers, each)
 
         async def race() -> LateAnswer:
-            return await self(in_thread(function), rows, others=[in_thread(x) for x in others])
+            further = [in_thread(each) for each in others]
+            return await self(in_thread(function), rows, text=text, others=further)
 
         answer = asyncio.run_coroutine_threadsafe(race(), loop)
         try:
