@@ -16,7 +16,13 @@ import onnxruntime
 from google.protobuf.message import DecodeError, EncodeError
 from onnx import external_data_helper
 
-from parity_models.bundle.bundle import Bundle, NewModel, check_replaceable, write_bundle
+from parity_models.bundle.bundle import (
+    Bundle,
+    NewModel,
+    check_replaceable,
+    imitable,
+    write_bundle,
+)
 from parity_models.bundle.onnx_model import (
     MAX_MODEL_BYTES,
     Declared,
@@ -78,7 +84,8 @@ def make_bundle(
         axes: The sizes that dynamic axes are padded to, or their bounds, by name.
         padding: The values that fill up shorter rows, by input; 0 by default.
         backup: The ONNX file of a cheaper model with the same inputs and one output.
-        output: The output that the backup imitates, of several.
+        output: The output that the backup imitates, of several; by default the only one that it
+            can imitate.
 
     Returns:
         The bundle.
@@ -100,7 +107,8 @@ def make_bundle(
         cheaper, its = read_servable(Path(backup), signature.axes, padding)
         new = NewModel(cheaper, OWN, signature=its)
     deployed = NewModel(content, OWN, signature=signature)
-    return write_bundle(out, deployed=deployed, backup=new, imitated=output)
+    imitated = output or imitable(signature.outputs)
+    return write_bundle(out, deployed=deployed, backup=new, imitated=imitated)
 
 
 def read_servable(

@@ -273,7 +273,7 @@ def read_arrays(path: Path, *, labels: bool = False) -> Named:
     except PermissionError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # NumPy's parser raises anything
-        if "Object arrays" in str(error):
+        if any(sign in str(error) for sign in ("Object arrays", "Python objects")):
             raise DataError(
                 f"{path} holds Python objects, which are not unpickled; save texts with "
                 "numpy.save(file, texts.astype(str))"

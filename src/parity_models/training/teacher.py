@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from parity_models.bundle.bundle import (
     Bundle,
     NewModel,
+    imitable,
     open_bundle,
     stand_in_signature,
     write_bundle,
@@ -30,7 +31,7 @@ from parity_models.options import Options, option
 from parity_models.progress import OnProgress, Progress
 from parity_models.tasks.metrics import METRICS, Labels, choose_metric
 from parity_models.tensors.queries import as_batch, read_arrays, sizes_in
-from parity_models.tensors.signature import Array, Signature, TensorSpec, padded, tensors_in
+from parity_models.tensors.signature import Array, Signature, TensorSpec, pack, padded, tensors_in
 from parity_models.tensors.signature import Tensor as NamedTensor
 from parity_models.training.device import Rows
 from parity_models.training.export import WEIGHTS, export, floats, load_deployed
@@ -125,11 +126,13 @@ def teacher_of(
 ) -> Teacher:
     """Return the deployed model of `bundle` as stand-ins learn it, by the output named `output`.
 
-    By default that is the one that the bundle names. Raises UserError for an output that the model
-    lacks, if nothing tells which of several it is, and if existing stand-ins imitate another;
-    ModelError for an output that cannot be imitated.
+    By default that is the one that the bundle names, or the only one that can be imitated. Raises
+    UserError for an output that the model lacks, if nothing tells which of several it is, and if
+    existing stand-ins imitate another; ModelError for an output that cannot be imitated.
     """
     manifest, signature = bundle.manifest, bundle.manifest.deployed.signature
+    if manifest.imitated is None:
+        output = output or imitable(signature.outputs)
     names = ", ".join(each.name for each in signature.outputs)
     if output is not None and output != manifest.imitated:
         if output not in [each.name for each in signature.outputs]:
@@ -293,7 +296,7 @@ class Queries:
         """The SHA-256 of the queries to learn from."""
         content = hashlib.sha256()
         for each in tensors_in(self.train):
-            content.update(np.ascontiguousarray(each).data)
+            content.update(pack(each))
         return content.hexdigest()
 
 
@@ -308,6 +311,12 @@ def find_queries(
     if options.hflip and not teacher.plain:
         raise UserError("hflip is for images; the model takes other queries")
     choose_metric(options.metric, teacher.output.shape)
+    for each in teacher.signature.inputs:
+        if each.is_text:
+            raise TrainingError(
+                f"the input {each.name!r} holds texts, and the networks that are trained here take "
+                "numbers"
+            )
     found = rows_of(teacher, inputs, least=max(least, 3 * k))
     order = np.random.default_rng(1).permutation(len(found))
     tenth = len(found) // HELD_OUT
