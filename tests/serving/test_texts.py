@@ -91,10 +91,10 @@ def test_json_holds_strings(server: ServerProcess, nested: bool) -> None:
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (["a"], "must be flat, with 2 strings, or nested as [2, 1]"),
-        ([["a", "b"]], "must be flat, with 2 strings"),
-        (["a", 1], "not only strings"),
-        (["a", "b", "c"], "must be flat, with 2 strings"),
+        (["a"], "not only strings; it must be flat, with 2 elements, or nested as [2, 1]"),
+        ([["a", "b"]], "must be flat, with 2 elements"),
+        (["a", 1], "has a int, not a text"),
+        (["a", "b", "c"], "must be flat, with 2 elements"),
         (["a", 2**20 * "b"], f"has a text of {2**20} bytes; a text has {MAX_TEXT} at most"),
         (["a", (MAX_TEXT // 2 + 1) * "ä"], f"a text has {MAX_TEXT} at most"),
     ],
@@ -157,7 +157,7 @@ async def test_from_python(bundle: Bundle) -> None:
     async with pm.serve(bundle, instances=1, port=0) as server:
         found = await server.predict({"text": TEXTS})
         assert_right([*found.outputs["label"]], found.outputs["probabilities"])
-        with pytest.raises(InvalidRequestError, match="half of a surrogate pair at character 1"):
+        with pytest.raises(InvalidRequestError, match="has a text without UTF-8"):
             await server.predict({"text": [["a\ud800"]]})
         with pytest.raises(InvalidRequestError, match="has a int, not a text"):
             await server.predict({"text": np.array([[1]], object)})

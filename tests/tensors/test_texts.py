@@ -67,7 +67,7 @@ def test_files_of_texts(tmp_path: Path, name: str) -> None:
     ("given", "why"),
     [
         ([1, 2], r"'text' in inputs has a int, not a text"),
-        (["a\ud800"], "has half of a surrogate pair at character 1 of a text"),
+        (["a\ud800"], "has a text without UTF-8: surrogates not allowed"),
         ([b"\xff"], "has a text that is not UTF-8"),
         (["a" * 2**20], "has a text of 1048576 bytes; a text has 65536 at most"),
         ([[["a"]]], r"has rows of shape \[1, 1\]; the model takes 'text' BYTES \[1\]"),

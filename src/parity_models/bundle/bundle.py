@@ -742,16 +742,6 @@ def check_fit(manifest: Manifest, allowed: Collection[str]) -> None:
             raise BundleError(f"has a gate that needs a head of the {stand_in}, which is missing")
 
 
-def check_numeric(deployed: Signature) -> None:
-    """Raise CodeError for a model that takes texts, which no code encodes."""
-    for each in deployed.inputs:
-        if each.is_text:
-            raise CodeError(
-                f"the input {each.name!r} holds texts, and encoders compute with numbers; texts "
-                "have backups, and no parity models"
-            )
-
-
 def imitable(outputs: Sequence[Tensor]) -> str | None:
     """Return the only output of several that stand-ins can imitate, of floating point and of fixed
     shape; None if there is another number of them."""
@@ -761,8 +751,12 @@ def imitable(outputs: Sequence[Tensor]) -> str | None:
 
 def _check_code(manifest: Manifest, code: Code, output: Tensor) -> None:
     deployed = manifest.deployed.signature
+    if any(each.is_text for each in deployed.inputs):
+        raise BundleError(
+            f"names a code for {deployed}, and encoders compute with numbers; models of texts have "
+            "backups, and no parity models"
+        )
     try:
-        check_numeric(deployed)
         needed = stand_in_signature(deployed, output, code)
         queries = deployed.smallest.input  # no rows: only types and shapes count
         code.encode([queries.split(queries.zeros(0))] * code.k)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from parity_models.roles import Source
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.tensors.signature import DATATYPES, MAX_TENSORS, TensorSpec, pack
-from parity_models.tensors.texts import BYTES, array_of_texts, read_texts
+from parity_models.tensors.texts import BYTES, as_texts, read_texts
 
 HEADER_LENGTH = "inference-header-content-length"
 """The header with the length of a JSON object that binary data follows."""
@@ -357,15 +357,11 @@ def _texts_from_json(data: Raw, shape: tuple[int, ...], what: str) -> NDArray[An
     # Each text has two quotes; those in texts are escaped.
     too_many = text.count(b'"') - text.count(b'\\"') > 2 * prod(shape)
     values = None if too_many else read_json(_ANY, data, what)
-    array = np.array(values, object) if isinstance(values, list) else np.empty(0, object)
-    texts = array.ravel().tolist()
-    if array.shape not in (shape, (prod(shape),)) or not all(isinstance(x, str) for x in texts):
-        raise InvalidRequestError(
-            f"{what} is ragged, of another shape, or not only strings; it must be flat, with "
-            f"{prod(shape)} strings, or nested as {list(shape)}"
-        )
+    array = np.array(values, object)
+    if array.shape not in (shape, (prod(shape),)):
+        raise _not_of(shape, what, "strings")
     try:
-        return array_of_texts(texts, shape)
+        return as_texts(array).reshape(shape)
     except ValueError as error:
         raise InvalidRequestError(f"{what} {error}") from error
 
@@ -394,9 +390,9 @@ def flat_numbers(data: Raw, shape: tuple[int, ...], what: str) -> bytes:
     return text.translate(None, b"[]")
 
 
-def _not_of(shape: tuple[int, ...], what: str) -> InvalidRequestError:
+def _not_of(shape: tuple[int, ...], what: str, of: str = "numbers") -> InvalidRequestError:
     return InvalidRequestError(
-        f"{what} is ragged, of another shape, or not only numbers; it must be flat, with "
+        f"{what} is ragged, of another shape, or not only {of}; it must be flat, with "
         f"{prod(shape)} elements, or nested as {list(shape)}"
     )
 

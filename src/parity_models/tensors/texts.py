@@ -4,7 +4,6 @@ As bytes, each text is its length (little-endian, 4 bytes) and its UTF-8, one te
 in row-major order, as in the protocol's binary data and in gRPC's raw contents.
 """
 
-from collections.abc import Iterable
 from math import prod
 from typing import Any
 
@@ -20,45 +19,27 @@ MAX_TEXT = 2**16
 _LENGTH = 4
 
 
-def array_of_texts(texts: Iterable[str], shape: tuple[int, ...]) -> NDArray[Any]:
-    """Return the texts as an array of this shape. Raises ValueError for a text that is too long."""
-    found = list(texts)
-    for text in found:
-        if len(text) > MAX_TEXT // 4:  # a character has up to 4 bytes
-            check_size(len(text.encode()))
-    return np.array(found, object).reshape(shape)
-
-
-def check_size(size: int) -> None:
-    """Raise ValueError for a text of so many bytes that it is too long."""
-    if size > MAX_TEXT:
-        raise ValueError(f"has a text of {size} bytes; a text has {MAX_TEXT} at most")
-
-
 def as_texts(array: NDArray[Any]) -> NDArray[Any]:
     """Return an array of strings, of any type of NumPy's, or of UTF-8 as `bytes`, as texts.
 
     Raises ValueError for other values, and for texts that are too long or have no UTF-8.
     """
-    texts = []
-    for each in array.astype(object).ravel().tolist():
-        if not isinstance(each, str | bytes):
+    texts = array.astype(object)
+    for place, each in enumerate(texts.flat):
+        if isinstance(each, bytes):
+            texts.flat[place] = each = decode(each)
+        if not isinstance(each, str):
             raise ValueError(f"has a {type(each).__name__}, not a text")
-        content = each if isinstance(each, bytes) else encode(each)
-        check_size(len(content))
-        texts.append(decode(content))
-    return np.array(texts, object).reshape(array.shape)
+        try:
+            _check_size(len(each.encode()))
+        except UnicodeEncodeError as error:
+            raise ValueError(f"has a text without UTF-8: {error.reason}") from error
+    return texts
 
 
-def encode(text: str) -> bytes:
-    """Return the UTF-8 of a text. Raises ValueError if it has none."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"has half of a surrogate pair at character {error.start} of a text, and UTF-8 cannot "
-            "express that"
-        ) from error
+def _check_size(size: int) -> None:
+    if size > MAX_TEXT:
+        raise ValueError(f"has a text of {size} bytes; a text has {MAX_TEXT} at most")
 
 
 def decode(content: bytes | memoryview) -> str:
@@ -107,6 +88,6 @@ def take_texts(data: memoryview, at: int, shape: tuple[int, ...]) -> tuple[NDArr
                 f"ends within text {number + 1} of {count}; each text is its length, 4 bytes, "
                 "little-endian, and its UTF-8"
             )
-        check_size(size)
+        _check_size(size)
         texts.append(decode(data[begin:at]))
     return np.array(texts, object).reshape(shape), at

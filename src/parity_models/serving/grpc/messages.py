@@ -10,7 +10,7 @@ from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.grpc import inference_pb2 as pb
 from parity_models.serving.protocol import SLICE_VALUES, Yield, no_wait
 from parity_models.tensors.signature import TensorSpec
-from parity_models.tensors.texts import BYTES, array_of_texts, decode
+from parity_models.tensors.texts import BYTES, as_texts
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
@@ -65,7 +65,7 @@ async def read_contents(
         )
     if spec.is_text:
         try:
-            return array_of_texts(map(decode, values), (rows, *spec.shape))
+            return as_texts(np.array(values, object)).reshape(rows, *spec.shape)
         except ValueError as error:
             raise InvalidRequestError(f"{what} {error}") from error
     array = np.empty(size, spec.dtype)
