@@ -15,9 +15,10 @@ from tritonclient.utils import InferenceServerException
 import parity_models as pm
 from commands import Here, assert_refused
 from fleet_servers import Parm
-from parity_models.bundle.bundle import Bundle
+from parity_models.bundle.bundle import Bundle, NewModel, write_bundle
 from parity_models.bundle.servable import make_bundle
-from parity_models.errors import ModelError
+from parity_models.codes import CodeSpec
+from parity_models.errors import BundleError, ModelError
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.tensors.texts import MAX_TEXT
 from served import INFER, ServerProcess
@@ -161,6 +162,13 @@ async def test_from_python(bundle: Bundle) -> None:
             await server.predict({"text": [["a\ud800"]]})
         with pytest.raises(InvalidRequestError, match="has a int, not a text"):
             await server.predict({"text": np.array([[1]], object)})
+
+
+def test_no_code_takes_texts(tmp_path: Path) -> None:
+    model = NewModel(exported(), "own")
+    code = CodeSpec("stack", "separate", 2)
+    with pytest.raises(BundleError, match="encoders compute with numbers; models of texts have"):
+        write_bundle(tmp_path / "bundle", deployed=model, parity=[model], code=code)
 
 
 def test_what_cannot_be_served_is_refused(tmp_path: Path) -> None:

@@ -431,7 +431,9 @@ def write_bundle(
     """Write a bundle into folder `path`, whole or not at all.
 
     `files` are further files to keep next to the models, by name; `recorded` are further fields of
-    the Manifest. An existing bundle is replaced; any other folder that is not empty is refused.
+    the Manifest. Of several outputs, stand-ins imitate the only one of floating point and fixed
+    shape, unless `imitated` names another. An existing bundle is replaced; any other folder that is
+    not empty is refused.
 
     Raises:
         BundleError: For such a folder, for models that do not fit each other or the code, for
@@ -465,6 +467,10 @@ def write_bundle(
         versions=_versions(),
         **recorded,
     )
+    outputs = manifest.deployed.signature.outputs
+    able = [each.name for each in outputs if each.fixed is not None and each.dtype.kind == "f"]
+    if manifest.imitated is None and len(able) == 1 < len(outputs):
+        manifest = msgspec.structs.replace(manifest, imitated=able[0])
     allowed = frozenset(manifest.code.own if manifest.code else ())
     with _about(folder / MANIFEST):
         decode_manifest(encode_manifest(manifest))  # follows the schema
@@ -740,13 +746,6 @@ def check_fit(manifest: Manifest, allowed: Collection[str]) -> None:
         outputs = () if backup is None else backup.signature.outputs
         if calibration.confidence == "head" and HEAD not in [each.name for each in outputs]:
             raise BundleError(f"has a gate that needs a head of the {stand_in}, which is missing")
-
-
-def imitable(outputs: Sequence[Tensor]) -> str | None:
-    """Return the only output of several that stand-ins can imitate, of floating point and of fixed
-    shape; None if there is another number of them."""
-    names = [each.name for each in outputs if each.fixed is not None and each.dtype.kind == "f"]
-    return names[0] if len(names) == 1 < len(outputs) else None
 
 
 def _check_code(manifest: Manifest, code: Code, output: Tensor) -> None:

@@ -16,13 +16,7 @@ import onnxruntime
 from google.protobuf.message import DecodeError, EncodeError
 from onnx import external_data_helper
 
-from parity_models.bundle.bundle import (
-    Bundle,
-    NewModel,
-    check_replaceable,
-    imitable,
-    write_bundle,
-)
+from parity_models.bundle.bundle import Bundle, NewModel, check_replaceable, write_bundle
 from parity_models.bundle.onnx_model import (
     MAX_MODEL_BYTES,
     Declared,
@@ -107,8 +101,7 @@ def make_bundle(
         cheaper, its = read_servable(Path(backup), signature.axes, padding)
         new = NewModel(cheaper, OWN, signature=its)
     deployed = NewModel(content, OWN, signature=signature)
-    imitated = output or imitable(signature.outputs)
-    return write_bundle(out, deployed=deployed, backup=new, imitated=imitated)
+    return write_bundle(out, deployed=deployed, backup=new, imitated=output)
 
 
 def read_servable(

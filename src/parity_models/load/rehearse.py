@@ -31,7 +31,7 @@ from parity_models.scheduling.policies import EqualResources
 from parity_models.serving.deployment import default_policy, stand_ins_of
 from parity_models.serving.server import ServeOptions, Server
 from parity_models.simulation.emulation import Constant, FaultPlan, Pauses
-from parity_models.tensors.queries import as_files_hold, rows_in
+from parity_models.tensors.queries import rows_in
 from parity_models.tensors.signature import Batch
 
 CALM, LEARNED = 0.4, 150
@@ -161,7 +161,8 @@ async def _rehearse(
     runs = []
     with TemporaryDirectory() as folder:
         inputs = f"{folder}/inputs.npz"
-        np.savez(inputs, allow_pickle=False, **as_files_hold(queries))
+        texts = {name: each.astype(str) for name, each in queries.items() if each.dtype.hasobject}
+        np.savez(inputs, allow_pickle=False, **{**queries, **texts})
         for policy in (EqualResources.name, default_policy(bundle)):
             on_run(f"{policy}: {calm + faulty:.0f} s, {rate:.0f} queries/s")
             tried = replace(options, policy=PolicyChoice(policy))

@@ -290,13 +290,6 @@ def read_arrays(path: Path, *, labels: bool = False) -> Named:
     return arrays
 
 
-def as_files_hold(batch: Batch) -> Named:
-    """Return a batch for `numpy.savez`, which would pickle arrays of `str` objects."""
-    return {
-        name: each.astype(str) if each.dtype.hasobject else each for name, each in batch.items()
-    }
-
-
 def _check_size(size: int, path: Path) -> None:
     if size > LARGEST:
         raise DataError(f"{path} holds {size} bytes of values; {LARGEST} are read at most")

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from parity_models.bundle.bundle import (
     Bundle,
     NewModel,
-    imitable,
     open_bundle,
     stand_in_signature,
     write_bundle,
@@ -126,13 +125,11 @@ def teacher_of(
 ) -> Teacher:
     """Return the deployed model of `bundle` as stand-ins learn it, by the output named `output`.
 
-    By default that is the one that the bundle names, or the only one that can be imitated. Raises
-    UserError for an output that the model lacks, if nothing tells which of several it is, and if
-    existing stand-ins imitate another; ModelError for an output that cannot be imitated.
+    By default that is the one that the bundle names. Raises UserError for an output that the model
+    lacks, if nothing tells which of several it is, and if existing stand-ins imitate another;
+    ModelError for an output that cannot be imitated.
     """
     manifest, signature = bundle.manifest, bundle.manifest.deployed.signature
-    if manifest.imitated is None:
-        output = output or imitable(signature.outputs)
     names = ", ".join(each.name for each in signature.outputs)
     if output is not None and output != manifest.imitated:
         if output not in [each.name for each in signature.outputs]:

@@ -267,8 +267,8 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
                 case wire.Finished(unit, ended) if running is not None and running.unit == unit:
                     instance.running = None
                     try:
-                        rows = wire.rows_of(outputs, running.output, running.rows)
-                    except wire.MessageError as error:
+                        rows = running.output.unpack(outputs, running.rows)
+                    except ValueError as error:
                         self._listener.unit_failed(unit, f"its outputs cannot be read: {error}")
                         return
                     at = ended if self.same_clock else None

@@ -17,13 +17,12 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from struct import Struct
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
-from numpy.typing import NDArray
 
 from parity_models.simulation.emulation import FaultPlan
-from parity_models.tensors.signature import Layout, Signature, Sizes
+from parity_models.tensors.signature import Signature, Sizes
 
 HEARTBEAT = 0.2
 """Seconds between two heartbeats of a worker."""
@@ -138,14 +137,6 @@ def read(decoder: msgspec.msgpack.Decoder[Message], header: Frame) -> Message:
         return decoder.decode(header)
     except (ValueError, RecursionError) as error:  # msgspec's errors, and UnicodeDecodeError
         raise MessageError(f"a message that cannot be read: {error}") from error
-
-
-def rows_of(frame: Frame, layout: Layout, rows: int) -> NDArray[Any]:
-    """Return the rows (rows, *shape) in a frame (see `Layout.unpack`). Raises MessageError."""
-    try:
-        return layout.unpack(frame, rows)
-    except ValueError as error:
-        raise MessageError(str(error)) from error
 
 
 # Streams

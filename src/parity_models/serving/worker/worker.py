@@ -97,7 +97,7 @@ class Runner:
             raise ValueError(f"this worker does not run {role!r}")
         model = self._models[role]
         kind = model.signature.kind(unit.sizes)
-        batch = wire.rows_of(rows, kind.input, unit.rows)
+        batch = kind.input.unpack(rows, unit.rows)
         if self._faults is not None:
             model = self._faulty_model(role, batch, *self._faults)
         outputs = kind.output.join(model(kind.input.split(batch), self._options))
