@@ -164,6 +164,21 @@ async def test_from_python(bundle: Bundle) -> None:
             await server.predict({"text": np.array([[1]], object)})
 
 
+async def test_a_stand_in_alone_gives_the_output_that_it_imitates(bundle: Bundle) -> None:
+    rows = texts(60, seed=9)
+    probabilities = predict(rows)["probabilities"]
+    async with pm.serve(bundle, stand_in_only=True, agreement=0, port=0) as server:
+        tensor = message(rows.tolist(), 60)["inputs"]
+        asked = {"inputs": tensor, "outputs": [{"name": "probabilities"}]}
+        async with httpx.AsyncClient(base_url=server.url) as client:
+            answer = await client.post(INFER, json=asked)
+            (output,) = answer.json()["outputs"]
+            found = np.reshape(output["data"], probabilities.shape)
+            assert (found.argmax(axis=1) == probabilities.argmax(axis=1)).mean() > 0.6
+            refused = await client.post(INFER, json={"inputs": tensor})
+            assert refused.headers["x-parm-reason"] == "exact"
+
+
 def test_no_code_takes_texts(tmp_path: Path) -> None:
     model = NewModel(exported(), "own")
     code = CodeSpec("stack", "separate", 2)

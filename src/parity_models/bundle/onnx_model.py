@@ -13,7 +13,6 @@ import onnxruntime
 
 from parity_models.errors import DataError, ModelError, spell
 from parity_models.tensors.signature import DATATYPES, Array, Signature, Tensor, batches
-from parity_models.tensors.texts import BYTES
 
 MAX_MODEL_BYTES = 2**31 - 1
 """The largest ONNX file: protobuf goes no further."""
@@ -28,7 +27,7 @@ _NO_FOLDER = "/dev/null/external-data"
 
 _DATATYPES = {f"tensor({name.lower()})": name for name in DATATYPES}
 _DATATYPES |= {"tensor(float16)": "FP16", "tensor(float)": "FP32", "tensor(double)": "FP64"}
-_DATATYPES |= {"tensor(string)": BYTES}
+_DATATYPES["tensor(string)"] = "BYTES"
 
 
 def run_options() -> onnxruntime.RunOptions:

@@ -356,7 +356,7 @@ def _texts_from_json(data: Raw, shape: tuple[int, ...], what: str) -> NDArray[An
     text = bytes(data)
     # Each text has two quotes; those in texts are escaped.
     too_many = text.count(b'"') - text.count(b'\\"') > 2 * prod(shape)
-    values = None if too_many else read_json(_ANY, data, what)
+    values = None if too_many else read_json(msgspec.json.Decoder(), data, what)
     array = np.array(values, object)
     if array.shape not in (shape, (prod(shape),)):
         raise _not_of(shape, what, "strings")
@@ -365,8 +365,6 @@ def _texts_from_json(data: Raw, shape: tuple[int, ...], what: str) -> NDArray[An
     except ValueError as error:
         raise InvalidRequestError(f"{what} {error}") from error
 
-
-_ANY = msgspec.json.Decoder()
 
 _LIST_OF: dict[str, msgspec.json.Decoder[Any]] = {
     "b": msgspec.json.Decoder(list[bool]),

@@ -234,9 +234,8 @@ async def write_response(
     """
     outputs, sources = result.outputs, result.sources
     is_exact = sources.count(Source.MODEL) == len(sources)
-    known: Known | None = request.known if is_exact else None
-    if known is not None and outputs.dtype.hasobject:
-        known = None  # texts differ in size
+    # Texts differ in size, so the object of an answer with some is not kept.
+    known: Known | None = None if outputs.dtype.hasobject or not is_exact else request.known
     if known is not None and known.head and known.is_plain and outputs.nbytes <= SLICE:
         return known.head, (outputs.tobytes(),)
     model, messages = request.model, []
@@ -272,14 +271,13 @@ async def write_response(
     return header, binary
 
 
-async def _binary_of(values: NDArray[Any], wait: Yield) -> list[bytes | memoryview]:
+async def _binary_of(values: NDArray[Any], wait: Yield) -> list[memoryview]:
     """Return the values as binary data: large ones in pieces, after a `wait` for each."""
     if values.dtype.hasobject:
-        return [pack(values)]
+        return [memoryview(pack(values))]
     if values.nbytes <= SLICE or values.flags.c_contiguous:
         return [_bytes_of(values)]
-    step = 1 + len(values) * SLICE // (1 + values.nbytes)
-    pieces: list[bytes | memoryview] = []
+    step, pieces = 1 + len(values) * SLICE // (1 + values.nbytes), []
     for start in range(0, len(values), step):
         await wait()
         pieces.append(_bytes_of(values[start : start + step]))
