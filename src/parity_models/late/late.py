@@ -147,8 +147,8 @@ class Late:
             return lambda: loop.run_in_executor(threads.callers, each)
 
         async def race() -> LateAnswer:
-            further = [in_thread(each) for each in others]
-            return await self(in_thread(function), rows, text=text, others=further)
+            further = map(in_thread, others)
+            return await self(in_thread(function), rows, text=text, others=[*further])
 
         answer = asyncio.run_coroutine_threadsafe(race(), loop)
         try:
