@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -17,7 +18,9 @@ from numpy.typing import NDArray
 
 import parity_models as pm
 from parity_models.bundle.bundle import Bundle
+from parity_models.errors import UserError
 from served import INFER, infer_message, predictions, queries
+from string_models import CLASSES, predict, texts, write_string_bundle
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("never_overloaded")]
 
@@ -125,3 +128,27 @@ async def test_an_http_error_is_a_late_answer(bundle: Bundle) -> None:
         await late(lambda: client.post(INFER, json=infer_message(ROWS)), ROWS)
         answer = await late(wrong, ROWS)
         assert (answer.source, answer.value.status_code) == ("backup", 200)
+
+
+async def test_late_takes_a_text_or_a_list(tmp_path: Path) -> None:
+    asked = texts(3)
+
+    async def prompt() -> Any:
+        await asyncio.sleep(0.001)
+        return {"probabilities": predict(asked)["probabilities"]}
+
+    async def hang() -> Any:
+        await asyncio.sleep(60)
+
+    rows = asked[:, 0].tolist()
+    async with pm.Late(write_string_bundle(tmp_path), differ=1.0) as late:
+        for _ in range(60):
+            await late(prompt, text=rows)
+        several = await late(hang, text=rows)
+        one = await late(hang, text=rows[0])
+        assert several.source == one.source == "backup"
+        for given, found in ((rows, several), (rows[:1], one)):
+            classes = found.value["probabilities"].argmax(axis=1)
+            assert [CLASSES[each] for each in classes] == [*predict(asked[: len(given)])["label"]]
+        with pytest.raises(UserError, match="give rows or a text, not both"):
+            await late(hang, rows, text=rows)

@@ -254,7 +254,7 @@ async def test_queries_are_cut_to_the_longest_in_their_request(tmp_path: Path) -
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"model": "other"}, "has no model 'other'"),
     ({"data": "wrong-shape.npz"}, "the model takes 'input' FP32"),
-    ({"data": "pickled.npz"}, "is damaged or not an .npz file"),
+    ({"data": "pickled.npz"}, "holds Python objects"),
     ({"data": "missing.npz"}, "there is no missing.npz"),
     ({"url": "http://127.0.0.1:1"}, "no server answers"),
     ({"url": "127.0.0.1:8000"}, "is not a server's address"),

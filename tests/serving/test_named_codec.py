@@ -16,7 +16,7 @@ from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInf
 from parity_models.serving.grpc.messages import FIELDS
 from parity_models.serving.models import Result, ServedModel
 from parity_models.serving.remote import clients
-from parity_models.tensors.signature import DATATYPES, Layout, Signature
+from parity_models.tensors.signature import DATATYPES, Layout, Signature, cut, pack, padded
 from rest_bodies import done
 from signatures import axes_of, tensors, values
 
@@ -28,7 +28,7 @@ DATATYPE_NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 @st.composite
 def requests(draw: st.DrawFn) -> Sent:
     """A model that gives what it takes, and queries for it, of sizes that are no buckets."""
-    given = draw(tensors())
+    given = draw(tensors(texts=True))
     model = ServedModel("model", Signature(given, given, axes_of(*given)), max_rows=10)
     size, rows = draw(st.integers(1, 5)), draw(st.integers(1, 3))
     specs = Layout(tuple(each.at({"length": size}) for each in given)).tensors
@@ -83,10 +83,11 @@ def test_over_grpc_raw_or_typed(sent: Sent, raw: bool) -> None:
         array = queries[each.name]
         tensor = request.inputs.add(name=each.name, datatype=each.datatype, shape=array.shape)
         if raw:
-            request.raw_input_contents.append(array.tobytes())
+            request.raw_input_contents.append(bytes(pack(array)))
         else:
             contents = getattr(tensor.contents, FIELDS[each.datatype])
-            contents.extend(array.ravel().tolist())
+            flat = array.ravel().tolist()
+            contents.extend([text.encode() for text in flat] if each.is_text else flat)
     asked = grpc_codec.read_request(request, list(request.raw_input_contents), model)
     rows = done(asked.read_rows())
     sources = [Source.MODEL] * len(rows)
@@ -96,12 +97,32 @@ def test_over_grpc_raw_or_typed(sent: Sent, raw: bool) -> None:
     for i, output in enumerate(answer.outputs):
         array = queries[output.name]
         if raw:
-            found = np.frombuffer(answer.raw_output_contents[i], array.dtype)
+            content = answer.raw_output_contents[i]
+            found = protocol.array_from_bytes(content, output.datatype, array.shape, "it")
         else:
-            field = FIELDS[output.datatype]
-            found = np.array(getattr(output.contents, field), array.dtype)
+            given = getattr(output.contents, FIELDS[output.datatype])
+            is_text = output.datatype == "BYTES"
+            found = np.array([each.decode() for each in given] if is_text else given, array.dtype)
         assert tuple(output.shape) == array.shape
         np.testing.assert_array_equal(found.reshape(array.shape), array)
+
+
+@given(requests())
+@settings(max_examples=80)
+def test_to_a_worker_and_back(sent: Sent) -> None:
+    model, queries = sent
+    signature = model.signature
+    sizes = [
+        queries[each.name].shape[1 + at] for each in signature.inputs for at in each.axes.values()
+    ][: len(signature.axes)]
+    rows = padded(queries, signature, sizes)
+    layout = signature.kind_of(rows[0, ...]).input
+    # Rows of a unit come from different requests.
+    message = b"".join(bytes(pack(rows[i, ...])) for i in range(len(rows)))
+    assert message == bytes(pack(rows))
+    found = cut(layout.unpack(message, len(rows)), signature, sizes)
+    for name, array in queries.items():
+        np.testing.assert_array_equal(found[name], array)
 
 
 @given(requests())

@@ -60,7 +60,6 @@ TEXT = "--model {models}/text.onnx --output logits --inputs wrong.npz"
             TEXT,
             "idx=1000000 must be within the inclusive range",
         ),
-        (TEXTS, TEXT.replace("--output logits", ""), "name the one that stand-ins imitate"),
         ({}, f"{PLAIN} --metric iou", "are not boxes"),
         ({}, f"{PLAIN} --contention none.json", "cannot read the fault plan none.json"),
         ({}, f"{PLAIN} --out {{models}}", "is not a bundle that could be replaced"),

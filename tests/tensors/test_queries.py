@@ -59,7 +59,7 @@ def test_arrays_that_do_not_fit_are_refused(arrays: dict[str, object], why: str)
         ({"ids": np.zeros((0, 1), int), "mask": np.zeros((0, 1), int)}, "too few: give 1 or more"),
         ({"ids": np.ones((2, 9), int), "mask": np.ones((2, 9), int)}, "9 along 'length'"),
         ({"ids": np.ones((2, 3), int), "mask": np.ones((2, 3), int)}, "are the same"),
-        ({"ids": np.array([None])}, "damaged or not an .npz file .*Object arrays"),
+        ({"ids": np.array([None])}, "holds Python objects, which are not unpickled"),
     ],
 )
 def test_unsound_files_are_refused(tmp_path: Path, arrays: dict[str, object], why: str) -> None:
@@ -91,7 +91,7 @@ def test_buckets_suit_the_data() -> None:
 
 @given(
     st.lists(st.integers(1, 8), min_size=1, max_size=4),
-    st.sampled_from(sorted(DATATYPES)),
+    st.sampled_from(sorted(DATATYPES.keys() - {"BYTES"})),
     st.booleans(),
     st.data(),
 )
@@ -191,7 +191,10 @@ REFUSED: list[tuple[Callable[[Path], Path], str]] = [
     (lambda folder: folder, "not an .npy or .npz file"),
     (lambda folder: written(folder, "x.npy", b"noise" * 99), "damaged or not an .npy file"),
     (lambda folder: written(folder, "x.npy", claiming((2**40, 3, 4, 5))), "damaged or not an .npy"),
-    (lambda folder: saved(folder, np.array([{}, []], object)), "damaged or not an .npy file"),
+    (
+        lambda folder: saved(folder, np.array([{}, []], object)),
+        "holds Python objects, which are not unpickled",
+    ),
     (lambda folder: saved(folder, QUERIES.astype(np.int64)), "holds int64; save floating point"),
     (lambda folder: saved(folder, QUERIES[:0]), "there are 0 inputs in .*, too few"),
     (

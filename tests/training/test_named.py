@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from commands import Here, assert_refused
-from onnx_models import output_of
-from parity_models.bundle.bundle import open_bundle
-from parity_models.errors import TrainingError
+from onnx_models import graph_model, output_of
+from parity_models.bundle.bundle import NewModel, open_bundle, write_bundle
+from parity_models.errors import TrainingError, UserError
 from parity_models.tensors.signature import pad
 from parity_models.training.teacher import rows_of, teacher_of
 from parity_models.trust.envelope import Envelope
@@ -88,11 +89,20 @@ def test_networks_that_do_not_fit_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_of_several_outputs_that_could_be_imitated_one_is_named(tmp_path: Path) -> None:
+    row = (TensorProto.FLOAT, ["n", 2])
+    nodes = [helper.make_node("Identity", ["x"], [name]) for name in ("one", "two")]
+    model = NewModel(graph_model(nodes, {"x": row}, {"one": row, "two": row}), "own")
+    bundle = write_bundle(tmp_path / "bundle", deployed=model)
+    with pytest.raises(UserError, match="the outputs one, two; name the one that stand-ins"):
+        teacher_of(bundle)
+    assert teacher_of(bundle, "two").output.name == "two"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ((), "name the one that stand-ins imitate with --output"),
         (("--output", "pooled"), "no output 'pooled'; it has logits, hidden"),
         (("--output", "hidden"), "cannot be imitated"),
         (("--output", "logits", "--encoder", "stack@axis=0"), "joins queries along an axis of no"),

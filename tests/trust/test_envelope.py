@@ -235,6 +235,18 @@ def test_padding_is_ignored_and_longer_queries_are_unlike(envelopes: dict[str, E
     assert envelope.unlike(longer).all()
 
 
+def test_much_longer_texts_are_unlike() -> None:
+    texts, tensor = np.array([["where is my card?"], ["ok"]], object), Tensor("text", "BYTES", (1,))
+    scores = np.zeros((2, 3), np.float32)
+    fitted = fit_envelope((tensor,), {"text": texts}, {"text": texts}, scores)
+    envelope = decode_envelope(encode_envelope(fitted))
+    asked = np.array([["why?"], [""], [texts[0, 0] * 2], [texts[0, 0] * 3]], object)
+    assert envelope.unlike({"text": asked}).tolist() == [False, False, False, True]
+    numbers = replace(envelope, inputs=(Tensor("text", "FP32", (1,)),))
+    with pytest.raises(BundleError, match="do not fit the input 'text' FP32"):
+        decode_envelope(encode_envelope(numbers))
+
+
 def test_constant_and_few_queries_have_an_envelope_too() -> None:
     inputs = (Tensor("ids", "INT32", (4,)), Tensor("numbers", "FP32", (300,)))
     queries: Named = {"ids": np.full((3, 4), 5, np.int32), "numbers": np.ones((3, 300), np.float32)}

@@ -194,7 +194,7 @@ class GatedBackup:
             return Refusal.UNLIKE
         kind = self._model.signature.kind(self.signature.kind_of(rows[0, ...]).sizes)
         try:
-            named = self._model(kind.input.split(rows.view(kind.input.dtype)), run)
+            named = self._model(kind.input.split(rows), run)
         except Exception as error:  # ONNX Runtime's errors share no base class but this
             if not run.terminate:
                 _log.warning("the backup failed: %s", why_it_fails(error))

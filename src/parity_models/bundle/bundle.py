@@ -431,7 +431,9 @@ def write_bundle(
     """Write a bundle into folder `path`, whole or not at all.
 
     `files` are further files to keep next to the models, by name; `recorded` are further fields of
-    the Manifest. An existing bundle is replaced; any other folder that is not empty is refused.
+    the Manifest. Of several outputs, stand-ins imitate the only one of floating point and fixed
+    shape, unless `imitated` names another. An existing bundle is replaced; any other folder that is
+    not empty is refused.
 
     Raises:
         BundleError: For such a folder, for models that do not fit each other or the code, for
@@ -465,6 +467,10 @@ def write_bundle(
         versions=_versions(),
         **recorded,
     )
+    outputs = manifest.deployed.signature.outputs
+    able = [each.name for each in outputs if each.fixed is not None and each.dtype.kind == "f"]
+    if manifest.imitated is None and len(able) == 1 < len(outputs):
+        manifest = msgspec.structs.replace(manifest, imitated=able[0])
     allowed = frozenset(manifest.code.own if manifest.code else ())
     with _about(folder / MANIFEST):
         decode_manifest(encode_manifest(manifest))  # follows the schema
@@ -744,6 +750,11 @@ def check_fit(manifest: Manifest, allowed: Collection[str]) -> None:
 
 def _check_code(manifest: Manifest, code: Code, output: Tensor) -> None:
     deployed = manifest.deployed.signature
+    if any(each.is_text for each in deployed.inputs):
+        raise BundleError(
+            f"names a code for {deployed}, and encoders compute with numbers; models of texts have "
+            "backups, and no parity models"
+        )
     try:
         needed = stand_in_signature(deployed, output, code)
         queries = deployed.smallest.input  # no rows: only types and shapes count

@@ -27,6 +27,7 @@ _NO_FOLDER = "/dev/null/external-data"
 
 _DATATYPES = {f"tensor({name.lower()})": name for name in DATATYPES}
 _DATATYPES |= {"tensor(float16)": "FP16", "tensor(float)": "FP32", "tensor(double)": "FP64"}
+_DATATYPES["tensor(string)"] = "BYTES"
 
 
 def run_options() -> onnxruntime.RunOptions:
@@ -198,6 +199,12 @@ def _why_not_opened(error: Exception) -> str:
             "keeps its weights in another file; export it with the weights inside "
             "(torch.onnx.export(..., external_data=False))"
         )
+    if missing := re.search(r"construct locale with name:([\w.-]+?):", text):
+        return (
+            f"needs the locale {missing[1]}, which this machine lacks; install it (locale-gen), or "
+            "export with a locale that every machine has (skl2onnx: "
+            "options={TfidfVectorizer: {'locale': 'C.UTF-8'}})"
+        )
     if any(sign in text for sign in _LACKED):
         return f"uses an operator that ONNX Runtime lacks ({text}); export it without that operator"
     if newest := re.search(r"official support for domain (\S+) is till opset (\d+)", text):
@@ -234,13 +241,11 @@ def declared(session: onnxruntime.InferenceSession) -> tuple[list[Declared], lis
 
 
 def _declared(role: str, node: Any) -> Declared:
-    if node.type == "tensor(string)":
-        raise ModelError(
-            f"has {role} {node.name!r} of strings, which have no fixed number of bytes; export it "
-            "without its tokenizer, and send ids"
-        )
     if node.type not in _DATATYPES:
-        raise ModelError(f"has {role} {node.name!r} of {node.type}, not of numbers")
+        advice = "; export it with options={'zipmap': False}" if "map(" in node.type else ""
+        raise ModelError(
+            f"has {role} {node.name!r} of {node.type}, not of numbers or strings{advice}"
+        )
     return Declared(role, node.name, _DATATYPES[node.type], tuple(node.shape))
 
 

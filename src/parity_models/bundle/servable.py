@@ -65,7 +65,7 @@ def make_bundle(
     backup: Path | str | None = None,
     output: str | None = None,
 ) -> Bundle:
-    """Make a bundle of an ONNX model with any named inputs and outputs, of numbers of any type.
+    """Make a bundle of an ONNX model with any named inputs and outputs, of numbers or texts.
 
     All axes except the first may be dynamic: bound them with `axes`, or with queries. Calibrate a
     backup of your own afterwards.
@@ -78,7 +78,8 @@ def make_bundle(
         axes: The sizes that dynamic axes are padded to, or their bounds, by name.
         padding: The values that fill up shorter rows, by input; 0 by default.
         backup: The ONNX file of a cheaper model with the same inputs and one output.
-        output: The output that the backup imitates, of several.
+        output: The output that the backup imitates, of several; by default the only one that it
+            can imitate.
 
     Returns:
         The bundle.
@@ -283,7 +284,10 @@ def _check_rows_apart(model: OnnxModel, queries: Batch | None, what: str) -> Non
     together = model.predict(rows)
     alone = [model(take(rows, slice(i, i + 1))) for i in range(rows_in(rows))]
     for name, whole in together.items():
-        one_by_one = np.concatenate([each[name] for each in alone]).astype(np.float64)
+        one_by_one = np.concatenate([each[name] for each in alone])
+        if whole.dtype.kind == "O":
+            whole, one_by_one = whole == one_by_one, np.ones(one_by_one.shape)
+        one_by_one = one_by_one.astype(np.float64)
         finite = np.isfinite(one_by_one)
         allowed = NEAR * np.abs(one_by_one[finite]).max(initial=0.0)
         if whole.shape != one_by_one.shape or not np.allclose(

@@ -43,7 +43,7 @@ def bundle(
         None, "Which of several outputs the backup imitates.", metavar="OUTPUT"
     ),
 ) -> None:
-    """Make a bundle of an ONNX model with any named inputs and outputs of any numeric type.
+    """Make a bundle of an ONNX model with any named inputs and outputs, of numbers or texts.
 
     All axes except the first may be dynamic: bound them with --axis, or with queries. A backup of
     your own may be added; calibrate it afterwards with parm calibrate.

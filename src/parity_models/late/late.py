@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from parity_models.bundle.backup import GatedBackup, Refusal
 from parity_models.bundle.bundle import Bundle, open_bundle
 from parity_models.bundle.onnx_model import run_options
@@ -116,7 +118,13 @@ class Late:
         self._client.paused = False
 
     async def __call__(
-        self, call: Call, rows: Inputs | None = None, *, kind: str = "", form: Form | None = None
+        self,
+        call: Call,
+        rows: Inputs | None = None,
+        *,
+        text: str | Sequence[str] | None = None,
+        kind: str = "",
+        form: Form | None = None,
     ) -> LateAnswer:
         """Await the call, or the answer in its place if it is late or fails.
 
@@ -129,16 +137,21 @@ class Late:
             rows: The inputs of the call, as the bundle's model takes them: an array (n, ...), or
                 arrays by name; or a function that returns them, called in a thread once the
                 stand-in is asked. Without them, no stand-in is asked.
+            text: In place of rows, the text that the call is about, or a list for a batch.
             kind: Calls of each kind have their own run times, and form of answers.
             form: The form of answers to calls of this kind, from now on.
 
         Raises:
             UserError: The call returns no awaitable, or its first answer is one that a stand-in
-                cannot imitate.
+                cannot imitate, or there are both rows and a text.
             DataError: The rows do not fit the model.
             Exception: The call's own, if no stand-in may answer.
 
         """
+        if text is not None:
+            if rows is not None:
+                raise UserError("give rows or a text, not both")
+            rows = np.array([text] if isinstance(text, str) else [*text], object)
         client = self._client
         if client.paused or is_testing():
             source = Source.MODEL if client.paused else next_source()
@@ -169,6 +182,7 @@ class Late:
         function: Callable[..., Any],
         rows: Inputs | None = None,
         *,
+        text: str | Sequence[str] | None = None,
         kind: str = "",
         form: Form | None = None,
     ) -> LateAnswer:
@@ -185,7 +199,7 @@ class Late:
                 return function(*server)
 
             try:
-                self(made, rows, kind=kind, form=form).send(None)
+                self(made, rows, text=text, kind=kind, form=form).send(None)
             except StopIteration as end:
                 answered: LateAnswer = end.value
             return answered
@@ -194,7 +208,7 @@ class Late:
 
         async def race() -> LateAnswer:
             in_thread = partial(loop.run_in_executor, threads.callers, function)
-            return await self(in_thread, rows, kind=kind, form=form)
+            return await self(in_thread, rows, text=text, kind=kind, form=form)
 
         answer = asyncio.run_coroutine_threadsafe(race(), loop)
         try:

@@ -161,7 +161,8 @@ async def _rehearse(
     runs = []
     with TemporaryDirectory() as folder:
         inputs = f"{folder}/inputs.npz"
-        np.savez(inputs, allow_pickle=False, **queries)
+        texts = {name: each.astype(str) for name, each in queries.items() if each.dtype.hasobject}
+        np.savez(inputs, allow_pickle=False, **{**queries, **texts})
         for policy in (EqualResources.name, default_policy(bundle)):
             on_run(f"{policy}: {calm + faulty:.0f} s, {rate:.0f} queries/s")
             tried = replace(options, policy=PolicyChoice(policy))

@@ -42,6 +42,7 @@ from parity_models.tensors.queries import (
     take,
 )
 from parity_models.tensors.signature import DATATYPES, Batch, Tensor
+from parity_models.tensors.texts import BYTES, MAX_TEXT
 
 Answers = tuple[NDArray[Any], tuple[Source, ...]]
 """Outputs (n, *shape) of the judged output, and the source of each row."""
@@ -59,7 +60,7 @@ class Target:
     """A served model. Requests ask for the outputs that stand-ins give, or else for all; the first
     one is judged.
 
-    Raises LoadError if the model has tensors that are not rows of numbers.
+    Raises LoadError if the model has tensors that are not rows of numbers or texts.
     """
 
     def __init__(self, client: Client, model: ModelMetadata, binary: bool) -> None:
@@ -67,7 +68,7 @@ class Target:
             if each.datatype not in DATATYPES or not each.shape:
                 raise LoadError(
                     f"model {model.name!r} has a tensor {each.name!r}, {each.datatype} "
-                    f"{list(each.shape)}, that is not rows of numbers"
+                    f"{list(each.shape)}, that is not rows of numbers or texts"
                 )
         if not (model.inputs and model.outputs):
             raise LoadError(f"model {model.name!r} has no inputs, or no outputs")
@@ -89,6 +90,8 @@ class Target:
         longest = max(max(array.shape) for array in tensors.values())
         shapes = [each.shape[1:] for each in self.outputs]
         values = sum(1 + prod(longest if n < 0 else n for n in shape) for shape in shapes)
+        if any(each.datatype == BYTES for each in self.outputs):
+            values *= MAX_TEXT
 
         async def ask(going_out: Callable[[], None]) -> Answers:
             try:

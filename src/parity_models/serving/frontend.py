@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from hashlib import blake2b
@@ -58,7 +58,7 @@ from parity_models.serving.metrics import ANSWERED, CANCELLED, COPY, PARITY, SEN
 from parity_models.serving.models import Result
 from parity_models.serving.request_log import CURRENT, RequestLog, headers_for
 from parity_models.simulation.emulation import FaultPlan
-from parity_models.tensors.signature import Signature, one_row, tensors_in
+from parity_models.tensors.signature import Signature, one_row, pack, tensors_in
 from parity_models.trust.evidence import EvidenceStore
 from parity_models.trust.gate import served
 from parity_models.trust.gates import OutputGate
@@ -643,7 +643,10 @@ class Frontend:
             self._carry_out(self.scheduler.unit_verified(at, unit, right, answer))
             return
         j, source = self._parity_rows.get(run.role), _SOURCES.get(run.role, Source.RECONSTRUCTION)
-        for subject, output in zip(run.subjects, outputs, strict=True):
+        rows: Iterable[Any] = outputs
+        if outputs.dtype.hasobject:  # iteration would yield str in place of arrays of shape ()
+            rows = (outputs[i, ...] for i in range(len(outputs)))
+        for subject, output in zip(run.subjects, rows, strict=True):
             if j is None:
                 request = self.in_flight.get(subject)
                 if request is not None and (subject, source) not in request.outputs:
@@ -1081,5 +1084,4 @@ def _kind(role: str) -> str:
 
 
 def _digest(row: NDArray[Any]) -> bytes:
-    whole = np.ascontiguousarray(row).reshape(-1)
-    return blake2b(whole.view(np.uint8).data, digest_size=16).digest()
+    return blake2b(pack(row), digest_size=16).digest()

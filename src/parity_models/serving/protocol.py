@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from parity_models.roles import Source
 from parity_models.serving.errors import InvalidRequestError
-from parity_models.tensors.signature import DATATYPES, MAX_TENSORS, TensorSpec
+from parity_models.tensors.signature import DATATYPES, MAX_TENSORS, TensorSpec, pack
+from parity_models.tensors.texts import BYTES, as_texts, read_texts
 
 HEADER_LENGTH = "inference-header-content-length"
 """The header with the length of a JSON object that binary data follows."""
@@ -223,8 +224,9 @@ def write_request(
     for name, array in tensors.items():
         message = TensorMessage(name, _NAMES[array.dtype], array.shape)
         if binary:
-            message.parameters = TensorParameters(binary_data_size=array.nbytes)
-            data.append(np.ascontiguousarray(array).data)
+            content = memoryview(pack(array))
+            message.parameters = TensorParameters(binary_data_size=content.nbytes)
+            data.append(content)
         else:
             message.data = Raw(msgspec.json.encode(array.ravel().tolist()))
         messages.append(message)
@@ -263,7 +265,9 @@ def read_response(body: bytes, header_length: str | None) -> InferAnswer:
                 found = f"{tensor.datatype[:20]} {list(tensor.shape)[:40]}"
                 raise InvalidRequestError(f"output {tensor.name!r} is {found}")
             size = prod(tensor.shape) * DATATYPES[tensor.datatype].itemsize
-            if size > len(data):
+            if tensor.datatype == BYTES:
+                size = (tensor.parameters and tensor.parameters.binary_data_size) or 0
+            if not 0 <= size <= len(data):
                 raise InvalidRequestError(
                     f"output {tensor.name!r} has {len(data)} bytes of data, where {size} were due"
                 )
@@ -279,18 +283,24 @@ def read_response(body: bytes, header_length: str | None) -> InferAnswer:
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 
 
-def size_in_bytes(spec: TensorSpec, rows: int) -> int:
-    """Return the size in bytes of `rows` rows of this tensor."""
-    return rows * prod(spec.shape) * spec.dtype.itemsize
+def size_in_bytes(spec: TensorSpec, rows: int) -> int | None:
+    """Return the size in bytes of `rows` rows of this tensor; None for texts, whose sizes vary."""
+    return None if spec.is_text else rows * prod(spec.shape) * spec.dtype.itemsize
 
 
 def array_from_bytes(
     data: bytes | memoryview, datatype: str, shape: tuple[int, ...], name: str
 ) -> NDArray[Any]:
-    """Return a read-only view of `data`, which has the right size, as an array of this shape.
+    """Return a read-only view of `data`, which has the right size, as an array of this shape; texts
+    are read.
 
     Raises InvalidRequestError for bytes that are not values of the datatype.
     """
+    if datatype == BYTES:
+        try:
+            return read_texts(data, shape)
+        except ValueError as error:
+            raise InvalidRequestError(f"tensor {name!r} {error}") from error
     if datatype == "BOOL" and np.frombuffer(data, np.uint8).max(initial=0) > 1:
         raise InvalidRequestError(f"tensor {name!r} is BOOL and has bytes other than 0, 1")
     return np.frombuffer(data, DATATYPES[datatype]).reshape(shape)
@@ -333,11 +343,27 @@ def array_from_json(data: Raw, datatype: str, shape: tuple[int, ...], what: str)
 
     Raises InvalidRequestError, which calls it `what`.
     """
+    if datatype == BYTES:
+        return _texts_from_json(data, shape, what)
     values = read_numbers(flat_numbers(data, shape, what), datatype, what)
     if len(values) != prod(shape):
         raise _not_of(shape, what)
     values.flags.writeable = False
     return values.reshape(shape)
+
+
+def _texts_from_json(data: Raw, shape: tuple[int, ...], what: str) -> NDArray[Any]:
+    text = bytes(data)
+    # Each text has two quotes; those in texts are escaped.
+    too_many = text.count(b'"') - text.count(b'\\"') > 2 * prod(shape)
+    values = None if too_many else read_json(msgspec.json.Decoder(), data, what)
+    array = np.array(values, object)
+    if array.shape not in (shape, (prod(shape),)):
+        raise _not_of(shape, what, "strings")
+    try:
+        return as_texts(array).reshape(shape)
+    except ValueError as error:
+        raise InvalidRequestError(f"{what} {error}") from error
 
 
 _LIST_OF: dict[str, msgspec.json.Decoder[Any]] = {
@@ -362,9 +388,9 @@ def flat_numbers(data: Raw, shape: tuple[int, ...], what: str) -> bytes:
     return text.translate(None, b"[]")
 
 
-def _not_of(shape: tuple[int, ...], what: str) -> InvalidRequestError:
+def _not_of(shape: tuple[int, ...], what: str, of: str = "numbers") -> InvalidRequestError:
     return InvalidRequestError(
-        f"{what} is ragged, of another shape, or not only numbers; it must be flat, with "
+        f"{what} is ragged, of another shape, or not only {of}; it must be flat, with "
         f"{prod(shape)} elements, or nested as {list(shape)}"
     )
 

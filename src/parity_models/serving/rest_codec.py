@@ -33,8 +33,10 @@ from parity_models.serving.protocol import (
     object_end,
     read_json,
     read_numbers,
+    size_in_bytes,
 )
-from parity_models.tensors.signature import DATATYPES, cut
+from parity_models.tensors.signature import DATATYPES, cut, pack
+from parity_models.tensors.texts import BYTES
 
 JSON_OBJECT = 64 * 2**10
 """Bytes that a request's JSON object may have besides the values of its tensors."""
@@ -98,7 +100,8 @@ def read_request(
         is_plain = (
             signature.plain is not None
             and len(inputs) == len(signature.outputs) == 1
-            and signature.inputs[0].datatype != "BOOL"
+            and signature.inputs[0].datatype not in ("BOOL", BYTES)
+            and not signature.outputs[0].is_text
         )
         request.answer_size = request.measure_answer()
         known = Known(msgspec.structs.replace(request, tensors={}), inputs, is_plain)
@@ -146,10 +149,12 @@ def _read_request(
     for tensor in message.inputs:
         spec = spec_of[tensor.name]
         size = None if tensor.parameters is None else tensor.parameters.binary_data_size
-        shape, due = (rows, *spec.shape), rows * prod(spec.shape) * spec.dtype.itemsize
-        if (size is None) != bool(tensor.data) or size not in (None, due) or (size and end is None):
+        shape, due = (rows, *spec.shape), size_in_bytes(spec, rows)
+        fits = size is None or (size >= 0 if due is None else size == due)
+        if (size is None) != bool(tensor.data) or not fits or (size and end is None):
+            of = "" if due is None else f" of {due} bytes"
             raise InvalidRequestError(
-                f"input {tensor.name!r} needs either data, or a binary_data_size of {due} bytes "
+                f"input {tensor.name!r} needs either data, or a binary_data_size{of} "
                 f"({spec.datatype} of shape {list(shape)}) and the header "
                 "Inference-Header-Content-Length"
             )
@@ -203,7 +208,7 @@ async def read_array(
     data: Raw, datatype: str, shape: tuple[int, ...], what: str, wait: Yield = no_wait
 ) -> NDArray[Any]:
     """Do the same as array_from_json, but read large arrays in slices, and `wait` before each."""
-    if len(memoryview(data)) <= SLICE:
+    if len(memoryview(data)) <= SLICE or datatype == BYTES:
         return array_from_json(data, datatype, shape, what)
     await wait()
     text = flat_numbers(data, shape, what)
@@ -229,22 +234,26 @@ async def write_response(
     """
     outputs, sources = result.outputs, result.sources
     is_exact = sources.count(Source.MODEL) == len(sources)
-    known: Known | None = request.known if is_exact else None
+    # Texts differ in size, so the object of an answer with some is not kept.
+    known: Known | None = None if outputs.dtype.hasobject or not is_exact else request.known
     if known is not None and known.head and known.is_plain and outputs.nbytes <= SLICE:
         return known.head, (outputs.tobytes(),)
     model, messages = request.model, []
     binary: list[bytes | memoryview] = []
     tensors = cut(outputs, model.signature, request.sizes)
+    sizes: dict[str, int] = {}
     for spec, is_binary in request.outputs:
         if is_binary:
-            binary += await _binary_of(tensors[spec.name], wait)
+            pieces = await _binary_of(tensors[spec.name], wait)
+            sizes[spec.name] = sum(len(piece) for piece in pieces)
+            binary += pieces
     if known is not None and known.head:
         return known.head, binary
     for spec, is_binary in request.outputs:
         values = tensors[spec.name]
         message = TensorMessage(name=spec.name, datatype=spec.datatype, shape=values.shape)
         if is_binary:
-            message.parameters = TensorParameters(values.nbytes)
+            message.parameters = TensorParameters(sizes[spec.name])
         else:
             message.data = await _json(values, spec.name, wait)
         messages.append(message)
@@ -264,6 +273,8 @@ async def write_response(
 
 async def _binary_of(values: NDArray[Any], wait: Yield) -> list[memoryview]:
     """Return the values as binary data: large ones in pieces, after a `wait` for each."""
+    if values.dtype.hasobject:
+        return [memoryview(pack(values))]
     if values.nbytes <= SLICE or values.flags.c_contiguous:
         return [_bytes_of(values)]
     step, pieces = 1 + len(values) * SLICE // (1 + values.nbytes), []

@@ -30,6 +30,7 @@ from parity_models.serving.repository import Repository
 from parity_models.serving.rest import Rest
 from parity_models.serving.stand_in_only import stand_in_only
 from parity_models.tensors.signature import cut, padded
+from parity_models.tensors.texts import as_texts
 
 if TYPE_CHECKING:
     from parity_models.serving.grpc.grpc_server import GrpcServer
@@ -334,12 +335,16 @@ class _Predict(Call[Predictions]):
 def _as_array(name: str, values: ArrayLike, dtype: Any) -> NDArray[Any]:
     array = np.asarray(values)
     try:
+        if dtype is not None and dtype.hasobject:
+            return as_texts(array)
         return array if dtype is None else array.astype(dtype, casting="same_kind", copy=False)
     except TypeError as error:
         raise InvalidRequestError(
             f"input {name!r} is of {np.dtype(dtype)}, and {array.dtype} cannot become that; "
             "convert it yourself"
         ) from error
+    except ValueError as error:
+        raise InvalidRequestError(f"input {name!r} {error}") from error
 
 
 class Serving:

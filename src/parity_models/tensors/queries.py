@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from parity_models.errors import DataError
 from parity_models.tensors.signature import Array, Axis, Batch, Named, Signature, Sizes, Tensor, pad
+from parity_models.tensors.texts import as_texts
 
 Integers = NDArray[np.int64]
 
@@ -55,7 +56,8 @@ def as_batch(
 
     They are an array (n, ...) for each input by name, the array of a model's only input, or a
     structured array with a field for each input; errors call them `what`. Numbers are converted if
-    that changes none of them. Raises DataError if names, datatypes, ranks or sizes do not fit.
+    that changes none of them. If a row is one text, texts may be (n,). Raises DataError if names,
+    datatypes, ranks or sizes do not fit.
     """
     if not isinstance(inputs, Mapping):
         array = np.asarray(inputs)
@@ -104,6 +106,8 @@ def fit_tensors(arrays: Batch, inputs: Sequence[Tensor], what: str) -> Named:
 
 
 def _fit(array: Array, tensor: Tensor, what: str) -> Array:
+    if tensor.is_text and tensor.shape == (1,) and array.ndim == 1:
+        array = array[:, np.newaxis]  # a list of texts
     shape = array.shape[1:]
     fits = len(shape) == len(tensor.shape) and all(
         size == each or (isinstance(each, str) and size > 0)
@@ -113,6 +117,11 @@ def _fit(array: Array, tensor: Tensor, what: str) -> Array:
         raise DataError(
             f"{tensor.name!r} in {what} has rows of shape {list(shape)}; the model takes {tensor}"
         )
+    if tensor.is_text:
+        try:
+            return as_texts(array)
+        except ValueError as error:
+            raise DataError(f"{tensor.name!r} in {what} {error}") from error
     if array.dtype == tensor.dtype:
         return array
     numbers = array.dtype.kind in "biuf" and (tensor.dtype.kind == "b") == (array.dtype.kind == "b")
@@ -130,6 +139,8 @@ def check_queries(batch: Batch, what: str, least: int = 1) -> None:
     if rows < least:
         raise DataError(f"there are {rows} {what}, too few: give {least} or more")
     for array in batch.values():
+        if array.dtype.kind == "O":
+            continue
         sound = np.isfinite(array).reshape(rows, -1).all(axis=1)
         if not sound.all():
             first = int(sound.argmin())
@@ -153,7 +164,7 @@ def sizes_in(batch: Batch, inputs: Sequence[Tensor]) -> dict[str, Integers]:
         array = batch[tensor.name]
         for axis, at in tensor.axes.items():
             others = tuple(i for i in range(1, array.ndim) if i != at + 1)
-            used = (array != np.asarray(tensor.padding, array.dtype)).any(axis=others)
+            used = (array != tensor.fill).any(axis=others)
             last = array.shape[at + 1] - used[:, ::-1].argmax(axis=1)
             size = np.where(used.any(axis=1), last, 1)
             found[axis] = np.maximum(found.get(axis, 1), size)
@@ -208,10 +219,10 @@ def read_batch(path: Path, signature: Signature, least: int = 1) -> Named:
     """Read the queries in a file.
 
     An .npz file holds an array for each input; if there is only one, it may be called "inputs". An
-    .npy file holds the array of a model's only input. Unsigned bytes for floating-point inputs, as
-    the pixels of images, become 0 to 1; other integers are refused there, as the scale that the
-    model expects is unknown. Raises DataError if the file cannot be read or does not fit, or
-    `check_queries` refuses the queries.
+    .npy file holds the array of a model's only input, and a .txt file a text per line. Unsigned
+    bytes for floating-point inputs, as the pixels of images, become 0 to 1; other integers are
+    refused there, as the scale that the model expects is unknown. Raises DataError if the file
+    cannot be read or does not fit, or `check_queries` refuses the queries.
     """
     inputs = signature.inputs
     arrays = read_arrays(path)
@@ -230,19 +241,25 @@ def read_batch(path: Path, signature: Signature, least: int = 1) -> Named:
 
 
 def read_arrays(path: Path, *, labels: bool = False) -> Named:
-    """Read the arrays of an .npz file, or the array of an .npy file as "inputs".
+    """Read the arrays of an .npz file, or the array of an .npy file or the lines of a .txt file as
+    "inputs".
 
     An array called "labels" next to others is left out, unless `labels` is set. Nothing is
-    unpickled. Raises DataError for a file that cannot be read, does not hold numbers, or is larger
-    than LARGEST.
+    unpickled. Raises DataError for a file that cannot be read, does not hold numbers or texts, or
+    is larger than LARGEST.
     """
     if not path.exists():
         raise DataError(f"there is no {path}; give an .npy or an .npz file")
-    if path.suffix not in (".npy", ".npz"):
+    if path.suffix not in (".npy", ".npz", ".txt"):
         raise DataError(
-            f"{path} is not an .npy or .npz file; save an array with numpy.save(file, array)"
+            f"{path} is not an .npy or .npz file; save an array with numpy.save(file, array), or "
+            "texts in a .txt file, one per line"
         )
     try:
+        if path.suffix == ".txt":
+            _check_size(path.stat().st_size, path)
+            lines = path.read_text("utf-8-sig").removesuffix("\n").split("\n")
+            return {"inputs": np.array(lines, object)}
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         if path.suffix == ".npy":
             arrays: Named = {"inputs": loaded}
@@ -256,10 +273,18 @@ def read_arrays(path: Path, *, labels: bool = False) -> Named:
     except PermissionError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # NumPy's parser raises anything
+        if any(sign in str(error) for sign in ("Object arrays", "Python objects")):
+            raise DataError(
+                f"{path} holds Python objects, which are not unpickled; save texts with "
+                "numpy.save(file, texts.astype(str))"
+            ) from error
         raise DataError(f"{path} is damaged or not an {path.suffix} file ({error})") from error
     for array in arrays.values():
-        if array.dtype.kind not in "fiub":
-            raise DataError(f"{path} holds {array.dtype}, not numbers; save it as float32")
+        if array.dtype.kind not in "fiubU":
+            raise DataError(
+                f"{path} holds {array.dtype}, not numbers or texts; save numbers as float32, and "
+                "texts as str"
+            )
     if not arrays:
         raise DataError(f"{path} holds no inputs; save one array for each input of the model")
     return arrays

@@ -15,6 +15,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_models.tensors.texts import BYTES, MAX_TEXT, read_texts, take_texts, write_texts
+
 Array = NDArray[Any]
 Named = dict[str, Array]
 Batch = Mapping[str, Array]
@@ -36,14 +38,18 @@ DATATYPES: dict[str, np.dtype[np.generic]] = {
     "UINT32": np.dtype(np.uint32),
     "UINT64": np.dtype(np.uint64),
     "BOOL": np.dtype(np.bool_),
+    BYTES: np.dtype(object),
 }
-"""The Open Inference Protocol's tensor data types that models here can have."""
+"""The Open Inference Protocol's tensor data types that models here can have; BYTES are texts."""
 
 MAX_VALUES = 2**28
 """The most values of one row: 1 GiB of FP32."""
 
 MAX_ROW_BYTES = 2**31 - 1
 """The most bytes of one row of all inputs, or of all outputs."""
+
+WORDS = (6, 4)
+"""The number of words of texts that are drawn, and of their letters."""
 
 MAX_BUCKETS = 16
 MAX_TENSORS = 64
@@ -66,9 +72,25 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def dtype(self) -> np.dtype[np.generic]:
         return DATATYPES[self.datatype]
 
-    def zeros(self, rows: int) -> NDArray[np.generic]:
-        """Return a batch of `rows` rows of zeros: (rows, *shape)."""
-        return np.zeros((rows, *self.shape), self.dtype)
+    def zeros(self, rows: int) -> Array:
+        """Return a batch of `rows` rows of zeros, or of empty texts: (rows, *shape)."""
+        return np.full((rows, *self.shape), "" if self.is_text else 0, self.dtype)
+
+    def draw(self, rng: "np.random.Generator", rows: int) -> Array:
+        """Return rows (rows, *shape) that suit most models: numbers from 0 to 1, integers of 0 or
+        1, texts of a few words."""
+        shape = (rows, *self.shape)
+        if self.is_text:
+            letters = rng.integers(ord("a"), ord("z") + 1, (prod(shape), *WORDS), np.uint8)
+            texts = [" ".join(bytes(word).decode() for word in text) for text in letters]
+            return np.array(texts, object).reshape(shape)
+        if self.dtype.kind == "f":
+            return rng.random(shape).astype(self.dtype)
+        return rng.integers(0, 2, shape).astype(self.dtype)
+
+    @property
+    def is_text(self) -> bool:
+        return self.datatype == BYTES
 
     def __str__(self) -> str:
         return f"{self.name!r} {self.datatype} {list(self.shape)}"
@@ -77,7 +99,7 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A tensor of a model, whose `shape` (of one row) has names where axes are dynamic.
 
-    Shorter rows of an input are filled up with the value `padding`.
+    Shorter rows of an input are filled up with the value `padding`, or with empty texts.
     """
 
     name: Name
@@ -89,12 +111,22 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _check(self.datatype, [each for each in self.shape if isinstance(each, int)])
         with np.errstate(all="ignore"):
             held = np.float64(self.padding).astype(self.dtype)
-        if not (float(held) == self.padding or self.dtype.kind == "f"):
+        fits = float(held) == self.padding or self.dtype.kind == "f"
+        if not fits or (self.is_text and self.padding):
             raise ValueError(f"{self.datatype} of {self.name!r} cannot hold {self.padding:g}")
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
         return DATATYPES[self.datatype]
+
+    @property
+    def is_text(self) -> bool:
+        return self.datatype == BYTES
+
+    @property
+    def fill(self) -> Array:
+        """The value, of shape (), that fills up shorter rows."""
+        return np.asarray("" if self.is_text else self.padding, self.dtype)
 
     @property
     def axes(self) -> dict[str, int]:
@@ -152,21 +184,19 @@ class Layout:
 
     @cached_property
     def row_values(self) -> int:
-        return sum(prod(each.shape) for each in self.tensors)
+        """The most values of a row: the bytes of its texts, and its numbers."""
+        return sum(prod(each.shape) * (MAX_TEXT if each.is_text else 1) for each in self.tensors)
 
     def zeros(self, rows: int) -> Array:
-        """Return a batch of `rows` rows of zeros."""
-        return np.zeros((rows, *self.shape), self.dtype)
+        """Return a batch of `rows` rows of zeros and empty texts."""
+        zeros = np.zeros((rows, *self.shape), self.dtype)
+        for each in self.tensors if zeros.dtype.hasobject else ():
+            self.split(zeros)[each.name][...] = each.zeros(rows)
+        return zeros
 
     def draw(self, rng: "np.random.Generator", rows: int) -> dict[str, Array]:
-        """Return tensors (rows, *shape) that suit most models: numbers from 0 to 1, integers of 0
-        or 1."""
-        return {
-            each.name: rng.random((rows, *each.shape)).astype(each.dtype)
-            if each.dtype.kind == "f"
-            else rng.integers(0, 2, (rows, *each.shape)).astype(each.dtype)
-            for each in self.tensors
-        }
+        """Return tensors (rows, *shape) that suit most models: see `TensorSpec.draw`."""
+        return {each.name: each.draw(rng, rows) for each in self.tensors}
 
     def split(self, rows: Array) -> dict[str, Array]:
         """Return the tensors (..., *shape) of a row or of a batch of rows, by name: views."""
@@ -190,8 +220,46 @@ class Layout:
             rows[each.name] = tensors[each.name]
         return rows
 
+    def unpack(self, data: bytes | memoryview, rows: int) -> Array:
+        """Return the `rows` rows in `data` (see `pack`), without a copy if there are only numbers
+        and they are aligned. Raises ValueError if the data do not fit."""
+        view = memoryview(data)
+        if not self.dtype.hasobject:
+            size = rows * self.row_bytes
+            if view.nbytes != size:
+                raise ValueError(f"{view.nbytes} bytes, where {rows} rows of {self} have {size}")
+            values = np.frombuffer(data, self.dtype).reshape(rows, *self.shape)
+            # A message may begin at any address of a receive buffer.
+            return values if values.flags.aligned else values.copy()
+        if not self.is_record:
+            return read_texts(view, (rows, *self.shape))
+        unpacked, at = np.empty((rows, *self.shape), self.dtype), 0
+        for row in range(rows):
+            for each in self.tensors:
+                if each.is_text:
+                    found, at = take_texts(view, at, each.shape)
+                else:
+                    end = at + prod(each.shape) * each.dtype.itemsize
+                    found, at = np.frombuffer(view[at:end], each.dtype).reshape(each.shape), end
+                unpacked[each.name][row, ...] = found
+        if at != view.nbytes:
+            raise ValueError(f"{view.nbytes} bytes, where {rows} rows of {self} have {at}")
+        return unpacked
+
     def __str__(self) -> str:
         return ", ".join(map(str, self.tensors))
+
+
+def pack(rows: Array) -> bytes | memoryview:
+    """Return the content of a row or of a batch of rows, one row after the other: numbers as they
+    are in memory, without a copy if they are contiguous, and texts as bytes (see texts.py)."""
+    if rows.dtype.hasobject:
+        if rows.dtype.names is None:
+            return write_texts(rows)
+        fields, count = tensors_in(rows.reshape(-1)), rows.size
+        return b"".join(bytes(pack(each[row, ...])) for row in range(count) for each in fields)
+    whole = np.ascontiguousarray(rows)
+    return whole.data if rows.dtype.names is None else whole.view(np.uint8).data
 
 
 def one_row(tensors: Mapping[str, Array]) -> Array:
@@ -355,7 +423,7 @@ def pad(batch: Batch, signature: Signature, sizes: Sequence[int]) -> Named:
         kept = _real_part(tensor, signature, sizes)
         array = batch[tensor.name][kept]
         if array.shape[1:] != spec.shape:
-            array = np.full((len(array), *spec.shape), tensor.padding, spec.dtype)
+            array = np.full((len(array), *spec.shape), tensor.fill)
             array[kept] = batch[tensor.name][kept]
         full[tensor.name] = array
     return full

@@ -30,7 +30,7 @@ from parity_models.options import Options, option
 from parity_models.progress import OnProgress, Progress
 from parity_models.tasks.metrics import METRICS, Labels, choose_metric
 from parity_models.tensors.queries import as_batch, read_arrays, sizes_in
-from parity_models.tensors.signature import Array, Signature, TensorSpec, padded, tensors_in
+from parity_models.tensors.signature import Array, Signature, TensorSpec, pack, padded, tensors_in
 from parity_models.tensors.signature import Tensor as NamedTensor
 from parity_models.training.device import Rows
 from parity_models.training.export import WEIGHTS, export, floats, load_deployed
@@ -293,7 +293,7 @@ class Queries:
         """The SHA-256 of the queries to learn from."""
         content = hashlib.sha256()
         for each in tensors_in(self.train):
-            content.update(np.ascontiguousarray(each).data)
+            content.update(pack(each))
         return content.hexdigest()
 
 
@@ -308,6 +308,12 @@ def find_queries(
     if options.hflip and not teacher.plain:
         raise UserError("hflip is for images; the model takes other queries")
     choose_metric(options.metric, teacher.output.shape)
+    for each in teacher.signature.inputs:
+        if each.is_text:
+            raise TrainingError(
+                f"the input {each.name!r} holds texts, and the networks that are trained here take "
+                "numbers"
+            )
     found = rows_of(teacher, inputs, least=max(least, 3 * k))
     order = np.random.default_rng(1).permutation(len(found))
     tenth = len(found) // HELD_OUT

@@ -19,6 +19,9 @@ one deviation. Four statistics of z are each compared with a limit that few trai
 
 Integers of a narrow range may be ids, whose size says nothing. They have to be in the range of the
 training inputs or, in features (few, of fixed shape), of their column.
+
+Of texts, only the length is judged: what a text says that no training text said lowers a stand-in's
+confidence, which its gate measures, and no text changes another query's answer.
 """
 
 import contextlib
@@ -35,6 +38,7 @@ from numpy.typing import NDArray
 from parity_models.errors import BundleError
 from parity_models.tensors.queries import rows_in, sizes_in
 from parity_models.tensors.signature import DATATYPES, Array, Batch, Tensor
+from parity_models.tensors.texts import BYTES, read_texts, write_texts
 
 Floats = NDArray[np.float32]
 
@@ -139,6 +143,20 @@ class Ids(msgspec.Struct, frozen=True, eq=False, dict=True, tag="ids"):
         return np.array(self.low, np.int64), np.array(self.high, np.int64)
 
 
+class Texts(msgspec.Struct, frozen=True, eq=False, tag="texts"):
+    """One input of texts, as stand-ins were trained on it: up to `longest` characters each."""
+
+    longest: _Count
+
+    def like(self, row: Array) -> bool:
+        """Return whether no text of an input is much longer than the training inputs'."""
+        return max(map(len, row.ravel().tolist()), default=0) <= self.longest
+
+
+Part = Numbers | Ids | Texts
+"""One input, as stand-ins were trained on it."""
+
+
 class Envelope(msgspec.Struct, frozen=True, eq=False, forbid_unknown_fields=True):
     """A deployed model's inputs and outputs, as its stand-ins were trained on them.
 
@@ -148,7 +166,7 @@ class Envelope(msgspec.Struct, frozen=True, eq=False, forbid_unknown_fields=True
     """
 
     inputs: tuple[Tensor, ...]
-    parts: tuple[Numbers | Ids, ...]
+    parts: tuple[Part, ...]
     longest: dict[str, int]
     output_shape: _Shape
     low: Floats
@@ -194,6 +212,9 @@ def contents(
 
 FALSE_ALARMS = 0.005
 """The largest share of honest inputs that may be called unlike."""
+
+LONGER = 2
+"""Texts may be this many times longer than the longest one that stand-ins learned from."""
 
 MARGIN = 1.1
 """Limits are this many times farther from the median than honest inputs go."""
@@ -263,9 +284,11 @@ def _fit(
     sizes: Mapping[str, NDArray[np.int64]],
     share: float,
     mirrored: bool,
-) -> Numbers | Ids:
+) -> Part:
     """Fit one input, an `array` (n, ...), with limits that call at most a `share` of honest inputs
     unlike."""
+    if tensor.is_text:
+        return Texts(LONGER * max(map(len, array.ravel().tolist()), default=0))
     ids = _are_ids(array)
     if not ids:
         array = array.astype(np.float32, copy=False)
@@ -406,7 +429,7 @@ def _are_ids(array: Array) -> bool:
 
 
 class StoredArray(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """An array of little-endian numbers."""
+    """An array of little-endian numbers, or of texts."""
 
     shape: Annotated[tuple[Length, ...], msgspec.Meta(max_length=33)]
     values: bytes
@@ -416,6 +439,8 @@ class StoredArray(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
 def store_array(array: Array) -> StoredArray:
     """Return an array in the form that files hold."""
     name = next(name for name, dtype in DATATYPES.items() if dtype == array.dtype)
+    if name == BYTES:
+        return StoredArray(array.shape, write_texts(array), name)
     values = array.astype(array.dtype.newbyteorder("<")).tobytes()
     return StoredArray(array.shape, values, name)
 
@@ -423,6 +448,8 @@ def store_array(array: Array) -> StoredArray:
 def load_array(kind: type[Any], stored: Any) -> Array:
     """Return a stored array. Raises ValueError for one that is unsound."""
     found = msgspec.convert(stored, StoredArray)
+    if found.datatype == BYTES:
+        return read_texts(found.values, found.shape)
     dtype = DATATYPES.get(found.datatype)
     if dtype is None or prod(found.shape) * dtype.itemsize != len(found.values):
         raise ValueError(f"an array of shape {list(found.shape)} has {len(found.values)} bytes")
@@ -449,7 +476,13 @@ def decode_envelope(content: bytes) -> Envelope:
     if len(envelope.parts) != len(envelope.inputs) or set(envelope.longest) != axes:
         raise BundleError("is damaged: it does not describe the inputs that it names")
     for tensor, part in zip(envelope.inputs, envelope.parts, strict=True):
-        fits = _fits_ids(tensor, part) if isinstance(part, Ids) else _fits_numbers(tensor, part)
+        match part:
+            case Texts():
+                fits = tensor.is_text
+            case Ids():
+                fits = _fits_ids(tensor, part)
+            case Numbers():
+                fits = _fits_numbers(tensor, part)
         if not fits:
             raise BundleError(f"is damaged: its numbers do not fit the input {tensor}")
     if not all(_fits(each, envelope.output_shape) for each in (envelope.low, envelope.high)):
@@ -474,7 +507,7 @@ def _fits_ids(tensor: Tensor, ids: Ids) -> bool:
     columns = len(ids.low)
     fixed = None if tensor.fixed is None else prod(tensor.fixed.shape)
     ascending = len(ids.high) == columns and all(map(operator.le, ids.low, ids.high))
-    return ascending and tensor.dtype.kind != "f" and columns in (1, fixed)
+    return ascending and tensor.dtype.kind not in "fO" and columns in (1, fixed)
 
 
 def _fits(array: Floats, shape: tuple[int, ...]) -> bool:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-import numpy as np
 from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
@@ -30,7 +29,7 @@ from parity_models.serving.protocol import (
     no_wait,
     size_in_bytes,
 )
-from parity_models.tensors.signature import TensorSpec, cut
+from parity_models.tensors.signature import TensorSpec, cut, pack
 
 Raws = Sequence[bytes | memoryview]
 """A message's raw_input_contents."""
@@ -202,7 +201,8 @@ async def write_response(request: InferRequest, result: Result, wait: Yield = no
         for start in range(0, len(flat), SLICE_VALUES):
             if start:
                 await wait()
-            contents.extend(flat[start : start + SLICE_VALUES].tolist())
+            part = flat[start : start + SLICE_VALUES].tolist()
+            contents.extend([text.encode() for text in part] if spec.is_text else part)
     return await _with_raws(response.SerializeToString(), raws, wait)
 
 
@@ -211,12 +211,13 @@ async def _with_raws(head: bytes, tensors: Sequence[NDArray[Any]], wait: Yield) 
     copies a large one again, after another wait."""
     pieces: list[bytes | memoryview] = [head]
     for each in tensors:
-        size, length = each.nbytes, bytearray([_RAW_OUTPUTS])
+        content = memoryview(pack(each))
+        size, length = content.nbytes, bytearray([_RAW_OUTPUTS])
         while size > 0x7F:
             length.append(size & 0x7F | 0x80)
             size >>= 7
         length.append(size)
-        pieces += [bytes(length), np.ascontiguousarray(each).data]
+        pieces += [bytes(length), content]
     if sum(each.nbytes for each in tensors) <= SLICE:
         return b"".join(pieces)
     await wait()
@@ -239,7 +240,7 @@ def _from_raw(
     for name, data in zip(names, contents, strict=True):
         spec = specs[name]
         expected = size_in_bytes(spec, rows)
-        if len(data) != expected:
+        if expected not in (None, len(data)):
             raise InvalidRequestError(
                 f"raw_input_contents of input {name!r} has {len(data)} bytes; {spec.datatype} of "
                 f"shape {[rows, *spec.shape]} takes {expected}"

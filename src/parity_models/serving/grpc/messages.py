@@ -10,6 +10,7 @@ from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.grpc import inference_pb2 as pb
 from parity_models.serving.protocol import SLICE_VALUES, Yield, no_wait
 from parity_models.tensors.signature import TensorSpec
+from parity_models.tensors.texts import BYTES, as_texts
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
@@ -31,6 +32,7 @@ FIELDS = {
     "UINT64": "uint64_contents",
     "FP32": "fp32_contents",
     "FP64": "fp64_contents",
+    BYTES: "bytes_contents",
 }
 """The field of InferTensorContents that has the values, by datatype."""
 
@@ -61,6 +63,11 @@ async def read_contents(
         raise InvalidRequestError(
             f"{what} has {len(values)} {field}; its shape {[rows, *spec.shape]} takes {size}"
         )
+    if spec.is_text:
+        try:
+            return as_texts(np.array(values, object)).reshape(rows, *spec.shape)
+        except ValueError as error:
+            raise InvalidRequestError(f"{what} {error}") from error
     array = np.empty(size, spec.dtype)
     for start in range(0, size, SLICE_VALUES):
         if start:

@@ -68,7 +68,8 @@ def _write_model(folder: Path, name: str, model: ModelFile, path: Path) -> None:
         texts = []
         for each in tensors:
             row = [-1 if isinstance(size, str) else size for size in each.shape]  # -1: any size
-            named = f"name: {json.dumps(each.name)} data_type: TYPE_{each.datatype}"
+            datatype = "STRING" if each.is_text else each.datatype
+            named = f"name: {json.dumps(each.name)} data_type: TYPE_{datatype}"
             texts.append(f"{{ {named} dims: {[batch, *row] if batch else row} }}")
         return ", ".join(texts)
 

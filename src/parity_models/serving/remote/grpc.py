@@ -27,7 +27,7 @@ from parity_models.serving.remote.upstream import (
     unreadable,
 )
 from parity_models.serving.request_log import REQUEST_ID
-from parity_models.tensors.signature import Kind
+from parity_models.tensors.signature import Kind, pack
 
 MAX_TEXT = 300
 """Characters of an error's text that are kept."""
@@ -106,7 +106,7 @@ class GrpcClient(UpstreamClient):
         for spec in kind.input.tensors:
             array = tensors[spec.name]
             request.inputs.add(name=spec.name, datatype=spec.datatype, shape=array.shape)
-            request.raw_input_contents.append(array.tobytes())
+            request.raw_input_contents.append(bytes(pack(array)))
         for spec in kind.output.tensors:
             request.outputs.add(name=spec.name)
         try:
@@ -151,13 +151,13 @@ async def _outputs(response: Any, kind: Kind, rows: int) -> list[OutputTensor]:
         data, spec = b"", specs.get(output.name)
         if spec is not None and raw:
             data, due = raw[place], size_in_bytes(spec, rows)
-            if len(data) != due:
+            if due not in (None, len(data)):
                 raise InvalidRequestError(
                     f"output {output.name!r} has {len(data)} bytes of data, where {due} were due"
                 )
         elif spec is not None:
             typed = await read_contents(output.contents, spec, rows, f"output {output.name!r}")
-            data = typed.tobytes()
+            data = bytes(pack(typed))
         shape = tuple(output.shape)
         outputs.append(OutputTensor(output.name, output.datatype, shape, memoryview(data)))
     return outputs

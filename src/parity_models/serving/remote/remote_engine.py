@@ -240,7 +240,8 @@ class RemoteEngine(Engine):
                     role: replace(models[role], name=name, version=upstream.version)
                     for role, name in upstream.models.items()
                 }
-                row = max(each.signature.largest.output.row_bytes for each in there.values())
+                outputs = [each.signature.largest.output for each in there.values()]
+                row = max(each.row_bytes + each.row_values for each in outputs)
                 most = _OVERHEAD + self.parts.max_batch * row
                 client = connect(upstream, self._options, most)
                 self._links.append(_Link(self, number, upstream, client, there))

@@ -25,7 +25,7 @@ from parity_models.serving.backoff import Backoff
 from parity_models.serving.engine import Engine, EngineListener, Parts
 from parity_models.serving.worker import wire
 from parity_models.simulation.emulation import FaultPlan
-from parity_models.tensors.signature import Layout, Signature
+from parity_models.tensors.signature import Layout, Signature, pack
 
 TICK = 0.1
 """Seconds between two checks of all instances' timeouts."""
@@ -209,9 +209,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
             self._loop.call_soon(self._listener.unit_failed, unit, f"{role}: {error}")
             return
         its.running = RunningUnit(unit, kind.output, len(rows))
-        its.send_unit(
-            wire.Unit(unit, role, len(rows), kind.sizes), [wire.bytes_of(row) for row in rows]
-        )
+        its.send_unit(wire.Unit(unit, role, len(rows), kind.sizes), [pack(row) for row in rows])
 
     def cancel(self, instance: str, unit: int) -> None:
         its = self._instances.get(instance)
@@ -269,8 +267,8 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
                 case wire.Finished(unit, ended) if running is not None and running.unit == unit:
                     instance.running = None
                     try:
-                        rows = wire.rows_of(outputs, running.output, running.rows)
-                    except wire.MessageError as error:
+                        rows = running.output.unpack(outputs, running.rows)
+                    except ValueError as error:
                         self._listener.unit_failed(unit, f"its outputs cannot be read: {error}")
                         return
                     at = ended if self.same_clock else None

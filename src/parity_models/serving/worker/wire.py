@@ -17,14 +17,12 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from struct import Struct
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from parity_models.simulation.emulation import FaultPlan
-from parity_models.tensors.signature import Layout, Signature, Sizes
+from parity_models.tensors.signature import Signature, Sizes
 
 HEARTBEAT = 0.2
 """Seconds between two heartbeats of a worker."""
@@ -139,25 +137,6 @@ def read(decoder: msgspec.msgpack.Decoder[Message], header: Frame) -> Message:
         return decoder.decode(header)
     except (ValueError, RecursionError) as error:  # msgspec's errors, and UnicodeDecodeError
         raise MessageError(f"a message that cannot be read: {error}") from error
-
-
-def rows_of(frame: Frame, layout: Layout, rows: int) -> NDArray[np.generic]:
-    """Return the rows (rows, *shape) in a frame, without a copy if they are aligned.
-
-    Raises MessageError if the frame has another size.
-    """
-    size, found = rows * layout.row_bytes, memoryview(frame).nbytes
-    if found != size:
-        raise MessageError(f"{found} bytes, where {rows} rows of {layout} have {size}")
-    values = np.frombuffer(frame, layout.dtype).reshape(rows, *layout.shape)
-    # A message may begin at any address of a receive buffer.
-    return values if values.flags.aligned else values.copy()
-
-
-def bytes_of(rows: NDArray[Any]) -> memoryview:
-    """Return the bytes of rows, without a copy if they are contiguous."""
-    whole = np.ascontiguousarray(rows)
-    return whole.data if rows.dtype.names is None else whole.view(np.uint8).data
 
 
 # Streams

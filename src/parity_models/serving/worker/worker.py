@@ -24,7 +24,7 @@ from parity_models.bundle.onnx_model import OnnxModel, check_sha256, run_options
 from parity_models.errors import ModelError
 from parity_models.serving.worker import wire
 from parity_models.simulation.emulation import FaultPlan, WorkerFaults
-from parity_models.tensors.signature import tensors_in
+from parity_models.tensors.signature import pack, tensors_in
 
 MAX_DETAIL = 1000
 """Maximum number of an error's characters that are reported."""
@@ -60,7 +60,7 @@ class Runner:
         outputs: wire.Frame = b""
         detail: str | None = None
         try:
-            outputs = wire.bytes_of(self._compute(unit, rows))
+            outputs = pack(self._compute(unit, rows))
         except Exception as error:  # an error of this unit only; the next may succeed
             detail = "cancelled" if self._options.terminate else str(error)[:MAX_DETAIL]
         if self._faults is not None and self._apply_faults(started, unit.role, *self._faults):
@@ -97,7 +97,7 @@ class Runner:
             raise ValueError(f"this worker does not run {role!r}")
         model = self._models[role]
         kind = model.signature.kind(unit.sizes)
-        batch = wire.rows_of(rows, kind.input, unit.rows)
+        batch = kind.input.unpack(rows, unit.rows)
         if self._faults is not None:
             model = self._faulty_model(role, batch, *self._faults)
         outputs = kind.output.join(model(kind.input.split(batch), self._options))
