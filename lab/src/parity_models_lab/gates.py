@@ -24,7 +24,7 @@ from parity_models.options import option
 from parity_models.scheduling.race import Purse
 from parity_models.scheduling.work import COMPARE
 from parity_models.tasks.metrics import agreement_for
-from parity_models.trust.agreement import AgreementTest, Comparison, LearningGate
+from parity_models.trust.agreement import Comparison, LearningGate
 from parity_models.trust.calibration import reached_levels, surest_share
 from parity_models.trust.doubt import Doubts, fit_doubt
 from parity_models.trust.gate import NOTHING, confidences, suited
@@ -107,8 +107,8 @@ def promises(
     Coverage after so many comparisons (medians), and in hindsight. A promise is kept if, at no
     time, what may answer agrees less often than the level. After 50,000 comparisons, half of the
     queries of one class get another answer: "wrong before" are the stand-in's wrong answers among
-    those compared before the gate steps back, "former test" those before earlier versions closed
-    it, "coverage after" the median 20,000 comparisons later. "us": processor time of a comparison.
+    those compared before the gate steps back, "coverage after" the median 20,000 comparisons
+    later. "us": processor time of a comparison.
     """
     if bundles and inputs is None:
         raise UserError("give queries for the bundles, too: --inputs FILE")
@@ -225,8 +225,6 @@ class _Run(NamedTuple):
     kept: bool
     wrong: int | None
     """Wrong answers until the gate stepped back; None if it did not."""
-    former: int | None
-    """Wrong answers until the test of earlier versions would have closed it."""
     hindsight: float
     micros: float
     """Processor time of a comparison."""
@@ -239,7 +237,6 @@ def earn(job: tuple[str, float, Recorded], streams: int) -> tuple[Row, Curves]:
     runs = [_learn(task, level, sure, agreed, seed) for seed in range(streams)]
     covered = np.median([run.covered for run in runs], axis=0)
     wrong = [run.wrong for run in runs if run.wrong is not None]
-    former = [run.former for run in runs if run.former is not None]
     row: Row = {
         "task": task,
         "level": level,
@@ -248,7 +245,6 @@ def earn(job: tuple[str, float, Recorded], streams: int) -> tuple[Row, Curves]:
         "kept": f"{np.mean([run.kept for run in runs]):.1%}",
         "stepped back": f"{len(wrong)} of {streams}",
         "wrong before": _spread(wrong),
-        "former test": _spread(former),
         "coverage after": f"{covered[-1]:.1%}",
         "us": round(float(np.median([run.micros for run in runs])), 1),
     }
@@ -264,14 +260,14 @@ def _learn(task: str, level: float, sure: Floats, agreed: Mask, seed: int) -> _R
     curve = fit_doubt(sure[known], agreed[known], seed)
     found = reached_levels(sure[known], agreed[known], named=[level], seed=seed)
     shown = next((each.threshold for each in found if each.level == level), NOTHING)
-    gate, former = LearningGate(level, shown, curve.comparisons), AgreementTest(level)
+    gate = LearningGate(level, shown, curve.comparisons)
     said = rng.integers(0, CLASSES.get(task, 1), len(sure))
     parted = said == 0 if task in CLASSES else rng.random(len(sure)) < PARTED
     drifted = agreed & ~(parted & (rng.random(len(sure)) < 0.5))
     rows = rng.choice(served, MARKS[-1] + AFTER_DRIFT)
     stream = zip(sure[rows].tolist(), said[rows].tolist(), rows.tolist(), strict=True)
     covered, true = list[float](), list[float]()
-    kept, wrong, until_back, until_closed, former_wrong = True, 0, None, None, 0
+    kept, wrong, until_back = True, 0, None
     now, micros = agreed, 0.0
     for number, (confidence, says, row) in enumerate(stream):
         if number == MARKS[-1]:
@@ -286,10 +282,6 @@ def _learn(task: str, level: float, sure: Floats, agreed: Mask, seed: int) -> _R
         answers = confidence >= gate.threshold and says not in gate.barred
         if now is drifted and until_back is None:
             wrong += answers and not right
-        if now is drifted and until_closed is None and confidence >= shown:
-            former_wrong += not right
-            if former.saw(comparison):
-                until_closed = former_wrong
         began = process_time()
         turned = gate.saw(comparison)
         micros += process_time() - began
@@ -297,7 +289,7 @@ def _learn(task: str, level: float, sure: Floats, agreed: Mask, seed: int) -> _R
             until_back = wrong
     total = 1e6 * micros / len(rows)
     best = surest_share(sure[served], agreed[served], level)
-    return _Run(covered, true, kept, until_back, until_closed, best, total)
+    return _Run(covered, true, kept, until_back, best, total)
 
 
 def _spread(values: list[int]) -> str:
