@@ -18,6 +18,7 @@ COMMANDS = {
         "accuracy": "Train and compare codes and baselines over tasks and networks.",
     },
     "Measure": {
+        "real": "Compare rivals where model, texts, servers and slowness are real.",
         "overhead": "Measure the cost of a request.",
         "path": "Count the files and calls that a request takes.",
         "late": "Compare Late with libraries that hedge.",
