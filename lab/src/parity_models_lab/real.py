@@ -69,6 +69,9 @@ OUTAGE_EVERY = 4
 """One seed in so many has an outage."""
 
 WARM_UP = 400
+WORKER = "parity_models.serving.worker.worker"
+"""An argument of the command lines of a server's workers."""
+
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 DRAWS = 1000
 """Resamples of spells."""
@@ -369,12 +372,8 @@ def interval(found: Pooled, share: float) -> tuple[float, float]:
     """Return the 95 % interval of a quantile of the latencies, by resampling spells."""
     parts = [found.latencies[found.spell == each] for each in np.unique(found.spell)]
     draw = np.random.default_rng(0)
-    drawn = [
-        quantile(
-            np.concatenate([parts[i] for i in draw.integers(len(parts), size=len(parts))]), share
-        )
-        for _ in range(DRAWS)
-    ]
+    resamples = draw.integers(len(parts), size=(DRAWS, len(parts)))
+    drawn = [quantile(np.concatenate([parts[i] for i in each]), share) for each in resamples]
     return quantile(np.array(drawn), 0.025), quantile(np.array(drawn), 0.975)
 
 
@@ -517,9 +516,9 @@ async def _compare(
     results = {name: pooled(runs) for name, runs in found.items()}
     tuned = [name for name in results if name.startswith("hedging after")]
     best = min(tuned, key=lambda name: quantile(results[name].latencies, 0.99))
-    return {
-        name: each for name, each in results.items() if name not in tuned or name == best
-    }, texts
+    for name in set(tuned) - {best}:
+        del results[name]
+    return results, texts
 
 
 async def _contestants(
@@ -532,7 +531,7 @@ async def _contestants(
             port, _, pid = stack.enter_context(triton((work / "repository").resolve()))
         pids.append([each.pid for each in processes(pid)])
         clients.append(await stack.enter_async_context(Client(f"http://127.0.0.1:{port}")))
-    fleet, servers = Fleet(clients, texts), sum(pids, [])
+    fleet, servers = Fleet(clients, texts), [pid for each in pids for pid in each]
     backup = GatedBackup(open_bundle(work / "protected"), budgeted=True)
     lates = {
         name: stack.enter_context(Late(work / folder, differ=differ))
@@ -559,9 +558,7 @@ async def _contestants(
         server = await stack.enter_async_context(served(work / "protected", options))
         client = await stack.enter_async_context(Client(server.message))
         every = processes(server.pid)
-        workers = [
-            [e.pid] for e in every if "parity_models.serving.worker" in " ".join(e.cmdline())
-        ]
+        workers = [[each.pid] for each in every if WORKER in each.cmdline()]
         ask = Fleet([client], texts).plain
         contestants[f"parm serve, {policy}"] = Contestant(ask, workers, [e.pid for e in every])
     return contestants
