@@ -10,7 +10,7 @@ from commands import Here
 from onnx_models import output_of
 from parity_models.bundle.bundle import open_bundle
 from parity_models.bundle.onnx_model import OnnxModel
-from parity_models_lab.chaos import chaos, overload, traffic
+from parity_models_lab.chaos import chaos, traffic
 from parity_models_lab.chaos.chaos import PHASE, draw_course
 from parity_models_lab.chaos.known_model import (
     LONG,
@@ -74,18 +74,3 @@ def test_chaos_for_seconds_accounts_for_every_query(
     assert all(row["no end"] == 0 for row in result["rows"])
     assert not any(row["wrong"] for row in result["rows"])
     assert f"{result['queries']:,} of {result['queries']:,} queries" in done.stdout
-
-
-@pytest.mark.slow
-def test_overload_is_measured(
-    lab_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(overload, "FACTORS", (3.0,))
-    monkeypatch.setattr(overload, "DEADLINES", (1.0,))
-    done = lab_here("overload", "--seconds", 2, "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
-    waiting, giving_up = json.loads((tmp_path / "overload-local.json").read_text())["rows"]
-    assert (waiting["gives up"], giving_up["gives up"]) == (None, 0.5)
-    assert waiting["capacity"] > 0
-    assert sum(waiting["errors"].values()) <= waiting["offered"]
-    assert waiting["goodput"] >= 0

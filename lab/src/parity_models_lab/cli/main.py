@@ -26,7 +26,6 @@ COMMANDS = {
     },
     "Break": {
         "chaos": "Serve under load and faults; account for every query.",
-        "overload": "Send 1.2 to 5 times the load that a server can carry.",
     },
 }
 """Subcommands with their help, as in `parity_models.cli.main`."""
