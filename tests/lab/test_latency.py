@@ -102,7 +102,7 @@ def test_the_paper_s_settings_are_those_of_the_paper() -> None:
 
 def test_figures_that_take_long_are_run_by_name_alone() -> None:
     apart = {name for name in FIGURES if load_figure(name).apart}
-    assert apart > {"late", "disturbances", "validation"}
+    assert apart > {"late", "disturbances", "validation", "validation-budgets"}
 
 
 @pytest.mark.parametrize(
