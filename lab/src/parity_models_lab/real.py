@@ -245,11 +245,25 @@ def raced(fleet: Fleet, texts: Texts, late: Late) -> Ask:
 
 
 class Contestant(NamedTuple):
-    """Answers queries, with instances (the process ids of each) among all `servers`."""
+    """Answers queries with these servers, by process id: of one, its workers are the instances."""
 
     ask: Ask
-    instances: Sequence[Sequence[int]]
     servers: Sequence[int]
+
+    def instances(self) -> list[list[int]]:
+        """Return the processes of each instance, some of which may have been started again."""
+        trees = [processes(pid) for pid in self.servers]
+        if len(trees) > 1:
+            return [[each.pid for each in tree] for tree in trees]
+        return [[each.pid] for each in trees[0] if WORKER in each.cmdline()]
+
+    def processor_time(self) -> float:
+        """Return the seconds of the processor that the client and all servers have used."""
+        used = time.process_time()
+        for each in (each for pid in self.servers for each in processes(pid)):
+            with suppress(psutil.NoSuchProcess):
+                used += sum(each.cpu_times()[:4])  # of the process, and of children that ended
+        return used
 
 
 @contextmanager
@@ -286,11 +300,6 @@ def _signal(pids: Sequence[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
-def _processor_time(pids: Sequence[int]) -> float:
-    times = [psutil.Process(pid).cpu_times() for pid in pids]
-    return time.process_time() + sum(each.user + each.system for each in times)
-
-
 async def run(
     contestant: Contestant,
     texts: Texts,
@@ -304,7 +313,7 @@ async def run(
     ends = (spells[-1].ends if spells else WARM_UP / rate) + CALM[0]
     began = loop.time() + 0.1
     answers: list[asyncio.Task[tuple[float, int, str]]] = []
-    due, before = 0.0, _processor_time(contestant.servers)
+    due, before = 0.0, contestant.processor_time()
 
     async def answer(text: int, due: float) -> tuple[float, int, str]:
         try:
@@ -316,7 +325,7 @@ async def run(
 
     async def disturb(spell: Spell) -> None:
         await asyncio.sleep(began + spell.begins - loop.time())
-        with slow(spell, contestant.instances, work):
+        with slow(spell, contestant.instances(), work):
             await asyncio.sleep(began + spell.ends - loop.time())
 
     disturbances = [asyncio.create_task(disturb(each)) for each in spells]
@@ -328,7 +337,7 @@ async def run(
         number.append(sum(spell.begins <= due for spell in spells))
     found = await asyncio.gather(*answers)
     await asyncio.gather(*disturbances)
-    used = _processor_time(contestant.servers) - before
+    used = contestant.processor_time() - before
     latencies, said, sources = zip(*found, strict=True)
     return Run(tuple(drawn), latencies, said, sources, tuple(number), used)
 
@@ -502,7 +511,8 @@ async def _compare(
     async with AsyncExitStack() as stack:
         contestants = await _contestants(stack, work, texts, differ)
         found: dict[str, list[Run]] = {name: [] for name in contestants}
-        for contestant in contestants.values():
+        for name, contestant in contestants.items():
+            click.echo(f"warming up: {name}", err=True)
             await run(contestant, texts, (), rate, -1, work)
         for seed in seeds:
             for name, contestant in contestants.items():
@@ -525,13 +535,13 @@ async def _contestants(
     stack: AsyncExitStack, work: Path, texts: Texts, differ: float
 ) -> dict[str, Contestant]:
     """Start all servers, and return the contestants."""
-    pids, clients = list[list[int]](), list[Client]()
+    pids, clients = list[int](), list[Client]()
     for number in range(INSTANCES):
         with _on_core(number):
             port, _, pid = stack.enter_context(triton((work / "repository").resolve()))
-        pids.append([each.pid for each in processes(pid)])
+        pids.append(pid)
         clients.append(await stack.enter_async_context(Client(f"http://127.0.0.1:{port}")))
-    fleet, servers = Fleet(clients, texts), [pid for each in pids for pid in each]
+    fleet = Fleet(clients, texts)
     backup = GatedBackup(open_bundle(work / "protected"), budgeted=True)
     lates = {
         name: stack.enter_context(Late(work / folder, differ=differ))
@@ -544,7 +554,7 @@ async def _contestants(
         "a cascade": cascade(fleet, texts, backup),
         **{name: raced(fleet, texts, late) for name, late in lates.items()},
     }
-    contestants = {name: Contestant(ask, pids, servers) for name, ask in asks.items()}
+    contestants = {name: Contestant(ask, pids) for name, ask in asks.items()}
     for policy in ("none", "hedging", "adaptive"):
         options = ServeOptions(
             policy=PolicyChoice(policy),
@@ -557,10 +567,8 @@ async def _contestants(
         )
         server = await stack.enter_async_context(served(work / "protected", options))
         client = await stack.enter_async_context(Client(server.message))
-        every = processes(server.pid)
-        workers = [[each.pid] for each in every if WORKER in each.cmdline()]
         ask = Fleet([client], texts).plain
-        contestants[f"parm serve, {policy}"] = Contestant(ask, workers, [e.pid for e in every])
+        contestants[f"parm serve, {policy}"] = Contestant(ask, [server.pid])
     return contestants
 
 
