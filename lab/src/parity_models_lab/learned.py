@@ -21,7 +21,7 @@ from parity_models.codes.coder import Array, Shape
 from parity_models.options import option
 from parity_models.training.network_plans import Factory, NetworkPlan, parity_network
 
-CHANNELS = 20
+CHANNELS = 8
 """Channels of the convolutional encoder's layers, for each of k queries."""
 
 DILATIONS = (1, 1, 2, 4, 8, 1)
@@ -97,16 +97,11 @@ class ConvolutionalEncoder(LearnedEncoder):
     name = "convolutional"
 
     def build(self) -> nn.Module:
-        channels = self.query_shape[0]
-        inner = CHANNELS * self.k
+        channels, inner = self.query_shape[0], CHANNELS * self.k
+        sizes = pairwise([self.k * channels, *[inner] * len(DILATIONS)])
         layers: list[nn.Module] = [nn.Flatten(1, 2)]
-        inputs = self.k * channels
-        for dilation in DILATIONS:
-            layers += [
-                nn.Conv2d(inputs, inner, 3, padding=dilation, dilation=dilation),
-                nn.ReLU(),
-            ]
-            inputs = inner
+        for each, d in zip(sizes, DILATIONS, strict=True):
+            layers += [nn.Conv2d(*each, 3, padding=d, dilation=d), nn.ReLU()]
         return nn.Sequential(*layers, nn.Conv2d(inner, self.r * channels, 1))
 
 
