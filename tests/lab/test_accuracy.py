@@ -23,9 +23,11 @@ epochs = 2
 codes = [
   { encoder = "stack", decoder = "separate", k = 2, epochs = 1 },
   { encoder = "sum", decoder = "subtraction", k = 2, recipe = "published", epochs = 1 },
+  { encoder = "LEARNED:MLPEncoder", decoder = "LEARNED:MLPDecoder", k = 2, epochs = 1 },
+  { encoder = "LEARNED:ConvolutionalEncoder", decoder = "subtraction", k = 2, epochs = 1 },
 ]
 backups = [{ network = "linear", epochs = 1 }]
-"""
+""".replace("LEARNED", "parity_models_lab.learned")
 
 
 def test_a_matrix_is_written_and_not_run_twice(lab_here: Here, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Chaos follows from its seed, knows right answers from wrong, and accounts for every query."""
 
 import json
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,7 @@ from commands import Here
 from onnx_models import output_of
 from parity_models.bundle.bundle import open_bundle
 from parity_models.bundle.onnx_model import OnnxModel
-from parity_models.training import TrainingOptions
-from parity_models_lab.chaos import attack, chaos, overload, traffic
+from parity_models_lab.chaos import chaos, traffic
 from parity_models_lab.chaos.chaos import PHASE, draw_course
 from parity_models_lab.chaos.known_model import (
     LONG,
@@ -76,38 +74,3 @@ def test_chaos_for_seconds_accounts_for_every_query(
     assert all(row["no end"] == 0 for row in result["rows"])
     assert not any(row["wrong"] for row in result["rows"])
     assert f"{result['queries']:,} of {result['queries']:,} queries" in done.stdout
-
-
-@pytest.mark.slow
-def test_overload_is_measured(
-    lab_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(overload, "FACTORS", (3.0,))
-    monkeypatch.setattr(overload, "DEADLINES", (1.0,))
-    done = lab_here("overload", "--seconds", 2, "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
-    waiting, giving_up = json.loads((tmp_path / "overload-local.json").read_text())["rows"]
-    assert (waiting["gives up"], giving_up["gives up"]) == (None, 0.5)
-    assert waiting["capacity"] > 0
-    assert sum(waiting["errors"].values()) <= waiting["offered"]
-    assert waiting["goodput"] >= 0
-
-
-@pytest.mark.slow
-def test_victims_of_attackers_fare_as_well_with_an_envelope(
-    lab_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attack, "TrainingOptions", partial(TrainingOptions, epochs=20))
-    monkeypatch.setattr(attack, "STEPS", 20)
-    done = lab_here("attack", "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "attack.json").read_text())["rows"]
-    found = {row.pop("partner"): row for row in rows}
-    honest = found.pop(attack.HONEST)
-    assert found.pop(attack.SEARCHED)["kept out"] < 0.5, "it is within the envelope"
-    for name, row in found.items():
-        assert row["kept out"] > 0.99, name
-        # Of so few victims some more agree next to one partner than next to another.
-        assert row["envelope"] >= honest["envelope"] - 0.03, name
-        if name.startswith("all"):
-            assert row["no envelope"] < honest["no envelope"] / 2, name

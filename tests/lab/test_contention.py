@@ -20,7 +20,6 @@ import pytest
 from parity_models.load import LoadSpec
 from parity_models.serving.server import ServeOptions
 from parity_models_lab.contention.network import check_privileges
-from parity_models_lab.contention.quota import ROOT, quota
 from parity_models_lab.contention.transfers import RATE, SIZES, ContentionError, legs
 from parity_models_lab.latency.real_trial import contended
 from parity_models_lab.latency.trial import Setting
@@ -63,14 +62,14 @@ async def test_a_server_among_namespaces_answers_and_leaves_nothing(
     setting, bundle = Setting(instances=2, shuffles=2), write_linear_bundle(tmp_path)
     data = tmp_path / "data.npz"
     np.savez(data, inputs=queries(20), labels=np.argmax(predictions(queries(20)), axis=1))
-    with contended(setting, 0) as (places, server_prefix, prefix, begin):
+    with contended(setting, 0) as (places, prefix, begin):
         options = ServeOptions(instances=3, port=0, placements=places)
-        async with served(bundle, options, server_prefix) as server:
+        async with served(bundle, options, prefix) as server:
             load = LoadSpec(url=server.message, inputs=str(data), rate=100, queries=100, warm_up=10)
             result = await offer_load_from_own_process(load, begin, prefix)
     assert result.answered.all()
     assert result.score.all()
-    with contended(setting, 0) as (places, _, _, begin):
+    with contended(setting, 0) as (places, _, begin):
         machines = [each.prefix for each in places]
         begin()
         async with asyncio.timeout(60):
@@ -127,34 +126,6 @@ def _alive(pid: int) -> bool:
     with suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     return False
-
-
-# A slower processor
-
-COMPUTE = """
-import time
-end, before = time.perf_counter() + 1, time.process_time()
-while time.perf_counter() < end:
-    pass
-print(time.process_time() - before)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.root
-@pytest.mark.skipif(not os.access(ROOT, os.W_OK), reason="quotas need root and cgroup v1")
-def test_a_group_gets_its_quota_and_leaves_nothing() -> None:
-    with quota(0.2) as (prefix, begin):
-        begin()
-        command = (*prefix, sys.executable, "-c", COMPUTE)
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert own_groups()
-    assert float(done.stdout) < 0.4
-    assert not own_groups()
-
-
-def own_groups() -> list[Path]:
-    return list(ROOT.glob(f"parm-{os.getpid()}-*"))
 
 
 @pytest.mark.slow

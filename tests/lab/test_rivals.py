@@ -1,7 +1,5 @@
 """The rivals where answers may be approximate, and the figure that compares them."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -11,7 +9,6 @@ from parity_models.scheduling.core import Scheduler
 from parity_models.scheduling.work import SchedulerConfig, Unit
 from parity_models_lab.latency import reproduce_rivals as racing
 from parity_models_lab.latency.rivals import Cascade, ProteusLike, SlackFit
-from parity_models_lab.latency.rivals_pictures import Watched, draw
 from parity_models_lab.latency.trial import Setting
 from scheduling_world import World, world_of
 
@@ -95,28 +92,6 @@ def test_answers_that_differ_are_counted_on_recorded_predictions() -> None:
     passed = np.array(recorded.confidence) >= recorded.threshold
     assert gated.stood_in == pytest.approx(passed.mean(), abs=0.05)
     assert gated.differs < found.differs
-
-
-def test_pictures_of_the_rule_are_the_same_for_the_same_numbers(tmp_path: Path) -> None:
-    rows = [
-        {"evidence": "hindsight", "scene": "transfers", "load": 0.5, "policy": policy}
-        | {"budget": 0.01, "p99.9": tail}
-        for policy, tail in (("adaptive", 40.0), ("hedging", np.inf))
-    ]
-
-    def simulate(policy: str) -> None:
-        assert policy.endswith(":Watched@differ=0.001")
-        burst = racing.Candidate(policy, "load in bursts", 0.9)
-        racing.simulate_run(burst, 0, 1000, {})
-
-    for folder in (tmp_path / "first", tmp_path / "again"):
-        folder.mkdir()
-        draw(folder, rows, np.geomspace(1e-4, 0.5, 100), simulate)
-        assert len(Watched.seen) == 1000 + racing.WARM_UP
-    for name in ("released.svg", "purse.svg", "rivals.svg"):
-        picture = (tmp_path / "first" / name).read_bytes()
-        assert picture == (tmp_path / "again" / name).read_bytes()
-        assert len(picture) < 60_000
 
 
 @pytest.mark.slow

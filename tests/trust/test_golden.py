@@ -123,3 +123,20 @@ def test_a_bundle_whose_stand_ins_differ_is_refused(bundle: Bundle, tmp_path: Pa
 def test_bytes_that_hold_no_golden_queries_are_refused(content: bytes) -> None:
     with pytest.raises(BundleError, match="holds no golden queries"):
         check_golden(content, {})
+
+
+def test_a_model_whose_outputs_depend_on_the_batch_is_recognised(bundle: Bundle) -> None:
+    """A dynamically quantised model has one scale for all rows of a batch."""
+
+    class Dynamic:
+        def __init__(self, model: OnnxModel) -> None:
+            self._model, self.signature = model, model.signature
+
+        def __call__(self, batch: Any) -> Any:
+            rows = len(next(iter(batch.values())))
+            return {name: each * rows for name, each in self._model(batch).items()}
+
+    running = {role: Dynamic(model) for role, model in models(bundle).items()}
+    queries = bundle.manifest.deployed.signature.smallest.input
+    found = golden(bundle.code(), queries, bundle.envelope(), running)
+    check_golden(encode_golden(found), running)

@@ -5,6 +5,7 @@ A matrix says what is trained and compared; people can edit its file.
 
 import hashlib
 import shutil
+import timeit
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from functools import partial
@@ -12,6 +13,7 @@ from importlib import resources
 from importlib.metadata import version
 from operator import itemgetter
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -34,9 +36,11 @@ from parity_models.options import option
 from parity_models.progress import progress_bars
 from parity_models.tasks.metrics import score
 from parity_models.training import Trained, TrainingOptions, train
-from parity_models.training.network_plans import find_network, parity_network
+from parity_models.training.device import computing
+from parity_models.training.network_plans import find_network
 from parity_models_lab.deployed import queries_of, train_deployed
 from parity_models_lab.documents import load_toml, names_in
+from parity_models_lab.learned import JointTraining
 from parity_models_lab.published import check_published, published_network
 from parity_models_lab.results import OutFolder, ResultCache, Seed, Work, check_out, report
 from parity_models_lab.tasks import find_task
@@ -112,7 +116,10 @@ def load_matrix(name: str) -> Matrix:
 Row = dict[str, Any]
 Array = NDArray[Any]
 
-VERSION = 7
+REPEATS = 1000
+"""How often a group is encoded and decoded to measure the time."""
+
+VERSION = 8
 """Part of every key: raised when what a cell measures changes."""
 
 
@@ -159,8 +166,9 @@ class _Model:
         for each in cells:
             find_network(each.network or cell.network)
         self._data = self._task.load()
+        self._shapes = self._data.input_shape, self._data.output_shape
         for code in cell.codes:
-            Code(code.spec, self._data.input_shape, self._data.output_shape)
+            Code(code.spec, *self._shapes)
             if code.recipe == "published":
                 check_published(code.spec)
 
@@ -208,14 +216,16 @@ class _Model:
         }
 
     def _code(self, cell: CodeCell) -> Row:
-        plan = published_network if cell.recipe == "published" else parity_network
-        bundle = self._stand_in(cell, network=cell.network, code=cell.spec, plan=plan)
+        joint = JointTraining(cell.spec, self._bundles / self._key(cell))
+        plan = published_network if cell.recipe == "published" else joint
+        bundle = self._stand_in(cell, network=cell.network, code=joint.spec, plan=plan)
+        joint.save()
         outputs = Outputs(bundle, self._data.test.inputs, seed=self._seed)
         found = measure_accuracy(outputs, self._data.test.labels, metric=self._task.metric)
         time = _time(bundle)
         row = _row(str(cell), cell.r / cell.k * time, found.degraded_by_unavailable, found.overall)
         more = {"agreement": found.agreement, "time": time, "training s": bundle.fitted.seconds}
-        return row | more
+        return row | more | coding_times(Code(joint.spec, *self._shapes))
 
     def _backup(self, cell: BackupCell, available: float) -> Row:
         bundle = self._stand_in(cell, network=cell.network, code=None)
@@ -275,6 +285,25 @@ def _row(
     for unavailable, share in enumerate(degraded, 1):
         row["A_d" if unavailable == 1 else f"{unavailable} unavailable"] = share
     return row | {f"A_o {float(f):.0%}": share for f, share in overall.items()}
+
+
+def coding_times(code: Code) -> Row:
+    """Return the median times in us to encode one group, and to decode it with one unavailable
+    prediction."""
+    (name,), random = code.query_shapes, np.random.default_rng(0)
+    arrays = random.normal(size=(code.k, *code.query_shape)).astype(np.float32)
+    queries = [{name: each} for each in arrays]
+    made = random.normal(size=(code.k, *code.output_shape)).astype(np.float32)
+    parities = random.normal(size=(code.r, *code.parity_output_shape)).astype(np.float32)
+    once: dict[str, Callable[[], object]] = {
+        "encode, us": partial(code.encode, queries),
+        "decode, us": partial(code.decode, [None, *made[1:]], [*parities]),
+    }
+    with computing(threaded=False):
+        return {
+            column: round(1e6 * median(timeit.repeat(do, number=1, repeat=REPEATS)), 1)
+            for column, do in once.items()
+        }
 
 
 def _time(bundle: Bundle) -> float:

@@ -6,7 +6,6 @@ Events are a table of context managers; some clients are always there.
 import asyncio
 import os
 import signal
-import sys
 from asyncio.subprocess import DEVNULL
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -14,7 +13,6 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import TextIO
 
 import click
 import msgspec
@@ -22,7 +20,6 @@ import msgspec
 from parity_models.errors import ServingError, UserError
 from parity_models.options import option
 from parity_models.serving.client import Client
-from parity_models_lab.chaos import health
 from parity_models_lab.chaos.known_model import INPUTS, SLOW, liar, write_known_model
 from parity_models_lab.chaos.server import (
     DESCRIPTORS,
@@ -271,26 +268,23 @@ async def _run(
         if not all_up:
             raise ServingError("the server does not say how many instances are up; see its log")
         ends = now() + seconds
-        async with _asking_for_health(server, folder / "health") as answers:
-            for number, (names, lasting) in enumerate(course, 1):
-                if now() > ends:
-                    break
-                name = names[0] if len(names) == 1 else "two at once"
-                page = traffic.page = pages.setdefault(name, Page())
-                page.times += 1
-                before = await _recycled(client)
-                async with traffic.offered(), injector.crowd():
-                    async with AsyncExitStack() as happening:
-                        for each in names:
-                            await happening.enter_async_context(EVENTS[each](injector))
-                        await asyncio.sleep(lasting)
-                    _note_health(page, answers, RUN / (RUN + HELD) if "starved" in names else 1.0)
-                    took = await _recover(client, traffic, all_up)
-                page.took("recovery", took)
-                _note_health(page, answers)
-                page.recycled += await _recycled(client) - before
-                events = " + ".join(names)
-                click.echo(f"{number}, {events}: full strength after {took:.1f} s", err=True)
+        for number, (names, lasting) in enumerate(course, 1):
+            if now() > ends:
+                break
+            name = names[0] if len(names) == 1 else "two at once"
+            page = traffic.page = pages.setdefault(name, Page())
+            page.times += 1
+            before = await _recycled(client)
+            async with traffic.offered(), injector.crowd():
+                async with AsyncExitStack() as happening:
+                    for each in names:
+                        await happening.enter_async_context(EVENTS[each](injector))
+                    await asyncio.sleep(lasting)
+                took = await _recover(client, traffic, all_up)
+            page.took("recovery", took)
+            page.recycled += await _recycled(client) - before
+            events = " + ".join(names)
+            click.echo(f"{number}, {events}: full strength after {took:.1f} s", err=True)
     return [page.row(name) for name, page in pages.items()], traffic.sent
 
 
@@ -313,27 +307,3 @@ async def _recover(client: Client, traffic: Traffic, all_up: float) -> float:
         good = good + 1 if is_up and await traffic.probe() else 0
         await asyncio.sleep(0.05)
     return now() - began
-
-
-@asynccontextmanager
-async def _asking_for_health(server: TestedServer, file: Path) -> AsyncIterator[TextIO]:
-    """Ask whether the server is live while the context lasts; gives the lines of `health.py`."""
-    program = (sys.executable, health.__file__, str(server.port), str(server.pid_file))
-    with file.open("wb") as answers, file.open() as lines:
-        asking = await asyncio.create_subprocess_exec(*program, stdout=answers)
-        try:
-            yield lines
-        finally:
-            _send(asking.pid, signal.SIGTERM)
-            await asking.wait()
-
-
-def _note_health(page: Page, lines: TextIO, share: float = 1.0) -> None:
-    """Note the answers since the last time, of a server that may run for this share of the time."""
-    for line in lines.readlines():
-        took, server, asker, away = map(float, line.split())
-        page.took("health", took)
-        # What may run for a fifth of the time loses five seconds by each that it waits. Both may
-        # have waited at the same time, so only the longer wait is certainly not the server's own.
-        page.took("own health", took - min(took, max(server / share, asker)))
-        page.took("away", away)

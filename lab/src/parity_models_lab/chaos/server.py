@@ -46,14 +46,14 @@ RESULTS = Path("runs/chaos")
 
 class TestedServer:
     """A server of the known model, whose units take `service` seconds (median), with `options` of
-    ServeOptions. In `folder` are its log, the file `liar.onnx`, which the last instance runs as
-    long as it is there, and the file `pid` of the process that answers clients."""
+    ServeOptions. In `folder` are its log, and the file `liar.onnx`, which the last instance runs as
+    long as it is there."""
 
     def __init__(
         self, model: KnownModel, engine: Engine, folder: Path, service: float, **options: Any
     ) -> None:
         self.model, self.liar = model, (folder / "liar.onnx").resolve()
-        self.pid_file, self._log = folder / "pid", folder / "server.log"
+        self._log = folder / "server.log"
         self._engine, self._service = engine, service
         shared: dict[str, Any] = {"reuse_port": True, "share_groups": True, "shutdown_delay": 1.0}
         self._options = ServeOptions(port=0, grpc_port=0, **shared, **options)
@@ -109,7 +109,6 @@ class TestedServer:
         urls = self.url, await server.ask(GRPC)
         self.port, self.grpc_port = (int(each.rpartition(":")[2]) for each in urls)
         self._options = replace(self._options, port=self.port, grpc_port=self.grpc_port)
-        self.pid_file.write_text(str(self.pid))
 
     async def _launch(self, options: ServeOptions, limit: str = "") -> Child:
         shell = ("sh", "-c", f'{limit}exec "$@" 2>> "$0"', str(self._log))

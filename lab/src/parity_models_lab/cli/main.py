@@ -18,6 +18,7 @@ COMMANDS = {
         "accuracy": "Train and compare codes and baselines over tasks and networks.",
     },
     "Measure": {
+        "real": "Compare rivals where model, texts, servers and slowness are real.",
         "overhead": "Measure the cost of a request.",
         "path": "Count the files and calls that a request takes.",
         "late": "Compare Late with libraries that hedge.",
@@ -25,8 +26,6 @@ COMMANDS = {
     },
     "Break": {
         "chaos": "Serve under load and faults; account for every query.",
-        "overload": "Send 1.2 to 5 times the load that a server can carry.",
-        "attack": "Attack other clients' reconstructions by absurd inputs.",
     },
 }
 """Subcommands with their help, as in `parity_models.cli.main`."""

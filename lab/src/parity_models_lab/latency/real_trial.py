@@ -1,12 +1,12 @@
 """Real trials: a server process with worker processes, a client process, real contention.
 
 What slows workers from within (service times, pauses, another tenant, kills) is in the server's
-fault plan; transfers and a quota are made outside.
+fault plan; transfers are made outside.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
-from math import inf, prod
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,6 @@ from parity_models.serving.engine import Placement
 from parity_models.serving.server import ServeOptions
 from parity_models.training.export import export, floats
 from parity_models_lab.contention.network import FRONTEND_ADDRESS, enter, shuffling, star
-from parity_models_lab.contention.quota import quota
 from parity_models_lab.latency.trial import (
     OUTPUT_SHAPE,
     QUERY_SHAPE,
@@ -39,19 +38,17 @@ ROWS = 200
 @contextmanager
 def contended(
     setting: Setting, seed: int
-) -> Iterator[tuple[tuple[Placement, ...], tuple[str, ...], tuple[str, ...], Callable[[], None]]]:
+) -> Iterator[tuple[tuple[Placement, ...], tuple[str, ...], Callable[[], None]]]:
     """Make a setting's contention, of which nothing is left at the end of the context.
 
-    Gives the places of the instances, the beginnings of the server's command and of those of its
-    clients, without which they do not reach the workers and the server, and a function that starts
-    the contention, to be called once. Raises ContentionError if the network, or a quota, cannot be
-    made here.
+    Gives the places of the instances, the beginning of the commands of the server and its clients,
+    without which they do not reach the workers and the server, and a function that starts the
+    contention, to be called once. Raises ContentionError if the network cannot be made here.
     """
     workers = range(setting.all_instances)
     nodes = [str(worker % setting.nodes) if setting.nodes else None for worker in workers]
     with ExitStack() as stack:
         machines = stack.enter_context(star(len(workers))) if setting.linked else None
-        slowed = stack.enter_context(quota(setting.quota)) if setting.quota < inf else None
         prefix = enter(machines.frontend) if machines else ()
         places = [Placement(node=node) for node in nodes]
         if machines:
@@ -59,12 +56,10 @@ def contended(
             places = [Placement(enter(each), FRONTEND_ADDRESS, node) for each, node in inside]
 
         def begin() -> None:
-            if slowed:
-                slowed[1]()
             if machines:
                 stack.enter_context(shuffling(setting.shuffles, machines, seed))
 
-        yield tuple(places), (slowed[0] if slowed else ()) + prefix, prefix, begin
+        yield tuple(places), prefix, begin
 
 
 async def run_real(trial: Trial, folder: Path) -> TrialResult:
@@ -76,7 +71,7 @@ async def run_real(trial: Trial, folder: Path) -> TrialResult:
     bundle = bundle_for(trial, folder)
     async with AsyncExitStack() as stack:
         contention = contended(setting, trial.seed)
-        places, server_prefix, prefix, begin_contention = stack.enter_context(contention)
+        places, prefix, begin_contention = stack.enter_context(contention)
         options = ServeOptions(
             policy=trial.policy,
             instances=len(roles),
@@ -88,7 +83,7 @@ async def run_real(trial: Trial, folder: Path) -> TrialResult:
             share_groups=True,
             agreement=0,  # what may not be answered is drawn, as in simulations: coverage
         )
-        server = await stack.enter_async_context(served(bundle.path, options, server_prefix))
+        server = await stack.enter_async_context(served(bundle.path, options, prefix))
         # Contention begins with the warm-up, which policies that learn would else learn from in
         # vain; so all queries are the load's own, and those of the warm-up are left out later.
         trace, rows = folder / "trace.txt", folder / "queries.npy"

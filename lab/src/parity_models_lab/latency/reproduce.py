@@ -81,13 +81,6 @@ def latency(
         "shaped (real runs, shuffles through shaped links; needs root and iproute2) or none "
         "(simulate only). By default shaped where that can be.",
     ),
-    speed: float = option(
-        0.0,
-        "The share of two cores' time for the server and its workers: in real runs by a "
-        "quota (root and cgroup v1). 0: no quota, and simulated servers take no time.",
-        ge=0,
-        le=1,
-    ),
     seed: Seed = 0,
 ) -> None:
     """Run the latency figures, for real and simulated.
@@ -106,9 +99,8 @@ def latency(
     trials = Trials(work)
     for name, each in figures.items():
         real = each.real if network is Links.SHAPED else ()
-        cells = run_figure(each, trials, seed, real=real, speed=speed)
-        at_speed, of_seed = f"-speed-{speed:g}" if speed else "", f"-seed-{seed}" if seed else ""
-        stem = f"{Path(name).stem}{at_speed}{of_seed}"
+        cells = run_figure(each, trials, seed, real=real)
+        stem = f"{Path(name).stem}{f'-seed-{seed}' if seed else ''}"
         queries = {"real": each.real_queries, "simulated": each.simulated_queries}
         rows = list(rows_of(each, cells))
         report(each.title, rows, out / f"{stem}.json", figure=name, queries=queries)
@@ -156,9 +148,7 @@ class Cell:
     result: TrialResult
 
 
-def run_figure(
-    figure: Figure, trials: Trials, seed: int, *, real: Collection[int], speed: float = 0.0
-) -> list[Cell]:
+def run_figure(figure: Figure, trials: Trials, seed: int, *, real: Collection[int]) -> list[Cell]:
     """Run a figure, simulated at all its points, and for real at those in `real`.
 
     A tuned series has the options with which simulations are best at a point; options with which
@@ -172,7 +162,7 @@ def run_figure(
         queries = figure.real_queries if mode == "real" else figure.simulated_queries
         return Trial(
             mode=mode,
-            setting=msgspec.structs.replace(figure.at(point, series), speed=speed),
+            setting=figure.at(point, series),
             policy=policy,
             queries=min(queries, most),
             warm_up=figure.warm_up,

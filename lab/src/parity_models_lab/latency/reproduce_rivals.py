@@ -30,7 +30,6 @@ from parity_models.simulation.simulation import FAILED
 from parity_models.trust.doubt import Doubts, fit_doubt
 from parity_models_lab.documents import load_toml
 from parity_models_lab.latency.link import DriverOnLinks
-from parity_models_lab.latency.rivals_pictures import draw
 from parity_models_lab.latency.trial import Setting, Trial, simulation_of
 from parity_models_lab.results import OutFolder, check_out, report, simulated
 
@@ -334,8 +333,7 @@ def rivals(
     """Compare the rule with a budget with cascades, slack rules and accuracy scaling.
 
     Simulated. Writes rivals.json: for each kind of slowness, load and budget, tails, busy time, and
-    the share of all answers that differ from the model's, counted on recorded predictions. Draws
-    the rule, too: released.svg, purse.svg, rivals.svg.
+    the share of all answers that differ from the model's, counted on recorded predictions.
     """
     check_out(out)
     traces = {}
@@ -352,9 +350,6 @@ def rivals(
         )
     }
     report("Rivals", rows, out / "rivals.json", **about, means=means)
-    doubts = hindsight(np.array(predictions().confidence), np.array(predictions().agrees) == 0)
-    burst = partial(Candidate, scene="load in bursts", load=0.9)
-    draw(out, rows, doubts, lambda policy: simulate_run(burst(policy), 0, 16_000, {}))
 
 
 def _mean(rows: Sequence[Outcome], column: str) -> float | None:

@@ -1,8 +1,7 @@
 """One run of a latency figure, real or simulated: its conditions, and its result."""
 
-from collections.abc import Callable
 from functools import partial
-from math import ceil, exp, inf, prod
+from math import ceil, exp, prod
 from random import Random
 from statistics import fmean
 from typing import Annotated, Literal
@@ -28,9 +27,8 @@ from parity_models.simulation.emulation import (
     Neighbours,
     Spell,
 )
-from parity_models.simulation.simulation import FAILED, Driver, Simulation
+from parity_models.simulation.simulation import FAILED, Simulation
 from parity_models.sizing.scenario import DISPATCH
-from parity_models_lab.latency.cores import Cores, DriverOnCores
 from parity_models_lab.latency.link import DriverOnLinks, Links
 
 Count = Annotated[int, Meta(ge=1, le=100_000)]
@@ -40,9 +38,6 @@ QUERY_SHAPE = (1, 112, 112)
 some 600 kB are to its own, ten times as fast."""
 
 OUTPUT_SHAPE = (10,)
-
-CORES = 2
-"""The cores of a machine with a `speed`."""
 
 TENANT_RATE, TENANT_TIME = 15.0, Constant(0.02)
 """Queries a second of an instance of another tenant, and the time of each."""
@@ -85,11 +80,9 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     instances / k of them, rounded up. The offered load is `rate` in queries per second, or, where
     that is None, `load` as a share of what `instances` alone can carry; with a `burst`, outside of
     bursts. `service` is the emulated time of a batch of up to `max_batch` queries, `backup_service`
-    that of a backup. `speed` is the share of two cores' time that the server's processes get
-    together, in real runs by a quota; 0: no quota, and simulated servers take no time. The code has
-    the `decoder` and its usual encoder. Stand-ins may answer a share `coverage` of the queries, and
-    agree there unless `faults` set doubts.
-    `stand_ins` are those that the bundle has for a policy that can use either.
+    that of a backup. The code has the `decoder` and its usual encoder. Stand-ins may answer a share
+    `coverage` of the queries, and agree there unless `faults` set doubts. `stand_ins` are those
+    that the bundle has for a policy that can use either.
 
     `shuffles` background transfers run at all times, through the links that queries take. With
     `quiet_links` queries take such links without shuffles. `tenant` instances of another
@@ -107,7 +100,6 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_batch: Annotated[int, Meta(ge=1, le=64)] = 1
     service: Constant | LogNormal = LogNormal(0.025, 0.05)
     backup_service: Constant | LogNormal = LogNormal(0.0125, 0.05)
-    speed: Annotated[float, Meta(ge=0, le=1)] = 0.0
     stand_ins: Annotated[tuple[Literal["parity", "backup"], ...], Meta(min_length=1)] = ("parity",)
     coverage: Annotated[float, Meta(ge=0, le=1)] = 1.0
     shuffles: Annotated[int, Meta(ge=0, le=100_000)] = 4
@@ -173,11 +165,6 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             return None
         row = {DEPLOYED: 4 * prod(QUERY_SHAPE), parity_role(0): 4 * prod(self.code.parity_shape)}
         return Links(self.shuffles, self.all_instances, row, seed)
-
-    @property
-    def quota(self) -> float:
-        """The seconds of a core that the server's processes get in a second."""
-        return CORES * self.speed if 0 < self.speed < 1 else inf
 
     def plan(self, seed: int, queries: int, workers: int) -> FaultPlan:
         """Return the faults of real or simulated workers while so many queries arrive."""
@@ -288,12 +275,8 @@ def simulate_trial(trial: Trial) -> TrialResult:
     """Run a trial in the simulator."""
     setting, warm_up = trial.setting, trial.warm_up
     links = setting.links(trial.seed)
-    driver: Callable[..., Driver] = partial(DriverOnLinks, links)
-    if setting.speed:
-        cores = Cores(CORES, computing=setting.faults.computing, quota=setting.quota)
-        driver = partial(DriverOnCores, cores, links)
     policy = trial.policy.build(trial.stand_ins)
-    result = simulation_of(trial).run(*policy, driver=driver)
+    result = simulation_of(trial).run(*policy, driver=partial(DriverOnLinks, links))
     sources = result.sources[warm_up:]
     answered = sources != FAILED
     latencies = result.latencies[warm_up:][answered]
@@ -306,5 +289,4 @@ def simulate_trial(trial: Trial) -> TrialResult:
         int(np.isin(sources, STAND_INS).sum()),
         float(sum(result.busy.values())) / trial.queries,
         work=sum(result.units.values()) / trial.queries,
-        **({"lag": result.lag * 1e3} if setting.speed else {}),
     )

@@ -29,12 +29,12 @@ def validation(
     """Compare the simulator with real runs, policy by policy.
 
     Real shuffles go through shaped links, which need root and iproute2. The overheads of the real
-    system are measured first. Writes validation.json.
+    system are measured first. Writes FIGURE.json.
     """
     loaded = load_figure(figure)
     check_out(out)
     rows, overheads = compare(loaded, queries, Trials(work), seed)
-    file = out / "validation.json"
+    file = out / f"{Path(figure).stem}.json"
     report(loaded.title, rows, file, queries=queries, overheads=overheads)
     report("Overheads of serving, in ms", overheads, None)
     click.echo(summary(rows))

@@ -1,0 +1,583 @@
+"""The command `real`: real texts, a real model and real slowness; nothing is emulated.
+
+Intents of Banking77 by MiniLM-L6 and a classifier, in four instances on two cores: four Tritons,
+each with one instance of its Python backend, behind a client that prefers the instance with the
+fewest calls in flight; or the four workers of `parm serve`. Instances are slow because neighbours
+compute on their core, because they are stopped, because the disk is busy; now and then all are
+stopped for five seconds. All contestants get the same queries at the same times, and the same
+slowness.
+"""
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
+from functools import partial
+from math import ceil, inf
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import msgspec
+import numpy as np
+import onnxruntime
+import psutil
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from parity_models import Late, calibrate, protect
+from parity_models.bundle.backup import GatedBackup, Judged
+from parity_models.bundle.bundle import NewModel, open_bundle, write_bundle
+from parity_models.options import option
+from parity_models.progress import progress_bars
+from parity_models.roles import Source
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.serving.client import Client, ClientError
+from parity_models.serving.engine import Placement
+from parity_models.serving.errors import InvalidRequestError
+from parity_models.serving.protocol import read_response, write_request
+from parity_models.serving.remote.export import export_repository
+from parity_models.serving.server import ServeOptions
+from parity_models_lab.plots import PALETTE, save, style, tail_axes
+from parity_models_lab.results import OutFolder, ResultCache, Row, Seed, Work, code_digest, report
+from parity_models_lab.served import ROOT, processes, served, triton
+
+MODEL, INSTANCES, CORES = "model", 4, 2
+TIMEOUT = 10.0
+"""Seconds after which a query has failed."""
+
+DEFAULT_AFTER = 0.05
+"""Seconds after which a default answers, where that is all that is done."""
+
+HEDGED_AFTER = (0.015, 0.03, 0.06, 0.12)
+"""Delays of copies, of which the best is taken."""
+
+LATE = 0.05
+"""Seconds from which on a query is late: those of the runs without help."""
+
+BEGIN, CALM, SPELL, OUTAGE = 1.0, (0.8, 1.6), (0.8, 1.6), 5.0
+"""Seconds: before the first spell of slowness, between two, of a spell, and of an outage."""
+
+SPELLS = ("neighbour", "neighbour", "stopped", "stopped", "disk")
+OUTAGE_EVERY = 4
+"""One seed in so many has an outage."""
+
+WARM_UP = 400
+WORKER = "parity_models.serving.worker.worker"
+"""An argument of the command lines of a server's workers."""
+
+QUANTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
+DRAWS = 1000
+"""Resamples of spells."""
+
+NEAR = 0.1
+"""A quantile is shown if its interval is within this share of it."""
+
+
+class Spell(NamedTuple):
+    """Slowness of some `kind`, in seconds from a run's beginning."""
+
+    kind: str
+    begins: float
+    ends: float
+    victim: int
+
+
+def course(seed: int) -> list[Spell]:
+    """Return the spells of a run, which follow from its seed."""
+    draw, at = random.Random(f"{seed}/course"), BEGIN
+    kinds = draw.sample(SPELLS, len(SPELLS)) + ["outage"] * (seed % OUTAGE_EVERY == 0)
+    spells = []
+    for kind in kinds:
+        lasting = OUTAGE if kind == "outage" else draw.uniform(*SPELL)
+        spells.append(Spell(kind, at, at + lasting, draw.randrange(INSTANCES)))
+        at += lasting + draw.uniform(*CALM)
+    return spells
+
+
+class Run(msgspec.Struct, frozen=True):
+    """The queries of a run, in order: the text; seconds from the due time to the answer, negative
+    where there was none; the class that was answered, and its source; and the last spell that had
+    begun."""
+
+    texts: tuple[int, ...]
+    latencies: tuple[float, ...]
+    said: tuple[int, ...]
+    sources: tuple[str, ...]
+    spells: tuple[int, ...]
+    processor: float
+    """Seconds of the processor: of the client, and of all servers."""
+
+
+class Texts:
+    """The test texts as requests, what is right, and what the model and the stand-in say."""
+
+    def __init__(self, folder: Path, bundle: Path, differ: float) -> None:
+        opened = open_bundle(bundle)
+        self.labels = np.load(folder / "labels.npy")
+        given = dict(np.load(folder / "test.npz"))
+        lengths = given["attention_mask"].sum(axis=1)
+        self.rows = [
+            {name: each[[i], :length] for name, each in given.items()}
+            for i, length in enumerate(lengths)
+        ]
+        self.requests = [write_request(row) for row in self.rows]
+        model = opened.pinned(opened.manifest.deployed).load()
+        (self.output,) = (each.name for each in opened.manifest.deployed.signature.outputs)
+        self.model = np.array([model(row)[self.output].argmax() for row in self.rows])
+        self.default = int(np.bincount(self.model).argmax())
+        self.most_doubt = self._most_doubt(GatedBackup(opened, budgeted=True), differ)
+
+    def _most_doubt(self, backup: GatedBackup, differ: float) -> float:
+        """Return the largest doubt with which a stand-in that is asked first may answer, known in
+        hindsight: so that a share `differ` of these very texts gets another answer."""
+        judged = [backup.answer(backup.read(row), onnxruntime.RunOptions()) for row in self.rows]
+        pairs = sorted(
+            (one.doubt, int(one.outputs.argmax() != said))
+            for one, said in zip(judged, self.model, strict=True)
+            if isinstance(one, Judged)
+        )
+        within = np.flatnonzero(np.cumsum([wrong for _, wrong in pairs]) <= differ * len(self.rows))
+        return pairs[within[-1]][0] if len(within) else -1.0
+
+
+Ask = Callable[[int], Awaitable[tuple[int, str]]]
+"""Answers a text, by number: its class, and the answer's source."""
+
+
+class Fleet:
+    """Servers of the model, of which a call goes to the one with the fewest calls in flight."""
+
+    def __init__(self, clients: Sequence[Client], texts: Texts) -> None:
+        self._clients, self._texts = clients, texts
+        self._in_flight = [0] * len(clients)
+        self._draw = random.Random(0)
+
+    async def call(self, text: int) -> dict[str, NDArray[Any]]:
+        """Return the model's output."""
+        return (await self._ask(text))[0]
+
+    async def plain(self, text: int) -> tuple[int, str]:
+        output, source = await self._ask(text)
+        return _class(output), source
+
+    async def _ask(self, text: int) -> tuple[dict[str, NDArray[Any]], str]:
+        fewest = min(self._in_flight)
+        at = self._draw.choice([i for i, n in enumerate(self._in_flight) if n == fewest])
+        self._in_flight[at] += 1
+        body, headers = self._texts.requests[text]
+        try:
+            path = f"/v2/models/{MODEL}/infer"
+            content, length = await self._clients[at].ask("POST", path, body, headers)
+        finally:
+            self._in_flight[at] -= 1
+        answer = read_response(content, length)
+        (output,) = answer.outputs
+        return {output.name: output.array()}, answer.sources(1)[0]
+
+
+def _class(output: Mapping[str, NDArray[Any]]) -> int:
+    (values,) = output.values()
+    return int(values.argmax())
+
+
+# Contestants
+
+
+def hedged(fleet: Fleet, after: float) -> Ask:
+    """Send a copy of each call that takes longer."""
+
+    async def ask(text: int) -> tuple[int, str]:
+        calls = {asyncio.ensure_future(fleet.plain(text))}
+        done, _ = await asyncio.wait(calls, timeout=after)
+        if not done:
+            calls.add(asyncio.ensure_future(fleet.plain(text)))
+            done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        for call in calls - done:
+            call.cancel()
+        return await done.pop()
+
+    return ask
+
+
+def with_default(fleet: Fleet, texts: Texts) -> Ask:
+    """Answer each call that takes too long by the commonest class."""
+
+    async def ask(text: int) -> tuple[int, str]:
+        try:
+            return await asyncio.wait_for(fleet.plain(text), DEFAULT_AFTER)
+        except TimeoutError:
+            return texts.default, "default"
+
+    return ask
+
+
+def cascade(fleet: Fleet, texts: Texts, backup: GatedBackup) -> Ask:
+    """Ask the stand-in first, and the model only if the doubt is too large."""
+
+    async def ask(text: int) -> tuple[int, str]:
+        rows, options = backup.read(texts.rows[text]), onnxruntime.RunOptions()
+        answer = await asyncio.to_thread(backup.answer, rows, options)
+        if isinstance(answer, Judged) and answer.doubt <= texts.most_doubt:
+            return int(answer.outputs.argmax()), Source.BACKUP
+        return await fleet.plain(text)
+
+    return ask
+
+
+def raced(fleet: Fleet, texts: Texts, late: Late) -> Ask:
+    """Race each call with the stand-in."""
+
+    async def ask(text: int) -> tuple[int, str]:
+        answer = await late(partial(fleet.call, text), texts.rows[text])
+        return _class(answer.value), answer.source
+
+    return ask
+
+
+# Slowness
+
+
+class Contestant(NamedTuple):
+    """Answers queries with these servers, by process id: of one, its workers are the instances."""
+
+    ask: Ask
+    servers: Sequence[int]
+
+    def instances(self) -> list[list[int]]:
+        """Return the processes of each instance, some of which may have been started again."""
+        trees = [processes(pid) for pid in self.servers]
+        if len(trees) > 1:
+            return [[each.pid for each in tree] for tree in trees]
+        return [[each.pid] for each in trees[0] if WORKER in each.cmdline()]
+
+    def processor_time(self) -> float:
+        """Return the seconds of the processor that the client and all servers have used."""
+        used = time.process_time()
+        for each in (each for pid in self.servers for each in processes(pid)):
+            with suppress(psutil.NoSuchProcess):
+                used += sum(each.cpu_times()[:4])  # of the process, and of children that ended
+        return used
+
+
+@contextmanager
+def slow(spell: Spell, instances: Sequence[Sequence[int]], work: Path) -> Iterator[None]:
+    """Make instances slow while the context lasts."""
+    started: list[subprocess.Popen[bytes]] = []
+    stopped = list[int]()
+    if spell.kind in ("stopped", "outage"):
+        victims = instances if spell.kind == "outage" else [instances[spell.victim]]
+        stopped = [pid for victim in victims for pid in victim]
+    elif spell.kind == "neighbour":
+        core = ("taskset", "-c", str(spell.victim % CORES))
+        started = [_start(*core, "sh", "-c", "while :; do :; done") for _ in range(3)]
+    else:
+        again = f"while :; do dd if=/dev/zero of={work / 'disk'} bs=1M count=64 conv=fsync; done"
+        started = [_start("sh", "-c", again)]
+    try:
+        _signal(stopped, signal.SIGSTOP)
+        yield
+    finally:
+        _signal(stopped, signal.SIGCONT)
+        for each in started:
+            os.killpg(each.pid, signal.SIGKILL)
+            each.wait()
+
+
+def _start(*command: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+
+
+def _signal(pids: Sequence[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+async def run(
+    contestant: Contestant,
+    texts: Texts,
+    spells: Sequence[Spell],
+    rate: float,
+    seed: int,
+    work: Path,
+) -> Run:
+    """Send queries at random times through a run's spells, and wait for all answers."""
+    draw, loop = random.Random(f"{seed}/queries"), asyncio.get_running_loop()
+    ends = (spells[-1].ends if spells else WARM_UP / rate) + CALM[0]
+    began = loop.time() + 0.1
+    answers: list[asyncio.Task[tuple[float, int, str]]] = []
+    due, before = 0.0, contestant.processor_time()
+
+    async def answer(text: int, due: float) -> tuple[float, int, str]:
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                said, source = await contestant.ask(text)
+        except (TimeoutError, ClientError, InvalidRequestError, OSError):
+            return -1.0, -1, "failed"
+        return loop.time() - began - due, said, source
+
+    async def disturb(spell: Spell) -> None:
+        await asyncio.sleep(began + spell.begins - loop.time())
+        with slow(spell, contestant.instances(), work):
+            await asyncio.sleep(began + spell.ends - loop.time())
+
+    disturbances = [asyncio.create_task(disturb(each)) for each in spells]
+    drawn, number = list[int](), list[int]()
+    while (due := due + draw.expovariate(rate)) < ends:
+        await asyncio.sleep(began + due - loop.time())
+        drawn.append(draw.randrange(len(texts.rows)))
+        answers.append(asyncio.create_task(answer(drawn[-1], due)))
+        number.append(sum(spell.begins <= due for spell in spells))
+    found = await asyncio.gather(*answers)
+    await asyncio.gather(*disturbances)
+    used = contestant.processor_time() - before
+    latencies, said, sources = zip(*found, strict=True)
+    return Run(tuple(drawn), latencies, said, sources, tuple(number), used)
+
+
+# Results
+
+
+class Pooled(NamedTuple):
+    """The queries of all of a contestant's runs; `spell` numbers the spells of all runs."""
+
+    texts: NDArray[np.int64]
+    latencies: NDArray[np.float64]
+    said: NDArray[np.int64]
+    sources: NDArray[np.str_]
+    spell: NDArray[np.int64]
+    processor: float
+
+
+def pooled(runs: Sequence[Run]) -> Pooled:
+    """Return the queries of some runs; those that failed took for ever."""
+    spells = [max(run.spells) + 1 for run in runs]
+    before = np.cumsum([0, *spells[:-1]])
+    latencies = np.concatenate([run.latencies for run in runs])
+    return Pooled(
+        np.concatenate([run.texts for run in runs]),
+        np.where(latencies < 0, inf, latencies),
+        np.concatenate([run.said for run in runs]),
+        np.concatenate([run.sources for run in runs]),
+        np.concatenate([np.add(run.spells, n) for run, n in zip(runs, before, strict=True)]),
+        sum(run.processor for run in runs),
+    )
+
+
+def quantile(values: NDArray[np.float64], share: float) -> float:
+    """Return the order statistic that at least this share of the values does not exceed."""
+    place = max(0, ceil(share * len(values)) - 1)
+    return float(np.partition(values, place)[place])
+
+
+def interval(found: Pooled, share: float) -> tuple[float, float]:
+    """Return the 95 % interval of a quantile of the latencies, by resampling spells."""
+    parts = [found.latencies[found.spell == each] for each in np.unique(found.spell)]
+    draw = np.random.default_rng(0)
+    resamples = draw.integers(len(parts), size=(DRAWS, len(parts)))
+    drawn = [quantile(np.concatenate([parts[i] for i in each]), share) for each in resamples]
+    return quantile(np.array(drawn), 0.025), quantile(np.array(drawn), 0.975)
+
+
+def row_of(name: str, found: Pooled, late: NDArray[np.bool_], texts: Texts) -> Row:
+    """Return a row of the table: times in ms, shares in per cent."""
+    row: dict[str, object] = {"": name}
+    for label, share in QUANTILES.items():
+        value, (low, high) = quantile(found.latencies, share), interval(found, share)
+        shown = value < inf and low >= (1 - NEAR) * value and high <= (1 + NEAR) * value
+        row[label] = round(1e3 * value, 1) if shown else None
+        row[f"{label}, 95 %"] = f"{1e3 * low:.0f} to {1e3 * high:.0f}"
+    answered = found.latencies < inf
+    agrees, stood_in = found.said == texts.model[found.texts], found.sources == Source.BACKUP
+
+    def percent(which: NDArray[np.bool_], among: NDArray[np.bool_]) -> float:
+        return round(100 * float(which[among].mean()), 2) if among.any() else 0.0
+
+    everything = np.ones_like(answered)
+    return row | {
+        "failed": int((~answered).sum()),
+        "stand-ins, %": percent(stood_in, everything),
+        "right, %": percent(found.said == texts.labels[found.texts], everything),
+        "agree, %": percent(agrees, everything),
+        "agree if late, %": percent(agrees, late),
+        "processor, ms": round(1e3 * found.processor / len(answered), 2),
+        "queries": len(answered),
+        "spells": len(np.unique(found.spell)),
+    }
+
+
+def plot_tails(file: Path, results: Mapping[str, Pooled], note: str) -> None:
+    """Draw the share of queries that took longer, for each contestant."""
+    with style():
+        picture = Figure(figsize=(9, 5.2), dpi=140, layout="constrained")
+        axes = picture.add_subplot()
+        for (name, found), colour in zip(results.items(), PALETTE, strict=False):
+            answered = 1e3 * np.where(found.latencies < inf, found.latencies, TIMEOUT)
+            axes.ecdf(answered, complementary=True, color=colour, label=name)
+        tail_axes(axes, 5e-4)
+        axes.set_xscale("log")
+        axes.set_xlabel("latency in ms, from the scheduled query to the answer")
+        axes.set_ylabel("share of queries that took longer")
+        picture.legend(loc="outside right upper", frameon=False, fontsize=9)
+        axes.set_title("A real model, texts and slowness", loc="left", fontweight="bold")
+        save(picture, file, note)
+
+
+# The command
+
+
+def real(
+    data_dir: Path = option(
+        Path("banking77"), "The folder of Banking77: train.csv, test.csv.", metavar="DIR"
+    ),
+    packages: Path = option(
+        Path("packages"),
+        "The folder of the packages that examples/real/minilm.py names.",
+        metavar="DIR",
+    ),
+    out: OutFolder = Path("lab/results"),
+    work: Work = Path("runs/real"),
+    minutes: float = option(10.0, "For the search for a stand-in, once.", unit="min", gt=0),
+    rate: float = option(50.0, "Queries a second.", gt=0),
+    differ: float = option(0.01, "The share of answers that may differ.", gt=0, le=1),
+    seed: Seed = 0,
+    seeds: int = option(1, "Seeds, from SEED on.", ge=1),
+) -> None:
+    """Compare contestants where nothing is emulated: texts, model, servers and slowness are real.
+
+    Times in ms. A quantile is left out where its interval, by resampling spells, goes further from
+    it than a tenth. `agree if late`: of the queries that are late without help. Servers start once;
+    runs are kept in the folder for intermediate results until the code or the options change.
+    """
+    prepare(data_dir, packages, work, minutes, differ)
+    kept = ResultCache(work / "runs")
+    results, texts = asyncio.run(_compare(work, kept, rate, differ, range(seed, seed + seeds)))
+    late = results[BASELINE].latencies > LATE
+    rows = [row_of(name, found, late, texts) for name, found in results.items()]
+    title = f"Nothing is emulated: {rate:g} queries a second, {seeds} seeds from {seed}"
+    about = f"{rate:g} queries a second to four instances on two cores; {differ:.1%} may differ."
+    report(title, rows, out / "real.json", rate=rate, differ=differ, seeds=seeds)
+    plot_tails(out / "real.png", results, about)
+
+
+BASELINE = "no help, Triton"
+
+
+def prepare(data_dir: Path, packages: Path, work: Path, minutes: float, differ: float) -> None:
+    """Make the model, the bundle with a stand-in, and that with the model in int8 as the stand-in,
+    unless they are there."""
+    examples, model, inputs = ROOT / "examples" / "real", work / "model.onnx", work / "inputs.npz"
+    if not (work / "labels.npy").exists():
+        given = ("--packages", str(packages))
+        _example(examples / "minilm_l6.py", *given)
+        _example(examples / "banking77.py", *given, "--data", str(data_dir), "--out", str(work))
+    if not (work / "protected").exists():
+        with progress_bars() as bars:
+            protect(model, inputs, out=work / "protected", minutes=minutes, callbacks=bars)
+    if not (work / "int8").exists():
+        bundle = open_bundle(work / "protected")
+        signature = bundle.manifest.deployed.signature
+        quantize_dynamic(model, work / "int8.onnx", weight_type=QuantType.QInt8)
+        made = NewModel(work / "int8.onnx", "int8", signature=signature)
+        envelope = bundle.envelope()
+        write_bundle(
+            work / "int8",
+            deployed=bundle.stored(bundle.manifest.deployed),
+            backup=made,
+            envelope=envelope,
+        )
+        calibrate(work / "int8", inputs)
+    if not (work / "repository").exists():
+        export_repository(work / "protected", work / "repository", MODEL)
+
+
+def _example(program: Path, *arguments: str) -> None:
+    click.echo(program.name, err=True)
+    subprocess.run([sys.executable, str(program), *arguments], check=True)
+
+
+async def _compare(
+    work: Path, kept: ResultCache, rate: float, differ: float, seeds: Sequence[int]
+) -> tuple[dict[str, Pooled], Texts]:
+    """Run all contestants, each seed in turn."""
+    texts = Texts(work, work / "protected", differ)
+    async with AsyncExitStack() as stack:
+        contestants = await _contestants(stack, work, texts, differ)
+        found: dict[str, list[Run]] = {name: [] for name in contestants}
+        for name, contestant in contestants.items():
+            click.echo(f"warming up: {name}", err=True)
+            await run(contestant, texts, (), rate, -1, work)
+        for seed in seeds:
+            for name, contestant in contestants.items():
+                key = f"{name}-{seed}-{rate}-{differ}-{code_digest()}".replace("/", "-")
+                made = kept.get(key, Run)
+                if made is None:
+                    click.echo(f"seed {seed}: {name}", err=True)
+                    made = await run(contestant, texts, course(seed), rate, seed, work)
+                    kept.put(key, made)
+                found[name].append(made)
+    results = {name: pooled(runs) for name, runs in found.items()}
+    tuned = [name for name in results if name.startswith("hedging after")]
+    best = min(tuned, key=lambda name: quantile(results[name].latencies, 0.99))
+    for name in set(tuned) - {best}:
+        del results[name]
+    return results, texts
+
+
+async def _contestants(
+    stack: AsyncExitStack, work: Path, texts: Texts, differ: float
+) -> dict[str, Contestant]:
+    """Start all servers, and return the contestants."""
+    pids, clients = list[int](), list[Client]()
+    for number in range(INSTANCES):
+        with _on_core(number):
+            port, _, pid = stack.enter_context(triton((work / "repository").resolve()))
+        pids.append(pid)
+        clients.append(await stack.enter_async_context(Client(f"http://127.0.0.1:{port}")))
+    fleet = Fleet(clients, texts)
+    backup = GatedBackup(open_bundle(work / "protected"), budgeted=True)
+    lates = {
+        name: stack.enter_context(Late(work / folder, differ=differ))
+        for name, folder in (("Late", "protected"), ("Late, int8 as the stand-in", "int8"))
+    }
+    asks: dict[str, Ask] = {
+        BASELINE: fleet.plain,
+        **{f"hedging after {1e3 * each:g} ms": hedged(fleet, each) for each in HEDGED_AFTER},
+        f"a default after {1e3 * DEFAULT_AFTER:g} ms": with_default(fleet, texts),
+        "a cascade": cascade(fleet, texts, backup),
+        **{name: raced(fleet, texts, late) for name, late in lates.items()},
+    }
+    contestants = {name: Contestant(ask, pids) for name, ask in asks.items()}
+    for policy in ("none", "hedging", "adaptive"):
+        options = ServeOptions(
+            policy=PolicyChoice(policy),
+            instances=INSTANCES,
+            port=0,
+            differ=differ if policy == "adaptive" else None,
+            placements=tuple(
+                Placement(("taskset", "-c", str(each % CORES))) for each in range(INSTANCES)
+            ),
+        )
+        server = await stack.enter_async_context(served(work / "protected", options))
+        client = await stack.enter_async_context(Client(server.message))
+        ask = Fleet([client], texts).plain
+        contestants[f"parm serve, {policy}"] = Contestant(ask, [server.pid])
+    return contestants
+
+
+@contextmanager
+def _on_core(number: int) -> Iterator[None]:
+    """Let what starts while the context lasts run on one core only."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {number % CORES})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
