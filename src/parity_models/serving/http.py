@@ -11,6 +11,7 @@ import re
 import resource
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
@@ -35,6 +36,8 @@ from parity_models.serving.errors import (
     RefusedError,
     RequestError,
 )
+from parity_models.serving.limits import Limits
+from parity_models.serving.metrics import Metrics
 from parity_models.serving.rest import Headers, Request, Response, Rest
 from parity_models.serving.rest_codec import HEAD
 
@@ -91,11 +94,40 @@ _HOST = re.compile(r"(\[[0-9A-Fa-fv:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)
 """A valid Host header (RFC 3986, sections 3.2.2 and 3.2.3)."""
 
 
-class HttpConnection(asyncio.Protocol):
+class Connection(asyncio.Protocol, ABC):
+    """A connection, as its server sees it: `peer` is the client's address, `opening` the task that
+    makes the connection, until it is made."""
+
+    peer: str
+    opening: asyncio.Task[None] | None = None
+
+    @property
+    @abstractmethod
+    def idle(self) -> bool:
+        """True if it has no request, whole or in part."""
+
+    @property
+    @abstractmethod
+    def waits(self) -> tuple[int, float] | None:
+        """The rank and the start of its wait for a request; None if it does not wait."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """End it once everything written is sent."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """End it at once."""
+
+    @abstractmethod
+    def check(self, now: float) -> None:
+        """End the connection if its client is late at the time `now` (monotonic)."""
+
+
+class HttpConnection(Connection):
     """A connection of `server`: bytes in, requests out, answers in their order.
 
-    With `refused`, this error answers every request except those for health and metrics. `peer` is
-    the client's address, `opening` the task that makes the connection, until it is made.
+    With `refused`, this error answers every request except those for health and metrics.
     """
 
     _transport: asyncio.Transport
@@ -106,7 +138,6 @@ class HttpConnection(asyncio.Protocol):
         self._refused = refused
         self.peer = peer
         self._is_local = peer == "::1" or peer.startswith("127.")
-        self.opening: asyncio.Task[None] | None = None
         # The request that arrives
         self._parser = httptools.HttpRequestParser(self)
         self._target = b""
@@ -184,7 +215,6 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def idle(self) -> bool:
-        """True if it has no request, whole or in part."""
         return not (self._begun or self._busy or self._waiting)
 
     def end(self, seconds: float = _PARTING) -> None:
@@ -199,7 +229,6 @@ class HttpConnection(asyncio.Protocol):
                 self._transport.close()
 
     def abort(self) -> None:
-        """End it at once."""
         self._ended = True
         if self.opening is not None:
             self.opening.cancel()
@@ -208,7 +237,6 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def waits(self) -> tuple[int, float] | None:
-        """The rank and the start of its wait for a request; None if it does not wait."""
         if self.opening is not None:
             return 1, self._wait_since
         if self._unread:
@@ -217,7 +245,6 @@ class HttpConnection(asyncio.Protocol):
         return None if rank is None else (rank, self._wait_since)
 
     def check(self, now: float) -> None:
-        """End the connection if its client is late at the time `now` (monotonic)."""
         if self._unread:
             unread = self._transport.get_write_buffer_size()
             if unread <= self._unread - _PROGRESS:
@@ -487,9 +514,10 @@ def _check_head(request: Request, version: str) -> None:
     raise InvalidRequestError(text, why=Refused.HTTP)
 
 
-def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
+def listen(host: str, port: int, *, reuse_port: bool = False, use: str = "") -> socket.socket:
     """Return a socket that listens there; port 0 is any free one. With `reuse_port`, the user's
-    other processes may listen there as well, if they set it too. Raises UserError."""
+    other processes may listen there as well, if they set it too. Raises UserError, whose message
+    says its `use`, such as " for gRPC"."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server(
@@ -498,7 +526,7 @@ def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
     except OSError as error:
         why = str(error.strerror).partition(" (while")[0]  # Python adds the address
         raise UserError(
-            f"cannot listen on {host} port {port}: {why}; choose another host or port (port 0 "
+            f"cannot listen on {host} port {port}{use}: {why}; choose another host or port (port 0 "
             "takes any that is free)"
         ) from error
 
@@ -509,27 +537,33 @@ def url_of(listening: socket.socket, scheme: str = "http") -> str:
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-class HttpServer:
-    """Serves `rest` on one listening socket, within its limits; started and stopped once.
+class ConnectionServer(ABC):
+    """Accepts the connections of one listening socket, within `limits`, and ends those whose
+    clients are late; started and stopped once.
 
     `tls` returns the context of each connection; None: no TLS.
     """
 
-    def __init__(self, rest: Rest, tls: Callable[[], SSLContext] | None = None) -> None:
-        self.rest = rest
-        self.limits = rest.limits
+    def __init__(
+        self, limits: Limits, metrics: Metrics, tls: Callable[[], SSLContext] | None = None
+    ) -> None:
+        self.limits = limits
         self.closing = False
         """Every answer is the last of its connection."""
-        self.date = b""
-        """The header with the current date."""
+        self._metrics = metrics
         self._tls = tls
-        self._connections: set[HttpConnection] = set()
+        self._connections: set[Connection] = set()
         self._left = asyncio.Event()
         """Set whenever a connection is over."""
         self._acceptor: asyncio.Task[None] | None = None
         """None before it is started."""
         self._fitting: float = inf
         """Connections that descriptors allow for, as far as the last tick has shown."""
+
+    @abstractmethod
+    def connect(self, peer: str, refused: RequestError | None) -> Connection:
+        """Return the protocol of a connection from this address; with `refused`, this error answers
+        every request except those for health and metrics."""
 
     @property
     def connections(self) -> int:
@@ -540,7 +574,6 @@ class HttpServer:
         """Serve the connections of this socket, from now on, on the running event loop."""
         self._socket = listening
         listening.setblocking(False)
-        self._set_date()
         self._acceptor = asyncio.create_task(self._accept())
         self._reaper = asyncio.create_task(self._reap())
 
@@ -587,14 +620,14 @@ class HttpServer:
 
     # For connections
 
-    def lost(self, connection: HttpConnection) -> None:
+    def lost(self, connection: Connection) -> None:
         """Forget a connection that is over."""
         self._connections.discard(connection)
         self._left.set()
 
     def ended(self, reason: str) -> None:
         """Count a connection that a limit has ended."""
-        self.rest.metrics.connections_ended.labels(reason).inc()
+        self._metrics.connections_ended.labels(reason).inc()
 
     # Accepting
 
@@ -637,7 +670,7 @@ class HttpServer:
                     accepted.close()
                     return
                 refused = OverloadedError(f"{text}, and all are busy; try again later", why=why)
-        connection = HttpConnection(self, peer.removeprefix("::ffff:"), refused)
+        connection = self.connect(peer.removeprefix("::ffff:"), refused)
         self._connections.add(connection)
         connection.opening = asyncio.create_task(self._open(accepted, connection))
 
@@ -653,7 +686,7 @@ class HttpServer:
         last.abort()
         return True
 
-    async def _open(self, accepted: socket.socket, connection: HttpConnection) -> None:
+    async def _open(self, accepted: socket.socket, connection: Connection) -> None:
         """Make a connection of an accepted socket."""
         tls: dict[str, Any] = {}
         try:
@@ -679,8 +712,8 @@ class HttpServer:
         while True:
             await asyncio.sleep(_TICK)
             self._fitting = inf
-            self._set_date()
             now = time.monotonic()
+            self.on_tick()
             for connection in list(self._connections):
                 try:
                     connection.check(now)
@@ -689,5 +722,25 @@ class HttpServer:
                     with suppress(Exception):
                         connection.abort()
 
-    def _set_date(self) -> None:
+    def on_tick(self) -> None:  # noqa: B027  # by default, nothing
+        """Called every _TICK."""
+
+
+class HttpServer(ConnectionServer):
+    """Serves `rest` on one listening socket."""
+
+    def __init__(self, rest: Rest, tls: Callable[[], SSLContext] | None = None) -> None:
+        super().__init__(rest.limits, rest.metrics, tls)
+        self.rest = rest
+        self.date = b""
+        """The header with the current date."""
+
+    def connect(self, peer: str, refused: RequestError | None) -> Connection:
+        return HttpConnection(self, peer, refused)
+
+    def start(self, listening: socket.socket) -> None:
+        self.on_tick()
+        super().start(listening)
+
+    def on_tick(self) -> None:
         self.date = f"date: {formatdate(usegmt=True)}".encode()
