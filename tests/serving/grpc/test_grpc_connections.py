@@ -27,6 +27,8 @@ from parity_models.tensors.signature import Signature, TensorSpec
 from served import ServerProcess, until
 from triton_requests import grpc_infer
 
+pytestmark = pytest.mark.usefixtures("transport")
+
 
 @pytest.mark.slow
 async def test_the_connection_of_a_client_that_has_stopped_is_closed() -> None:

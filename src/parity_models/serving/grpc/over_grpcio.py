@@ -113,7 +113,8 @@ class Transport:
         """Answer a call. gRPC itself would log every request that cannot be read, and send the text
         of any exception to the client."""
         rpc = _Call(name, context, self._service)
-        context.add_done_callback(lambda _: rpc.release())
+        done: Any = lambda _: rpc.release()  # noqa: E731  # stubs want a class of their own
+        context.add_done_callback(done)
         status = None
         try:
             await self._receive(rpc, data, context)

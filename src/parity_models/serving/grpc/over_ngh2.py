@@ -11,6 +11,7 @@ import re
 import time
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from math import inf
 from typing import cast
@@ -28,6 +29,7 @@ from parity_models.serving.errors import (
     RefusedError,
     RequestError,
 )
+from parity_models.serving.grpc.codec import MAX_METADATA_BYTES
 from parity_models.serving.grpc.service import (
     AGE_GRACE,
     CHECK,
@@ -112,6 +114,7 @@ class _Call(Rpc):
         self.stream = stream
         self.fields = fields
         self.size = 0
+        self.encoding = b"identity"
         self.task: asyncio.Task[None] | None = None
         self.whole = self.has_head = self.ended = False
         self.deadline = self.unread = inf
@@ -264,26 +267,30 @@ class _Connection(Connection):
 
     def _take_events(self) -> None:
         for event in self._h2.events():
-            match event:
-                case ngh2.DataReceived():
-                    call = self._calls.get(event.stream_id)
-                    if call is not None and not call.ended:
-                        self._on_data(call, event.data)
-                        if event.end_stream:
-                            self._on_end(call)
-                case ngh2.StreamClosed():
-                    self._on_closed(self._calls.pop(event.stream_id, None))
-                case ngh2.RequestReceived():
-                    self._on_request(event)
-                case ngh2.TrailersReceived():
-                    if (call := self._calls.get(event.stream_id)) is not None:
-                        self._on_end(call)
-                case ngh2.PingAcknowledged():
-                    self._pinged = inf
-                case ngh2.ConnectionClosed():
-                    self._drop()
-                    self._closes = time.monotonic() + self._service.limits.write_timeout
-                    self._transport.close()
+            # An answer to a stream that is closed already, as a later event says.
+            with suppress(ngh2.StreamProtocolError):
+                self._take(event)
+
+    def _take(self, event: ngh2.Event) -> None:
+        if isinstance(event, ngh2.DataReceived):
+            call = self._calls.get(event.stream_id)
+            if call is not None and not call.ended:
+                self._on_data(call, event.data)
+                if event.end_stream:
+                    self._on_end(call)
+        elif isinstance(event, ngh2.StreamClosed):
+            self._on_closed(self._calls.pop(event.stream_id, None))
+        elif isinstance(event, ngh2.RequestReceived):
+            self._on_request(event)
+        elif isinstance(event, ngh2.TrailersReceived):
+            if (call := self._calls.get(event.stream_id)) is not None:
+                self._on_end(call)
+        elif isinstance(event, ngh2.PingAcknowledged):
+            self._pinged = inf
+        elif isinstance(event, ngh2.ConnectionClosed):
+            self._drop()
+            self._closes = time.monotonic() + self._service.limits.write_timeout
+            self._transport.close()
 
     def _on_request(self, event: ngh2.RequestReceived) -> None:
         self._has_called = True
@@ -413,7 +420,8 @@ class _Connection(Connection):
                 raise OverloadedError("read the answers of this stream before you ask for more")
             frame = call.body[at : at + call.size]
             try:
-                self._send(call, self._service.reflect(_message(frame, call.encoding, _MAX_HEAD)))
+                message = bytes(_message(frame, call.encoding, MAX_METADATA_BYTES))
+                self._send(call, self._service.reflect(message))
             except StatusError as error:
                 self._fail(call, error)
                 return

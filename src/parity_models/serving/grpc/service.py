@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
 from math import ceil
+from typing import Any
 from urllib.parse import quote
 
 from google.protobuf.duration_pb2 import Duration
@@ -319,7 +320,7 @@ class Service:
             await asyncio.sleep(_HEALTH_INTERVAL)
 
     @property
-    def _health(self) -> int:
+    def _health(self) -> Any:
         """The status of grpc.health.v1."""
         response = health_pb2.HealthCheckResponse
         ready = not self._models.why_unready and not self._stopping
