@@ -11,7 +11,6 @@ import re
 import time
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import lru_cache
 from math import inf
 from typing import cast
@@ -55,6 +54,10 @@ connection."""
 _WINDOW, _CONNECTION_WINDOW, _FRAME = 2**20, 2**22, 2**18
 """Bytes of a message, of all messages of a connection, and of a frame, which a client may send
 before the server has read them."""
+
+_SLICE, _TURN = 16 * 2**10, 100
+"""Bytes that are taken at once, and the number of frames after which the rest waits for a turn of
+the event loop."""
 
 _MAX_WRITE = 2**20
 """Bytes that are written at once."""
@@ -138,7 +141,8 @@ class _Connection(Connection):
         self._refused = refused
         self.peer = peer
         self._h2 = ngh2.Connection(ngh2.Role.SERVER, _CONFIGURATION)
-        self._calls: dict[int, _Call] = {}
+        self.calls: dict[int, _Call] = {}
+        self._reading: asyncio.Task[None] | None = None
         self._has_called = False
         self._flushes = self._paused = self._over = False
         self._began = self._heard = self._active = time.monotonic()
@@ -164,19 +168,34 @@ class _Connection(Connection):
         self._server.lost(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._over:
-            return
         self._heard = time.monotonic()
-        try:
-            self._h2.receive_data(data)
-        except ngh2.NGH2Error as error:
-            _log.debug("a connection broke the rules of HTTP/2: %r", error)
-            self._server.ended("HTTP/2")
-            self.abort()
-            return
-        self._take_events()
+        self._receive(memoryview(data))
+
+    def _receive(self, data: memoryview) -> None:
+        """Take what has come. After many frames, leave the rest for a turn of its own."""
+        events = 0
+        while data and not self._over:
+            if events > _TURN:
+                self._transport.pause_reading()
+                self._reading = asyncio.get_running_loop().create_task(self._go_on(data))
+                break
+            try:
+                self._h2.receive_data(data[:_SLICE])
+            except ngh2.NGH2Error as error:
+                _log.debug("a connection broke the rules of HTTP/2: %r", error)
+                self._server.ended("HTTP/2")
+                self.abort()
+                return
+            events += self._take_events()
+            data = data[_SLICE:]
         if not self._flushes:
             self._flush()
+
+    async def _go_on(self, data: memoryview) -> None:
+        await self._service.budget.turn()
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+            self._receive(data)
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -191,11 +210,11 @@ class _Connection(Connection):
 
     @property
     def idle(self) -> bool:
-        return not self._calls
+        return not self.calls
 
     @property
     def waits(self) -> tuple[int, float] | None:
-        if self._calls or self._unread:
+        if self.calls or self._unread:
             return None
         return (0, self._active) if self._has_called else (1, self._began)
 
@@ -230,7 +249,7 @@ class _Connection(Connection):
         if not self._has_called and now >= self._began + limits.head_timeout:
             self._server.ended("head timeout")
             self.end(0)
-        elif not self._calls and now >= self._active + limits.idle_timeout:
+        elif not self.calls and now >= self._active + limits.idle_timeout:
             self._server.ended("idle timeout")
             self.end(0)
         elif now >= self._began + MAX_AGE:
@@ -238,7 +257,7 @@ class _Connection(Connection):
         elif self._pinged == inf and now >= self._heard + limits.idle_timeout:
             self._pinged = now
             self._h2.ping()
-        for call in list(self._calls.values()):
+        for call in list(self.calls.values()):
             self._check_call(call, now)
         self._flush_soon()
 
@@ -247,13 +266,13 @@ class _Connection(Connection):
         limits = self._service.limits
         if call.ended:
             unread = self._h2.queued_body_size(call.stream)
-            if unread <= call.unread - _PROGRESS:
+            if not (unread or call.whole or self._paused):  # the rest of its message is not needed
+                self._h2.reset_stream(call.stream, ngh2.ErrorCode.NO_ERROR)
+            elif unread <= call.unread - _PROGRESS:
                 call.unread, call.since = unread, now
             elif now >= call.since + limits.write_timeout:
                 self._server.ended("write timeout")
                 self._h2.reset_stream(call.stream, ngh2.ErrorCode.CANCEL)
-            if not (unread or call.whole or self._paused):  # the rest of its message is not needed
-                self._h2.reset_stream(call.stream, ngh2.ErrorCode.NO_ERROR)
         elif now >= call.deadline:
             self._fail(call, StatusError(code_pb2.DEADLINE_EXCEEDED, "Deadline Exceeded"))
             if call.task is not None:
@@ -265,25 +284,29 @@ class _Connection(Connection):
 
     # Calls
 
-    def _take_events(self) -> None:
-        for event in self._h2.events():
-            # An answer to a stream that is closed already, as a later event says.
-            with suppress(ngh2.StreamProtocolError):
+    def _take_events(self) -> int:
+        """Handle what has happened; return the number of events."""
+        events = self._h2.events()
+        for event in events:
+            try:
                 self._take(event)
+            except ngh2.StreamProtocolError as error:  # as a later event says
+                _log.debug("the stream is closed already: %r", error)
+        return len(events)
 
     def _take(self, event: ngh2.Event) -> None:
         if isinstance(event, ngh2.DataReceived):
-            call = self._calls.get(event.stream_id)
+            call = self.calls.get(event.stream_id)
             if call is not None and not call.ended:
                 self._on_data(call, event.data)
                 if event.end_stream:
                     self._on_end(call)
         elif isinstance(event, ngh2.StreamClosed):
-            self._on_closed(self._calls.pop(event.stream_id, None))
+            self._on_closed(self.calls.pop(event.stream_id, None))
         elif isinstance(event, ngh2.RequestReceived):
             self._on_request(event)
         elif isinstance(event, ngh2.TrailersReceived):
-            if (call := self._calls.get(event.stream_id)) is not None:
+            if (call := self.calls.get(event.stream_id)) is not None:
                 self._on_end(call)
         elif isinstance(event, ngh2.PingAcknowledged):
             self._pinged = inf
@@ -301,7 +324,7 @@ class _Connection(Connection):
         name = _METHODS.get(head.get(b":path", b""), "")
         call = _Call(name, event.stream_id, event.headers, self._service)
         call.encoding = head.get(b"grpc-encoding", b"identity")
-        self._calls[event.stream_id] = call
+        self.calls[event.stream_id] = call
         self._server.calls += 1
         if not name:
             self._fail(call, StatusError(code_pb2.UNIMPLEMENTED, "Method not found!"))
@@ -322,10 +345,15 @@ class _Connection(Connection):
         """Raise a RequestError if the connection, or its call, is one too many."""
         if self._refused is not None:
             raise self._refused
-        most = self._server.max_calls
-        if self._server.calls > most:
-            text = f"the server has {most:,} gRPC calls that are arriving or under way (max_rpcs)"
-            raise OverloadedError(f"{text}; try again later", why=Refused.MAX_RPCS)
+        self._server.admit(self)
+
+    def refuse_arriving(self, error: RequestError) -> bool:
+        """End the call whose message has been arriving longest. Return False if there is none."""
+        for call in self.calls.values():
+            if not (call.whole or call.ended):
+                self._refuse(call, error)
+                return True
+        return False
 
     def _on_data(self, call: _Call, data: bytes) -> None:
         if not call.body:
@@ -384,9 +412,9 @@ class _Connection(Connection):
     def _drop(self) -> None:
         """Forget all calls: the connection is over."""
         self._over = True
-        for call in self._calls.values():
+        for call in self.calls.values():
             self._on_closed(call)
-        self._calls.clear()
+        self.calls.clear()
 
     async def _answer(self, call: _Call) -> None:
         try:
@@ -553,6 +581,19 @@ class _Http2Server(ConnectionServer):
 
     def connect(self, peer: str, refused: RequestError | None) -> Connection:
         return _Connection(self, peer, refused)
+
+    def admit(self, connection: _Connection) -> None:
+        """Raise OverloadedError for a call of this connection that is one too many. If another has
+        more calls, one of those that still arrive ends in its place."""
+        most = self.max_calls
+        if self.calls <= most:
+            return
+        text = f"the server has {most:,} gRPC calls, some of which still arrive; try again later"
+        error = OverloadedError(text, why=Refused.MAX_RPCS)
+        connections = cast(set[_Connection], self._connections)
+        busiest = max(connections, key=lambda each: len(each.calls))
+        if busiest is connection or not busiest.refuse_arriving(error):
+            raise error
 
     async def leave(self) -> None:
         await super().leave()
