@@ -94,40 +94,11 @@ _HOST = re.compile(r"(\[[0-9A-Fa-fv:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)
 """A valid Host header (RFC 3986, sections 3.2.2 and 3.2.3)."""
 
 
-class Connection(asyncio.Protocol, ABC):
-    """A connection, as its server sees it: `peer` is the client's address, `opening` the task that
-    makes the connection, until it is made."""
-
-    peer: str
-    opening: asyncio.Task[None] | None = None
-
-    @property
-    @abstractmethod
-    def idle(self) -> bool:
-        """True if it has no request, whole or in part."""
-
-    @property
-    @abstractmethod
-    def waits(self) -> tuple[int, float] | None:
-        """The rank and the start of its wait for a request; None if it does not wait."""
-
-    @abstractmethod
-    def end(self) -> None:
-        """End it once everything written is sent."""
-
-    @abstractmethod
-    def abort(self) -> None:
-        """End it at once."""
-
-    @abstractmethod
-    def check(self, now: float) -> None:
-        """End the connection if its client is late at the time `now` (monotonic)."""
-
-
-class HttpConnection(Connection):
+class HttpConnection(asyncio.Protocol):
     """A connection of `server`: bytes in, requests out, answers in their order.
 
-    With `refused`, this error answers every request except those for health and metrics.
+    With `refused`, this error answers every request except those for health and metrics. `peer` is
+    the client's address, `opening` the task that makes the connection, until it is made.
     """
 
     _transport: asyncio.Transport
@@ -138,6 +109,7 @@ class HttpConnection(Connection):
         self._refused = refused
         self.peer = peer
         self._is_local = peer == "::1" or peer.startswith("127.")
+        self.opening: asyncio.Task[None] | None = None
         # The request that arrives
         self._parser = httptools.HttpRequestParser(self)
         self._target = b""
@@ -215,6 +187,7 @@ class HttpConnection(Connection):
 
     @property
     def idle(self) -> bool:
+        """True if it has no request, whole or in part."""
         return not (self._begun or self._busy or self._waiting)
 
     def end(self, seconds: float = _PARTING) -> None:
@@ -229,6 +202,7 @@ class HttpConnection(Connection):
                 self._transport.close()
 
     def abort(self) -> None:
+        """End it at once."""
         self._ended = True
         if self.opening is not None:
             self.opening.cancel()
@@ -237,6 +211,7 @@ class HttpConnection(Connection):
 
     @property
     def waits(self) -> tuple[int, float] | None:
+        """The rank and the start of its wait for a request; None if it does not wait."""
         if self.opening is not None:
             return 1, self._wait_since
         if self._unread:
@@ -245,6 +220,7 @@ class HttpConnection(Connection):
         return None if rank is None else (rank, self._wait_since)
 
     def check(self, now: float) -> None:
+        """End the connection if its client is late at the time `now` (monotonic)."""
         if self._unread:
             unread = self._transport.get_write_buffer_size()
             if unread <= self._unread - _PROGRESS:
@@ -550,9 +526,11 @@ class ConnectionServer(ABC):
         self.limits = limits
         self.closing = False
         """Every answer is the last of its connection."""
+        self.date = b""
+        """The header with the current date."""
         self._metrics = metrics
         self._tls = tls
-        self._connections: set[Connection] = set()
+        self._connections: set[Any] = set()
         self._left = asyncio.Event()
         """Set whenever a connection is over."""
         self._acceptor: asyncio.Task[None] | None = None
@@ -561,9 +539,8 @@ class ConnectionServer(ABC):
         """Connections that descriptors allow for, as far as the last tick has shown."""
 
     @abstractmethod
-    def connect(self, peer: str, refused: RequestError | None) -> Connection:
-        """Return the protocol of a connection from this address; with `refused`, this error answers
-        every request except those for health and metrics."""
+    def connect(self, peer: str, refused: RequestError | None) -> Any:
+        """Return a connection, which has what is public of HttpConnection."""
 
     @property
     def connections(self) -> int:
@@ -574,6 +551,7 @@ class ConnectionServer(ABC):
         """Serve the connections of this socket, from now on, on the running event loop."""
         self._socket = listening
         listening.setblocking(False)
+        self._set_date()
         self._acceptor = asyncio.create_task(self._accept())
         self._reaper = asyncio.create_task(self._reap())
 
@@ -620,7 +598,7 @@ class ConnectionServer(ABC):
 
     # For connections
 
-    def lost(self, connection: Connection) -> None:
+    def lost(self, connection: Any) -> None:
         """Forget a connection that is over."""
         self._connections.discard(connection)
         self._left.set()
@@ -686,7 +664,7 @@ class ConnectionServer(ABC):
         last.abort()
         return True
 
-    async def _open(self, accepted: socket.socket, connection: Connection) -> None:
+    async def _open(self, accepted: socket.socket, connection: Any) -> None:
         """Make a connection of an accepted socket."""
         tls: dict[str, Any] = {}
         try:
@@ -712,8 +690,8 @@ class ConnectionServer(ABC):
         while True:
             await asyncio.sleep(_TICK)
             self._fitting = inf
+            self._set_date()
             now = time.monotonic()
-            self.on_tick()
             for connection in list(self._connections):
                 try:
                     connection.check(now)
@@ -722,8 +700,8 @@ class ConnectionServer(ABC):
                     with suppress(Exception):
                         connection.abort()
 
-    def on_tick(self) -> None:  # noqa: B027  # by default, nothing
-        """Called every _TICK."""
+    def _set_date(self) -> None:
+        self.date = f"date: {formatdate(usegmt=True)}".encode()
 
 
 class HttpServer(ConnectionServer):
@@ -732,15 +710,6 @@ class HttpServer(ConnectionServer):
     def __init__(self, rest: Rest, tls: Callable[[], SSLContext] | None = None) -> None:
         super().__init__(rest.limits, rest.metrics, tls)
         self.rest = rest
-        self.date = b""
-        """The header with the current date."""
 
-    def connect(self, peer: str, refused: RequestError | None) -> Connection:
+    def connect(self, peer: str, refused: RequestError | None) -> HttpConnection:
         return HttpConnection(self, peer, refused)
-
-    def start(self, listening: socket.socket) -> None:
-        self.on_tick()
-        super().start(listening)
-
-    def on_tick(self) -> None:
-        self.date = f"date: {formatdate(usegmt=True)}".encode()

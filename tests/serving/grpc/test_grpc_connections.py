@@ -139,7 +139,7 @@ async def test_a_watch_that_begins_between_two_changes_sees_the_second() -> None
         first.cancel()
         second.cancel()
         await served.server.stop(0)
-        assert "Service._changed" not in str(asyncio.all_tasks() - before)
+        assert "Service.watch" not in str(asyncio.all_tasks() - before)
 
 
 def test_metadata_has_what_the_messages_have_no_room_for() -> None:

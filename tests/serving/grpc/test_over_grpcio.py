@@ -6,10 +6,8 @@ from typing import Any
 
 import pytest
 
-from parity_models.serving.access import Clients
 from parity_models.serving.errors import RefusedError
-from parity_models.serving.grpc.over_grpcio import Transport
-from parity_models.serving.grpc.service import Service
+from parity_models.serving.grpc.over_grpcio import GrpcServer
 from parity_models.serving.inference import Inference
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
@@ -35,11 +33,10 @@ class Arriving:
         return b""
 
 
-def receiving(seconds: float) -> Transport:
+def receiving(seconds: float) -> GrpcServer:
     limits = Limits(max_body=2000, max_in_flight=8000, body_timeout=seconds)
     models: Any = SimpleNamespace(metrics=Metrics())  # nothing else is asked
-    service = Service(Inference(models, ByteBudget(8000)), limits, Clients())
-    return Transport(service, certificate=None, reuse_port=False)
+    return GrpcServer(Inference(models, ByteBudget(8000)), limits)
 
 
 async def test_messages_that_arrive_are_few_and_half_of_them_from_one_address() -> None:

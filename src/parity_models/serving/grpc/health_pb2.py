@@ -1,5 +1,11 @@
 """The messages of health.proto, by their names (see health_pb2.pyi)."""
 
-from parity_models.serving.grpc.protos import messages_of
+from google.protobuf.message_factory import GetMessageClass
 
-globals().update(messages_of("health.proto"))
+from parity_models.serving.grpc import inference_pb2
+
+DESCRIPTOR = inference_pb2.DESCRIPTOR.pool.FindFileByName("health.proto")
+
+globals().update(
+    {name: GetMessageClass(message) for name, message in DESCRIPTOR.message_types_by_name.items()}
+)

@@ -1,7 +1,6 @@
 """gRPC by grpcio, on the event loop.
 
-gRPC itself bounds the sizes of messages, the connections, and their times, but copies a message
-twice before it can be checked, and does not say what arrives.
+gRPC itself bounds the sizes of messages, the connections, and their times.
 """
 
 import asyncio
@@ -16,7 +15,7 @@ from grpc.aio import ServicerContext
 
 from parity_models.errors import UserError
 from parity_models.serving.access import Certificate
-from parity_models.serving.errors import InvalidRequestError, Refused, RefusedError, RequestError
+from parity_models.serving.errors import InvalidRequestError, Refused, RefusedError
 from parity_models.serving.grpc.service import (
     AGE_GRACE,
     INFER,
@@ -25,10 +24,12 @@ from parity_models.serving.grpc.service import (
     REFLECT,
     RESERVE,
     WATCH,
+    Failure,
     Rpc,
     Service,
-    StatusError,
 )
+from parity_models.serving.http import GRACE
+from parity_models.serving.inference import Inference
 from parity_models.serving.limits import Limits
 
 Context = ServicerContext[Any, Any]
@@ -44,7 +45,7 @@ _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class _Call(Rpc):
-    def __init__(self, name: str, context: Context, service: Service) -> None:
+    def __init__(self, name: str, service: Service, context: Context) -> None:
         self._metadata = [(key, str(value)) for key, value in context.invocation_metadata() or ()]
         super().__init__(name, dict(self._metadata), service)
 
@@ -52,44 +53,22 @@ class _Call(Rpc):
         return [value for key, value in self._metadata if key == header]
 
 
-class Transport:
-    """Serves a service over HTTP/2. Make it on the event loop that it is to run on."""
+class GrpcServer(Service, grpc.GenericRpcHandler):
+    """Serves the models of `inference`, within `limits`."""
 
-    def __init__(self, service: Service, *, certificate: Certificate | None, reuse_port: bool):
-        self._service = service
-        self._certificate = certificate
-        limits = service.limits
+    def __init__(self, inference: Inference, limits: Limits, **options: Any) -> None:
+        super().__init__(inference, limits, **options)
         self._may_arrive = max(1, limits.max_in_flight // limits.max_body)
         self._arriving = asyncio.Semaphore(self._may_arrive)
         self._arriving_from: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-        self._server = grpc.aio.server(
-            options=[*_options(limits), ("grpc.so_reuseport", int(reuse_port))],
-            maximum_concurrent_rpcs=limits.max_rpcs + limits.max_connections + RESERVE,
-        )
-        by_service: dict[str, dict[str, Any]] = {}
-        for path, name in METHODS.items():
-            _, of, method = path.split("/")
-            by_service.setdefault(of, {})[method] = self._handler(name)
-        for of, handlers in by_service.items():
-            handler = grpc.method_handlers_generic_handler(of, handlers)
-            self._server.add_generic_rpc_handlers((handler,))
-
-    def _handler(self, name: str) -> Any:
-        if name == WATCH:
-            return grpc.unary_stream_rpc_method_handler(self._watch)
-        if name == REFLECT:
-            return grpc.stream_stream_rpc_method_handler(self._reflect)
-        # A stream of one message, the same to clients, is read when the server chooses to.
-        is_inference = name == INFER
-        make = (
-            grpc.stream_unary_rpc_method_handler
-            if is_inference
-            else grpc.unary_unary_rpc_method_handler
-        )
-        return make(partial(self._answer, name))
 
     async def start(self, host: str, port: int) -> str:
-        """Listen there; return the URL. Raises UserError if that fails."""
+        limits = self.limits
+        self._server = grpc.aio.server(
+            handlers=(self,),
+            options=[*_options(limits), ("grpc.so_reuseport", int(self._reuse_port))],
+            maximum_concurrent_rpcs=limits.max_rpcs + limits.max_connections + RESERVE,
+        )
         host = f"[{host}]" if ":" in host else host
         try:
             if self._certificate is None:
@@ -105,46 +84,53 @@ class Transport:
         await self._server.start()
         return f"{'grpc' if self._certificate is None else 'grpcs'}://{host}:{port}"
 
-    async def stop(self, grace: float) -> None:
-        """Answer the calls in flight, for `grace` seconds, and close."""
+    async def stop(self, grace: float = GRACE) -> None:
+        self.stopping = True
         await self._server.stop(grace)
 
-    async def _answer(self, name: str, data: Any, context: Context) -> bytes:
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """Return the handler of a method. To clients, a stream of one message is that message."""
+        name = METHODS.get(handler_call_details.method)
+        return name and grpc.stream_stream_rpc_method_handler(partial(self._handle, name))
+
+    async def _handle(
+        self, name: str, messages: AsyncIterator[bytes], context: Context
+    ) -> AsyncIterator[bytes]:
         """Answer a call. gRPC itself would log every request that cannot be read, and send the text
         of any exception to the client."""
-        rpc = _Call(name, context, self._service)
-        done: Any = lambda _: rpc.release()  # noqa: E731  # stubs want a class of their own
-        context.add_done_callback(done)
-        status = None
+        rpc, failure = _Call(name, self, context), None
         try:
-            await self._receive(rpc, data, context)
-            del data
-            answer = await self._service.answer(rpc)
-        except StatusError as error:
-            status = error.with_traceback(None)
-        if status is not None:
-            await _end(context, status)
-        context.set_trailing_metadata(rpc.trailing)
-        return answer
-
-    async def _receive(self, rpc: Rpc, data: Any, context: Context) -> None:
-        """Admit a call, and receive its message. Raises StatusError."""
-        try:
-            self._service.begin(rpc)
+            self.begin(rpc)
             if rpc.initial:
                 await context.send_initial_metadata(rpc.initial)
-            rpc.body = await self._read(context) if rpc.name == INFER else data
-            self._service.check_size(rpc, len(rpc.body))
-            if rpc.name == INFER:
+            if name == REFLECT:
+                async for message in messages:
+                    yield self.reflect(message)
+                return
+            rpc.body = await (self._read(context) if name == INFER else context.read())
+            if not isinstance(rpc.body, bytes):
+                raise InvalidRequestError("the call has no message")
+            self.check_size(rpc, len(rpc.body))
+            if name == INFER:
                 rpc.hold(len(rpc.body))
-        except RequestError as error:
-            raise self._service.failed(rpc, error) from None
+            rpc.timeout = context.time_remaining()
+            if name == WATCH:
+                async for answer in self.watch(rpc):
+                    yield answer
+            else:
+                yield await self.answer(rpc)
+                context.set_trailing_metadata(rpc.trailing)
         except asyncio.CancelledError:
-            self._service.abandoned(rpc)
+            self.abandoned(rpc)
             raise
-        rpc.timeout = context.time_remaining()
+        except Exception as error:
+            failure = self.failed(rpc, error)
+        finally:
+            rpc.release()
+        if failure is not None:
+            await _end(context, failure)
 
-    async def _read(self, context: Context) -> bytes:
+    async def _read(self, context: Context) -> Any:
         """Return the message of a call. Its size is unknown while it arrives, so few arrive at a
         time, and half as many from one address, which bounds their bytes. Raises a RequestError."""
         address = context.peer().rpartition(":")[0]
@@ -152,38 +138,19 @@ class Transport:
         if own is None:
             few = max(1, self._may_arrive // 2)
             own = self._arriving_from[address] = asyncio.Semaphore(few)
-        seconds = self._service.limits.body_timeout
+        seconds = self.limits.body_timeout
         try:
             async with asyncio.timeout(seconds), own, self._arriving:
-                data = await context.read()
+                return await context.read()
         except TimeoutError as error:
             text = f"the message did not arrive within the body_timeout of {seconds:g} s"
             raise RefusedError(text, 408, Refused.BODY_TIMEOUT) from error
-        if not isinstance(data, bytes):
-            raise InvalidRequestError("the call has no message")
-        return data
-
-    async def _watch(self, data: bytes, context: Context) -> AsyncIterator[bytes]:
-        try:
-            async for answer in self._service.watch(data):
-                yield answer
-        except StatusError as error:
-            await _end(context, error)
-
-    async def _reflect(
-        self, messages: AsyncIterator[bytes], context: Context
-    ) -> AsyncIterator[bytes]:
-        try:
-            async for message in messages:
-                yield self._service.reflect(message)
-        except StatusError as error:
-            await _end(context, error)
 
 
-async def _end(context: Context, error: StatusError) -> NoReturn:
+async def _end(context: Context, failure: Failure) -> NoReturn:
     """End a call with this error, even if its client has just gone."""
     try:
-        await context.abort(_STATUS[error.code], error.text, error.metadata)
+        await context.abort(_STATUS[failure.code], failure.text, failure.metadata)
     except grpc.aio.AbortError:
         raise
     except Exception as gone:  # gRPC would log it
@@ -215,17 +182,9 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
 
 def _credentials(certificate: Certificate) -> grpc.ServerCredentials:
     """Return credentials with which a server shows the newest certificate."""
-    shown = certificate.pem
 
-    def newer() -> grpc.ServerCertificateConfiguration | None:
+    def newest() -> grpc.ServerCertificateConfiguration:
         """Called by gRPC, on its own thread, for each new connection."""
-        nonlocal shown
-        if shown is certificate.pem:
-            return None
-        shown = certificate.pem
-        return grpc.ssl_server_certificate_configuration([shown])
+        return grpc.ssl_server_certificate_configuration([certificate.pem])
 
-    return grpc.dynamic_ssl_server_credentials(
-        grpc.ssl_server_certificate_configuration([shown]),
-        newer,  # type: ignore[arg-type]  # None means no change, which grpc's stubs leave out
-    )
+    return grpc.dynamic_ssl_server_credentials(newest(), newest)

@@ -1,7 +1,7 @@
 """gRPC over HTTP/2 by ngh2 (libnghttp2), on the event loop.
 
-https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md. Messages are held as they arrive.
-Every wait for a client has a timeout, as over HTTP/1.1.
+https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md. Messages count against the budget as
+they arrive, and every wait for a client has a timeout, as over HTTP/1.1.
 """
 
 import asyncio
@@ -13,22 +13,19 @@ import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from math import inf
-from typing import cast
+from typing import Any
 from urllib.parse import quote
 
 import ngh2
-from google.rpc import code_pb2
-from ngh2 import Setting
 
-from parity_models.serving.access import Certificate
 from parity_models.serving.errors import (
+    DeadlineError,
     InvalidRequestError,
     OverloadedError,
     Refused,
     RefusedError,
     RequestError,
 )
-from parity_models.serving.grpc.codec import MAX_METADATA_BYTES
 from parity_models.serving.grpc.service import (
     AGE_GRACE,
     CHECK,
@@ -41,44 +38,37 @@ from parity_models.serving.grpc.service import (
     Metadata,
     Rpc,
     Service,
-    StatusError,
 )
-from parity_models.serving.http import Connection, ConnectionServer, listen, url_of
+from parity_models.serving.http import GRACE, ConnectionServer, listen, url_of
 
 _log = logging.getLogger(__name__)
 
 _MAX_HEAD = 16 * 2**10
-"""Approximate limit, in bytes, of the metadata that clients may send; four times that ends the
-connection."""
+"""Bytes of metadata that clients may send; four times that ends the connection."""
 
-_WINDOW, _CONNECTION_WINDOW, _FRAME = 2**20, 2**22, 2**18
-"""Bytes of a message, of all messages of a connection, and of a frame, which a client may send
-before the server has read them."""
+_WINDOW, _CONNECTION_WINDOW, _MAX_FRAME = 2**20, 2**22, 2**18
+"""Bytes that a client may send ahead, of a message and of a connection, and of a frame."""
 
 _SLICE, _TURN = 16 * 2**10, 100
 """Bytes that are taken at once, and the number of frames after which the rest waits for a turn of
 the event loop."""
 
-_MAX_WRITE = 2**20
-"""Bytes that are written at once."""
+_MAX_WRITE = 64 * 2**10
+"""Bytes that are written at once; a client has to take as many in each write timeout."""
 
-_COPIED = 64 * 2**10
-"""Bytes of a message that are copied, as protobuf takes no view of them."""
+_SLACK = 0.2
+"""Seconds that clients have to end a call themselves, once its deadline has passed."""
 
 _MAX_UNREAD = 2**18
 """Bytes of unread answers at which a stream of reflection ends."""
 
-_PROGRESS = 16 * 2**10
-"""Bytes of unread answers that a client has to take in each write timeout."""
-
-_RESETS = (2000, 1000)
-"""Calls that a client may cancel at once, and per second, on one connection."""
+_COPIED = 64 * 2**10
+"""Bytes of a message that are copied, as protobuf takes no view of them."""
 
 _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 
 _METHODS = {path.encode(): name for path, name in METHODS.items()}
-
 _OWN = frozenset((b"te", b"content-type", b"user-agent", b"grpc-accept-encoding"))
 """Headers that are no metadata of the client's, besides those that begin with a colon."""
 
@@ -88,26 +78,23 @@ _HEAD = (
     (b"grpc-accept-encoding", b"identity,deflate,gzip"),
 )
 _OK = (b"grpc-status", b"0")
-
 _PRINTABLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
+# A client may cancel 2,000 calls at once and 1,000 per second.
 _CONFIGURATION = ngh2.Configuration(
-    max_inbound_header_list_size=4 * _MAX_HEAD, stream_reset_rate_limit=_RESETS
+    max_inbound_header_list_size=4 * _MAX_HEAD, stream_reset_rate_limit=(2000, 1000)
 )
 
 
 class _Call(Rpc):
     """A call, from its head to the end of its stream.
 
-    `fields` are its headers, `size` is the length of its message, once that is known. It is `whole`
-    when its client has sent all, and `ended` when its status is queued. `since` is the time of its
-    beginning and, with an answer, of the last progress of its client, to which `unread` bytes are
-    left.
+    `size` is that of its message, with the prefix, once it is known. The call is `whole` when its
+    client has sent all, and `ended` when its status is queued. `since` is the time of its beginning
+    and, once it has ended, of the client's last progress; `unread` bytes are then left.
     """
 
-    def __init__(
-        self, name: str, stream: int, fields: Sequence[tuple[bytes, bytes]], service: Service
-    ) -> None:
+    def __init__(self, name: str, stream: int, fields: Sequence[Any], service: Service) -> None:
         headers = {
             key.decode(): value.decode("latin-1")
             for key, value in fields
@@ -116,8 +103,8 @@ class _Call(Rpc):
         super().__init__(name, headers, service)
         self.stream = stream
         self.fields = fields
-        self.size = 0
         self.encoding = b"identity"
+        self.size = 0
         self.task: asyncio.Task[None] | None = None
         self.whole = self.has_head = self.ended = False
         self.deadline = self.unread = inf
@@ -127,36 +114,32 @@ class _Call(Rpc):
         return [value.decode("latin-1") for key, value in self.fields if key == header.encode()]
 
 
-class _Connection(Connection):
+class _Connection(asyncio.Protocol):
     """A connection: bytes in, calls out, answers as they are ready.
 
     With `refused`, this error answers every call except those for health.
     """
 
-    _transport: asyncio.Transport
-
-    def __init__(self, server: "_Http2Server", peer: str, refused: RequestError | None) -> None:
+    def __init__(self, server: "_Connections", peer: str, refused: RequestError | None) -> None:
         self._server = server
         self._service = server.service
         self._refused = refused
         self.peer = peer
-        self._h2 = ngh2.Connection(ngh2.Role.SERVER, _CONFIGURATION)
+        self.opening: asyncio.Task[None] | None = None
         self.calls: dict[int, _Call] = {}
+        self._transport: Any = None
+        self._h2 = ngh2.Connection(ngh2.Role.SERVER, _CONFIGURATION)
         self._reading: asyncio.Task[None] | None = None
-        self._has_called = False
-        self._flushes = self._paused = self._over = False
+        self._flushes = self._paused = self._over = self._has_called = False
         self._began = self._heard = self._active = time.monotonic()
         """The times of its beginning, of the client's last bytes, and of the last call's end."""
-        self._unread, self._unread_since = 0, inf
-        """Bytes that the system does not take for the client, and since when there are so many."""
         self._closes = self._pinged = inf
-        """The times at which it ends, whatever is left, and of a ping without an answer."""
+        """The time at which it ends, whatever is left, and that of a ping without an answer."""
 
     # Callbacks of the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's class is not a subclass
-        self.opening = None
+        self._transport, self.opening = transport, None
         self._began = self._heard = self._active = time.monotonic()
         self._h2.initiate_connection(self._server.settings)
         self._h2.set_local_window_size(_CONNECTION_WINDOW)
@@ -164,7 +147,6 @@ class _Connection(Connection):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._drop()
-        self._set_unread(0)
         self._server.lost(self)
 
     def data_received(self, data: bytes) -> None:
@@ -173,9 +155,9 @@ class _Connection(Connection):
 
     def _receive(self, data: memoryview) -> None:
         """Take what has come. After many frames, leave the rest for a turn of its own."""
-        events = 0
+        frames = 0
         while data and not self._over:
-            if events > _TURN:
+            if frames > _TURN:
                 self._transport.pause_reading()
                 self._reading = asyncio.get_running_loop().create_task(self._go_on(data))
                 break
@@ -186,7 +168,7 @@ class _Connection(Connection):
                 self._server.ended("HTTP/2")
                 self.abort()
                 return
-            events += self._take_events()
+            frames += self._take_events()
             data = data[_SLICE:]
         if not self._flushes:
             self._flush()
@@ -199,11 +181,9 @@ class _Connection(Connection):
 
     def pause_writing(self) -> None:
         self._paused = True
-        self._set_unread(self._transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         self._paused = False
-        self._set_unread(0)
         self._flush()
 
     # Called by the server
@@ -214,13 +194,12 @@ class _Connection(Connection):
 
     @property
     def waits(self) -> tuple[int, float] | None:
-        if self.calls or self._unread:
+        if self.calls:
             return None
         return (0, self._active) if self._has_called else (1, self._began)
 
     def end(self, seconds: float = AGE_GRACE) -> None:
-        """Ask the client to reconnect, and end once its calls, and what is written, are over, after
-        this many seconds at most."""
+        """Ask the client to reconnect, and end once its calls are over, or after this time."""
         if not self._over and self._closes == inf:
             self._closes = time.monotonic() + seconds
             self._h2.send_goaway()
@@ -235,23 +214,14 @@ class _Connection(Connection):
 
     def check(self, now: float) -> None:
         limits = self._service.limits
-        if self._unread:
-            unread = self._transport.get_write_buffer_size()
-            if unread <= self._unread - _PROGRESS:
-                self._set_unread(unread)
-            elif now >= self._unread_since + limits.write_timeout:
-                self._server.ended("write timeout")
-                self.abort()
         if now >= self._closes or now >= self._pinged + limits.head_timeout:
             self.abort()
         if self._over or self.opening is not None:
             return
-        if not self._has_called and now >= self._began + limits.head_timeout:
-            self._server.ended("head timeout")
-            self.end(0)
-        elif not self.calls and now >= self._active + limits.idle_timeout:
-            self._server.ended("idle timeout")
-            self.end(0)
+        wait = "idle_timeout" if self._has_called else "head_timeout"
+        if not self.calls and now >= self._active + getattr(limits, wait):
+            self._server.ended(wait.replace("_", " "))
+            self.end(limits.head_timeout)
         elif now >= self._began + MAX_AGE:
             self.end()
         elif self._pinged == inf and now >= self._heard + limits.idle_timeout:
@@ -268,19 +238,19 @@ class _Connection(Connection):
             unread = self._h2.queued_body_size(call.stream)
             if not (unread or call.whole or self._paused):  # the rest of its message is not needed
                 self._h2.reset_stream(call.stream, ngh2.ErrorCode.NO_ERROR)
-            elif unread <= call.unread - _PROGRESS:
+            elif unread < call.unread:
                 call.unread, call.since = unread, now
             elif now >= call.since + limits.write_timeout:
                 self._server.ended("write timeout")
                 self._h2.reset_stream(call.stream, ngh2.ErrorCode.CANCEL)
-        elif now >= call.deadline:
-            self._fail(call, StatusError(code_pb2.DEADLINE_EXCEEDED, "Deadline Exceeded"))
+        elif now >= call.deadline + _SLACK:
+            self.fail(call, DeadlineError("the client's deadline has passed"))
             if call.task is not None:
                 call.task.cancel()
         elif not call.whole and call.name != REFLECT and now >= call.since + limits.body_timeout:
             seconds = limits.body_timeout
             text = f"the message did not arrive within the body_timeout of {seconds:g} s"
-            self._refuse(call, RefusedError(text, 408, Refused.BODY_TIMEOUT))
+            self.fail(call, RefusedError(text, 408, Refused.BODY_TIMEOUT))
 
     # Calls
 
@@ -302,7 +272,9 @@ class _Connection(Connection):
                 if event.end_stream:
                     self._on_end(call)
         elif isinstance(event, ngh2.StreamClosed):
-            self._on_closed(self.calls.pop(event.stream_id, None))
+            self._active = time.monotonic()
+            if (call := self.calls.pop(event.stream_id, None)) is not None:
+                self._forget(call)
         elif isinstance(event, ngh2.RequestReceived):
             self._on_request(event)
         elif isinstance(event, ngh2.TrailersReceived):
@@ -323,37 +295,23 @@ class _Connection(Connection):
             return
         name = _METHODS.get(head.get(b":path", b""), "")
         call = _Call(name, event.stream_id, event.headers, self._service)
-        call.encoding = head.get(b"grpc-encoding", b"identity")
         self.calls[event.stream_id] = call
         self._server.calls += 1
-        if not name:
-            self._fail(call, StatusError(code_pb2.UNIMPLEMENTED, "Method not found!"))
-            return
+        call.encoding = head.get(b"grpc-encoding", b"identity")
         try:
             self._service.begin(call)
-            if name != CHECK:
-                self._admit()
+            if not name:
+                raise RefusedError("Method not found!", 501, Refused.METHOD)
+            if self._refused is not None and name != CHECK:
+                raise self._refused
+            self._server.admit(self, call)
             if (timeout := head.get(b"grpc-timeout")) is not None:
                 call.deadline = call.since + _seconds(timeout)
         except RequestError as error:
-            self._refuse(call, error)
+            self.fail(call, error)
         else:
             if event.end_stream:
                 self._on_end(call)
-
-    def _admit(self) -> None:
-        """Raise a RequestError if the connection, or its call, is one too many."""
-        if self._refused is not None:
-            raise self._refused
-        self._server.admit(self)
-
-    def refuse_arriving(self, error: RequestError) -> bool:
-        """End the call whose message has been arriving longest. Return False if there is none."""
-        for call in self.calls.values():
-            if not (call.whole or call.ended):
-                self._refuse(call, error)
-                return True
-        return False
 
     def _on_data(self, call: _Call, data: bytes) -> None:
         if not call.body:
@@ -370,7 +328,7 @@ class _Connection(Connection):
             elif call.name == INFER:
                 call.hold(len(data))
         except RequestError as error:
-            self._refuse(call, error)
+            self.fail(call, error)
 
     def _size_at(self, call: _Call, at: int) -> int:
         """Return the size of the message that begins there, with its prefix; 0 if it is unknown.
@@ -382,6 +340,18 @@ class _Connection(Connection):
         self._service.check_size(call, size)
         return 5 + size
 
+    def _reflect(self, call: _Call) -> None:
+        """Answer the messages of a stream that have come. Raises a RequestError."""
+        at = 0
+        while call.size and at + call.size <= len(call.body):
+            if self._h2.queued_body_size(call.stream) > _MAX_UNREAD:
+                raise OverloadedError("read the answers of this stream before you ask for more")
+            message = _message(call.body[at : at + call.size], call.encoding, _MAX_HEAD)
+            self._send(call, self._service.reflect(message))
+            at += call.size
+            call.size = self._size_at(call, at)
+        call.body = call.body[at:]
+
     def _on_end(self, call: _Call) -> None:
         """Begin a call, whose message is whole."""
         call.whole = True
@@ -390,72 +360,42 @@ class _Connection(Connection):
         if call.name == REFLECT:
             self._finish(call)
         elif not call.size or len(call.body) != call.size:
-            self._refuse(call, InvalidRequestError("the call does not have one whole message"))
+            self.fail(call, InvalidRequestError("the call does not have one whole message"))
         else:
-            work = self._watch(call) if call.name == WATCH else self._answer(call)
-            call.task = asyncio.get_running_loop().create_task(work)
+            call.task = asyncio.get_running_loop().create_task(self._answer(call))
 
-    def _on_closed(self, call: _Call | None) -> None:
-        """Forget a call whose stream is closed, by its end or by its client."""
-        self._active = time.monotonic()
-        if call is None:
-            return
+    def _forget(self, call: _Call) -> None:
+        """Drop a call whose stream is closed, by its end or by its client."""
         self._server.calls -= 1
         if not call.ended:
             call.ended = True
-            if call.task is None:
-                self._service.abandoned(call)
-            else:
+            if call.task is not None:
                 call.task.cancel()
+            self._service.abandoned(call)
         call.release()
 
     def _drop(self) -> None:
-        """Forget all calls: the connection is over."""
+        """Drop all calls: the connection is over."""
         self._over = True
         for call in self.calls.values():
-            self._on_closed(call)
+            self._forget(call)
         self.calls.clear()
 
     async def _answer(self, call: _Call) -> None:
+        service = self._service
         try:
-            try:
-                call.body = _message(call.body, call.encoding, self._service.max_message)
-            except RequestError as error:
-                raise self._service.failed(call, error) from None
+            call.body = _message(call.body, call.encoding, service.max_message)
             if call.deadline != inf:
                 call.timeout = max(0.0, call.deadline - time.monotonic())
-            answer = await self._service.answer(call)
-        except StatusError as error:
-            self._fail(call, error)
-        else:
-            self._send(call, answer)
-            self._finish(call)
-
-    async def _watch(self, call: _Call) -> None:
-        try:
-            async for answer in self._service.watch(bytes(call.body[5:])):
-                self._send(call, answer)
-        except StatusError as error:
-            self._fail(call, error)
+            if call.name == WATCH:
+                async for answer in service.watch(call):
+                    self._send(call, answer)
+            else:
+                self._send(call, await service.answer(call))
+        except Exception as error:
+            self.fail(call, error)
         else:
             self._finish(call)
-
-    def _reflect(self, call: _Call) -> None:
-        """Answer the messages of a stream that have come. Raises a RequestError."""
-        at = 0
-        while call.size and at + call.size <= len(call.body):
-            if self._h2.queued_body_size(call.stream) > _MAX_UNREAD:
-                raise OverloadedError("read the answers of this stream before you ask for more")
-            frame = call.body[at : at + call.size]
-            try:
-                message = bytes(_message(frame, call.encoding, MAX_METADATA_BYTES))
-                self._send(call, self._service.reflect(message))
-            except StatusError as error:
-                self._fail(call, error)
-                return
-            at += call.size
-            call.size = self._size_at(call, at)
-        call.body = call.body[at:]
 
     # Answers
 
@@ -478,20 +418,16 @@ class _Connection(Connection):
             self._h2.send_trailers(call.stream, (_OK, *_encoded(call.trailing)))
             self._flush_soon()
 
-    def _refuse(self, call: _Call, error: RequestError) -> None:
-        """End a call, whose message is not whole, with an error."""
-        self._fail(call, self._service.failed(call, error))
-
-    def _fail(self, call: _Call, error: StatusError) -> None:
-        """End a call with a status that is not OK."""
+    def fail(self, call: _Call, error: Exception) -> None:
+        """End a call with an error."""
         if call.ended:
             return
         call.ended = True
-        call.release()
+        code, text, metadata = self._service.failed(call, error)
         status = (
-            (b"grpc-status", b"%d" % error.code),
-            (b"grpc-message", quote(error.text, safe=_PRINTABLE).encode()),
-            *_encoded(error.metadata),
+            (b"grpc-status", b"%d" % code),
+            (b"grpc-message", quote(text, safe=_PRINTABLE).encode()),
+            *_encoded(metadata),
         )
         if call.initial:  # with the status, they would arrive as trailing metadata
             self._send_head(call)
@@ -520,15 +456,9 @@ class _Connection(Connection):
         else:
             self._take_events()
 
-    def _set_unread(self, size: int) -> None:
-        """Charge what the system does not take to the budget, and restart its timeout."""
-        self._service.budget.held += size - self._unread
-        self._unread, self._unread_since = size, time.monotonic()
-
 
 def _message(frame: bytes | bytearray, coding: bytes, most: int) -> bytes | memoryview:
-    """Return the message in a whole frame of gRPC; it may have `most` bytes. Raises a
-    RequestError."""
+    """Return the message in a whole frame of gRPC, of `most` bytes. Raises a RequestError."""
     if not frame[0]:
         large = len(frame) > _COPIED
         return memoryview(frame).toreadonly()[5:] if large else bytes(frame[5:])
@@ -539,11 +469,9 @@ def _message(frame: bytes | bytearray, coding: bytes, most: int) -> bytes | memo
         message = decompressor.decompress(frame[5:], most + 1)
     except zlib.error as error:
         raise InvalidRequestError("the message cannot be decompressed") from error
-    if len(message) > most:
-        text = f"Received message larger than max (more than {most} decompressed vs. {most})"
+    if len(message) > most or not decompressor.eof:
+        text = f"Received message larger than max (decompressed, vs. {most}), or a part of one"
         raise RefusedError(text, 413, Refused.MAX_BODY)
-    if not decompressor.eof:
-        raise InvalidRequestError("the message ends before its compressed data do")
     return message
 
 
@@ -564,36 +492,36 @@ def _encoded(metadata: Metadata) -> tuple[tuple[bytes, bytes], ...]:
     )
 
 
-class _Http2Server(ConnectionServer):
-    def __init__(self, service: Service, certificate: Certificate | None) -> None:
-        tls = None if certificate is None else lambda: certificate.http2_context
-        super().__init__(service.limits, service.metrics, tls)
+class _Connections(ConnectionServer):
+    def __init__(self, service: "GrpcServer", tls: Any) -> None:
+        limits = service.limits
+        super().__init__(limits, service.metrics, tls)
         self.service = service
         self.calls = 0
         """Calls of all connections, from their heads to the ends of their streams."""
-        self.max_calls = service.limits.max_rpcs + service.limits.max_connections + RESERVE
         self.settings = {
-            Setting.MAX_CONCURRENT_STREAMS: service.limits.max_rpcs + RESERVE,
-            Setting.INITIAL_WINDOW_SIZE: _WINDOW,
-            Setting.MAX_FRAME_SIZE: _FRAME,
-            Setting.MAX_HEADER_LIST_SIZE: _MAX_HEAD,
+            ngh2.Setting.MAX_CONCURRENT_STREAMS: limits.max_rpcs + RESERVE,
+            ngh2.Setting.INITIAL_WINDOW_SIZE: _WINDOW,
+            ngh2.Setting.MAX_FRAME_SIZE: _MAX_FRAME,
+            ngh2.Setting.MAX_HEADER_LIST_SIZE: _MAX_HEAD,
         }
 
-    def connect(self, peer: str, refused: RequestError | None) -> Connection:
+    def connect(self, peer: str, refused: RequestError | None) -> _Connection:
         return _Connection(self, peer, refused)
 
-    def admit(self, connection: _Connection) -> None:
-        """Raise OverloadedError for a call of this connection that is one too many. If another has
-        more calls, one of those that still arrive ends in its place."""
-        most = self.max_calls
-        if self.calls <= most:
+    def admit(self, connection: _Connection, call: _Call) -> None:
+        """Raise OverloadedError for a call that is one too many. If another connection has more,
+        one of its calls that still arrive ends instead."""
+        most = self.limits.max_rpcs + self.limits.max_connections + RESERVE
+        if self.calls <= most or call.name == CHECK:
             return
         text = f"the server has {most:,} gRPC calls, some of which still arrive; try again later"
         error = OverloadedError(text, why=Refused.MAX_RPCS)
-        connections = cast(set[_Connection], self._connections)
-        busiest = max(connections, key=lambda each: len(each.calls))
-        if busiest is connection or not busiest.refuse_arriving(error):
+        busiest = max(self._connections, key=lambda each: len(each.calls))
+        arriving = (each for each in busiest.calls.values() if not (each.whole or each.ended))
+        if busiest is connection or (other := next(arriving, None)) is None:
             raise error
+        busiest.fail(other, error)
 
     async def leave(self) -> None:
         await super().leave()
@@ -602,20 +530,17 @@ class _Http2Server(ConnectionServer):
                 connection.end()
 
 
-class Transport:
-    """Serves a service over HTTP/2. See the other transport, over_grpcio."""
-
-    def __init__(self, service: Service, *, certificate: Certificate | None, reuse_port: bool):
-        self._server = _Http2Server(service, certificate)
-        self._scheme = "grpc" if certificate is None else "grpcs"
-        self._reuse_port = reuse_port
+class GrpcServer(Service):
+    """Serves the models of `inference`, within `limits`."""
 
     async def start(self, host: str, port: int) -> str:
-        """Listen there; return the URL. Raises UserError if that fails."""
+        certificate = self._certificate
+        tls = None if certificate is None else lambda: certificate.http2_context
+        self._server = _Connections(self, tls)
         listening = listen(host, port, reuse_port=self._reuse_port, use=" for gRPC")
         self._server.start(listening)
-        return url_of(listening, self._scheme)
+        return url_of(listening, "grpc" if certificate is None else "grpcs")
 
-    async def stop(self, grace: float) -> None:
-        """Answer the calls in flight, for `grace` seconds, and close."""
+    async def stop(self, grace: float = GRACE) -> None:
+        self.stopping = True
         await self._server.stop(grace)

@@ -6,9 +6,10 @@ tools expect. Errors have the texts of REST, and status codes that correspond to
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from google.protobuf.duration_pb2 import Duration
@@ -19,7 +20,7 @@ from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 
 from parity_models import __version__
-from parity_models.serving.access import Clients
+from parity_models.serving.access import Certificate, Clients
 from parity_models.serving.errors import (
     AbandonedError,
     InternalError,
@@ -42,7 +43,7 @@ from parity_models.serving.grpc.codec import (
     write_response,
 )
 from parity_models.serving.grpc.messages import DETAILS, MODEL_SHA256, SERVICE
-from parity_models.serving.grpc.protos import POOL
+from parity_models.serving.http import GRACE
 from parity_models.serving.inference import Call, Inference, InferRequest
 from parity_models.serving.limits import Limits
 from parity_models.serving.models import Result, ServedModel, ServedVersion
@@ -55,9 +56,10 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
+_POOL = pb.DESCRIPTOR.pool
 
-_HEALTH_INTERVAL = 0.2
-"""Seconds between two looks at the readiness that streams watch."""
+_HEALTH_INTERVAL = 0.25
+"""Seconds between two looks at the readiness that a stream watches."""
 
 MAX_TEXT = 1000
 """Bytes of an error that always fit: it travels in a header, where gRPC writes some bytes as three,
@@ -96,8 +98,8 @@ _REQUESTS = {
 }
 """The classes of requests, by their methods."""
 
-_QUIET = ("ServerLive", "ServerReady", CHECK, WATCH, REFLECT)
-"""Methods that are left out of the access log, and need no token: most are polled."""
+_QUIET = ("ServerLive", "ServerReady", CHECK, WATCH, REFLECT, "")
+"""Methods that are left out of the access log, and need no token: most are polled. "" is none."""
 
 _CHANGES = ("RepositoryModelLoad", "RepositoryModelUnload")
 """Methods for administrators."""
@@ -111,18 +113,18 @@ _CODES = {
     413: code_pb2.RESOURCE_EXHAUSTED,
     499: code_pb2.CANCELLED,
     500: code_pb2.INTERNAL,
+    501: code_pb2.UNIMPLEMENTED,
     503: code_pb2.UNAVAILABLE,
     504: code_pb2.DEADLINE_EXCEEDED,
 }
 
 
-class StatusError(Exception):
-    """A call that ends with another status than OK: a code of google.rpc.Code, a text, and trailing
-    metadata."""
+class Failure(NamedTuple):
+    """The end of a call that fails: a code of google.rpc.Code, a text, and trailing metadata."""
 
-    def __init__(self, code: int, text: str, metadata: Metadata = ()) -> None:
-        super().__init__(text)
-        self.code, self.text, self.metadata = code, text, metadata
+    code: int
+    text: str
+    metadata: Metadata = ()
 
 
 class Rpc(Call[bytes]):
@@ -164,13 +166,23 @@ class Rpc(Call[bytes]):
         self.budget.held += self.held
 
 
-class Service:
-    """Answers the calls that transports bring, by the models of `inference`, within `limits`.
+class Service(ABC):
+    """A server of gRPC, whose transport brings the calls; see GrpcServer.
 
-    Only `clients` may ask for more than the server's health and the protocol's messages.
+    Only `clients` may ask for more than the server's health and the protocol's messages. With a
+    `certificate`, over TLS; with `reuse_port`, another process may listen on the same port. Make it
+    on the event loop that it is to run on; start and stop it once.
     """
 
-    def __init__(self, inference: Inference, limits: Limits, clients: Clients) -> None:
+    def __init__(
+        self,
+        inference: Inference,
+        limits: Limits,
+        *,
+        clients: Clients = Clients(),
+        certificate: Certificate | None = None,
+        reuse_port: bool = False,
+    ) -> None:
         self.limits = limits
         self.metrics = inference.models.metrics
         self.budget = inference.budget
@@ -179,15 +191,22 @@ class Service:
         self._inference = inference
         self._models = inference.models
         self._clients = clients
+        self._certificate = certificate
+        self._reuse_port = reuse_port
         self._rpcs = self._watches = 0
-        self._stopping = False
-        self._changes: dict[int, asyncio.Task[None]] = {}
-        """By health, the task that ends when the health changes; all streams wait for it."""
+        self.stopping = False
 
-    async def stop(self) -> None:
-        """Report that the server stops to the streams of health, and end them."""
-        self._stopping = True
-        await asyncio.gather(*self._changes.values())
+    @abstractmethod
+    async def start(self, host: str, port: int) -> str:
+        """Listen there (port 0: any that is free); return the URL, as grpc://127.0.0.1:8001, or
+        grpcs:// over TLS.
+
+        Raises UserError if that fails.
+        """
+
+    @abstractmethod
+    async def stop(self, grace: float = GRACE) -> None:
+        """Answer the calls in flight, for `grace` seconds, and close."""
 
     def begin(self, rpc: Rpc) -> None:
         """Admit a call by its head. Raises a RequestError."""
@@ -208,36 +227,44 @@ class Service:
             raise RefusedError(text, 413, Refused.MAX_BODY)
 
     async def answer(self, rpc: Rpc) -> bytes:
-        """Answer a call that was admitted; count and log it. Raises StatusError."""
-        try:
-            if rpc.name == INFER:
-                answer = await self._infer(rpc)
-            else:
-                request = read_message(_REQUESTS[rpc.name], rpc.body)
-                said: Message = await getattr(self, rpc.name)(request, rpc)
-                answer = said.SerializeToString()
-        except asyncio.CancelledError:
-            self.abandoned(rpc)
-            raise
-        except Exception as error:
-            raise self.failed(rpc, error) from None
+        """Answer a call that was admitted, whose message is in its body. Raises a RequestError."""
+        if rpc.name == INFER:
+            answer = await self._infer(rpc)
+        else:
+            request = read_message(_REQUESTS[rpc.name], rpc.body)
+            said: Message = await getattr(self, rpc.name)(request, rpc)
+            answer = said.SerializeToString()
         self._ended(rpc, 200, "OK")
         rpc.keep(answer)
         return answer
 
-    def failed(self, rpc: Rpc, error: Exception) -> StatusError:
-        """Count and log a call that ends with this error, and return its status."""
+    def failed(self, rpc: Rpc, error: Exception) -> Failure:
+        """Count and log a call that ends with this error. If the time of a retry is known, the
+        metadata have a google.rpc.Status with RetryInfo (google/rpc/error_details.proto)."""
         if not isinstance(error, RequestError):
             _log.error("a gRPC request failed", exc_info=error)
             error = InternalError("the server failed to handle the request; its log says why")
-        self._ended(rpc, error.status, code_pb2.Code.Name(_code_of(error)))
+        # Drop the large messages in the frames of its traceback.
+        error.__traceback__ = error.__cause__ = error.__context__ = None
         rpc.release()
-        return self.refused(error)
+        code = _CODES.get(error.status, code_pb2.INTERNAL)
+        if isinstance(error, OverloadedError):
+            code = code_pb2.RESOURCE_EXHAUSTED
+        self._ended(rpc, error.status, code_pb2.Code.Name(code))
+        self.metrics.refuse(error)
+        text = str(error).encode(errors="replace")[:MAX_TEXT].decode(errors="ignore")
+        if error.retry_after is None:
+            return Failure(code, text)
+        status = Status(code=code, message=text)
+        delay = Duration()
+        delay.FromMilliseconds(ceil(error.retry_after * 1e3))
+        status.details.add().Pack(RetryInfo(retry_delay=delay))
+        return Failure(code, text, ((DETAILS, status.SerializeToString()),))
 
     def abandoned(self, rpc: Rpc) -> None:
         """Count and log a call whose client has gone."""
-        self._ended(rpc, AbandonedError.status, "CANCELLED")
         rpc.release()
+        self._ended(rpc, AbandonedError.status, "CANCELLED")
 
     def _ended(self, rpc: Rpc, status: int, code: str) -> None:
         """Count and log a call, before its client hears of it."""
@@ -245,22 +272,6 @@ class Service:
             rpc.log.ended(code)
         if rpc.name == INFER:
             (rpc.log.metrics or self.metrics).request(status).inc()
-
-    def refused(self, error: RequestError) -> StatusError:
-        """Count an error, and return its status. If the time of a retry is known, a
-        google.rpc.Status has RetryInfo (google/rpc/error_details.proto of googleapis)."""
-        # Drop the large messages in the frames of its traceback.
-        error.__traceback__ = error.__cause__ = error.__context__ = None
-        self.metrics.refuse(error)
-        code = _code_of(error)
-        text = str(error).encode(errors="replace")[:MAX_TEXT].decode(errors="ignore")
-        if error.retry_after is None:
-            return StatusError(code, text)
-        status = Status(code=code, message=text)
-        delay = Duration()
-        delay.FromMilliseconds(ceil(error.retry_after * 1e3))
-        status.details.add().Pack(RetryInfo(retry_delay=delay))
-        return StatusError(code, text, ((DETAILS, status.SerializeToString()),))
 
     async def _infer(self, rpc: Rpc) -> bytes:
         limits = self.limits
@@ -283,9 +294,9 @@ class Service:
 
     # Streams
 
-    async def watch(self, data: bytes) -> AsyncIterator[bytes]:
+    async def watch(self, rpc: Rpc) -> AsyncIterator[bytes]:
         """Answer the method Watch of grpc.health.v1: the status now and after each change, until
-        the server stops. Raises StatusError."""
+        the server stops. Raises a RequestError."""
         self._watches += 1
         try:
             if self._watches > self.limits.max_connections:
@@ -294,10 +305,10 @@ class Service:
                     "at a time (max_connections); try again later",
                     why=Refused.MAX_CONNECTIONS,
                 )
-            service, last = read_message(health_pb2.HealthCheckRequest, data).service, None
+            service, last = read_message(health_pb2.HealthCheckRequest, rpc.body).service, None
             while True:
-                stopping, health = self._stopping, self._health
-                response = health_pb2.HealthCheckResponse(status=health)
+                stopping = self.stopping
+                response = health_pb2.HealthCheckResponse(status=self._health)
                 if service not in _SERVICES:
                     response.status = response.SERVICE_UNKNOWN
                 if response != last:
@@ -305,33 +316,20 @@ class Service:
                 last = response
                 if stopping:
                     return
-                change = self._changes.get(health)
-                if change is None or change.done():
-                    change = self._changes[health] = asyncio.create_task(self._changed(health))
-                await asyncio.shield(change)
-        except RequestError as error:
-            raise self.refused(error) from None
+                await asyncio.sleep(_HEALTH_INTERVAL)
         finally:
             self._watches -= 1
-
-    async def _changed(self, health: int) -> None:
-        """Wait until the health has changed, or the server stops."""
-        while self._health == health and not self._stopping:
-            await asyncio.sleep(_HEALTH_INTERVAL)
 
     @property
     def _health(self) -> Any:
         """The status of grpc.health.v1."""
         response = health_pb2.HealthCheckResponse
-        ready = not self._models.why_unready and not self._stopping
+        ready = not self._models.why_unready and not self.stopping
         return response.SERVING if ready else response.NOT_SERVING
 
-    def reflect(self, data: bytes) -> bytes:
-        """Answer a message of ServerReflectionInfo. Raises StatusError."""
-        try:
-            request = read_message(reflection_pb2.ServerReflectionRequest, data)
-        except RequestError as error:
-            raise self.refused(error) from None
+    def reflect(self, data: bytes | memoryview) -> bytes:
+        """Answer a message of ServerReflectionInfo. Raises a RequestError."""
+        request = read_message(reflection_pb2.ServerReflectionRequest, data)
         response = reflection_pb2.ServerReflectionResponse(
             valid_host=request.host, original_request=request
         )
@@ -342,7 +340,7 @@ class Service:
                     response.list_services_response.service.add(name=service.full_name)
             elif kind in ("file_by_filename", "file_containing_symbol"):
                 by_name = kind == "file_by_filename"
-                find = POOL.FindFileByName if by_name else POOL.FindFileContainingSymbol
+                find = _POOL.FindFileByName if by_name else _POOL.FindFileContainingSymbol
                 file = find(getattr(request, kind)).serialized_pb
                 response.file_descriptor_response.file_descriptor_proto.append(file)
             else:
@@ -428,11 +426,3 @@ def bundle_of(version: ServedVersion) -> tuple[tuple[str, str], ...]:
         "quarantined-instances": ",".join(about.quarantined_instances),
     }
     return tuple((key, value) for key, value in said.items() if value)
-
-
-def _code_of(error: RequestError) -> int:
-    """Return the error's code: RESOURCE_EXHAUSTED for overload, else the one that corresponds to
-    its HTTP status."""
-    if isinstance(error, OverloadedError):
-        return int(code_pb2.RESOURCE_EXHAUSTED)
-    return int(_CODES.get(error.status, code_pb2.INTERNAL))
