@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 import ngh2
+import numpy as np
 
 from parity_models.serving.errors import (
     DeadlineError,
@@ -50,8 +51,8 @@ _WINDOW, _CONNECTION_WINDOW, _MAX_FRAME = 2**20, 2**22, 2**18
 """Bytes that a client may send ahead, of a message and of a connection, and of a frame."""
 
 _SLICE, _TURN = 16 * 2**10, 100
-"""Bytes that are taken at once, and the number of frames after which the rest waits for a turn of
-the event loop."""
+"""Bytes that are taken at once, unless frames are large, and the number of frames after which the
+rest waits for a turn of the event loop."""
 
 _MAX_WRITE = 64 * 2**10
 """Bytes that are written at once; a client has to take as many in each write timeout."""
@@ -89,7 +90,7 @@ _CONFIGURATION = ngh2.Configuration(
 class _Call(Rpc):
     """A call, from its head to the end of its stream.
 
-    `size` is that of its message, with the prefix, once it is known. The call is `whole` when its
+    `size` is that of its message, with the prefix, once it is known; `arrived` bytes are here. It is `whole` when its
     client has sent all, and `ended` when its status is queued. `since` is the time of its beginning
     and, once it has ended, of the client's last progress; `unread` bytes are then left.
     """
@@ -104,11 +105,27 @@ class _Call(Rpc):
         self.stream = stream
         self.fields = fields
         self.encoding = b"identity"
-        self.size = 0
+        self.size = self.arrived = 0
         self.task: asyncio.Task[None] | None = None
         self.whole = self.has_head = self.ended = False
         self.deadline = self.unread = inf
         self.since = time.monotonic()
+
+    def add(self, data: bytes) -> None:
+        """Keep bytes of the message, those of a large one where they belong."""
+        at, self.arrived = self.arrived, self.arrived + len(data)
+        if isinstance(self.body, memoryview):
+            self.body[at : self.arrived] = data
+        elif self.size > max(self.arrived, _COPIED):
+            # Memory that nothing was written to takes none.
+            buffer = memoryview(np.empty(self.size, np.uint8))
+            buffer[: self.arrived] = self.body + data
+            self.body = buffer
+        elif self.body:
+            self.body = bytearray(self.body) if isinstance(self.body, bytes) else self.body
+            self.body += data
+        else:
+            self.body = data
 
     def values(self, header: str) -> Sequence[str]:
         return [value.decode("latin-1") for key, value in self.fields if key == header.encode()]
@@ -155,21 +172,22 @@ class _Connection(asyncio.Protocol):
 
     def _receive(self, data: memoryview) -> None:
         """Take what has come. After many frames, leave the rest for a turn of its own."""
-        frames = 0
+        frames, size = 0, _SLICE
         while data and not self._over:
             if frames > _TURN:
                 self._transport.pause_reading()
                 self._reading = asyncio.get_running_loop().create_task(self._go_on(data))
                 break
             try:
-                self._h2.receive_data(data[:_SLICE])
+                self._h2.receive_data(data[:size])
             except ngh2.NGH2Error as error:
                 _log.debug("a connection broke the rules of HTTP/2: %r", error)
                 self._server.ended("HTTP/2")
                 self.abort()
                 return
-            frames += self._take_events()
-            data = data[_SLICE:]
+            events = self._take_events()
+            frames, data = frames + events, data[size:]
+            size = _SLICE if events > _TURN / 4 else 4 * _SLICE
         if not self._flushes:
             self._flush()
 
@@ -314,19 +332,18 @@ class _Connection(asyncio.Protocol):
                 self._on_end(call)
 
     def _on_data(self, call: _Call, data: bytes) -> None:
-        if not call.body:
-            call.body = data
-        else:  # a bytearray grows without a copy
-            call.body = call.body if isinstance(call.body, bytearray) else bytearray(call.body)
-            call.body += data
         try:
-            call.size = call.size or self._size_at(call, 0)
-            if call.size and call.name == REFLECT:
+            if call.name == REFLECT:
+                call.add(data)
+                call.size = call.size or self._size_at(call, 0)
                 self._reflect(call)
-            elif call.size and len(call.body) > call.size:
+                return
+            if call.size and call.arrived + len(data) > call.size:
                 raise InvalidRequestError("the call has more than one message")
-            elif call.name == INFER:
+            if call.name == INFER:
                 call.hold(len(data))
+            call.add(data)
+            call.size = call.size or self._size_at(call, 0)
         except RequestError as error:
             self.fail(call, error)
 
@@ -359,7 +376,7 @@ class _Connection(asyncio.Protocol):
             return
         if call.name == REFLECT:
             self._finish(call)
-        elif not call.size or len(call.body) != call.size:
+        elif not call.size or call.arrived != call.size:
             self.fail(call, InvalidRequestError("the call does not have one whole message"))
         else:
             call.task = asyncio.get_running_loop().create_task(self._answer(call))
