@@ -7,7 +7,8 @@ from typing import Any
 
 EXTRAS = {
     "aiohttp": "remote",
-    "grpc": "grpc",
+    "grpc": "remote",
+    "ngh2": "grpc",
     "onnx": "train",
     "opentelemetry": "otel",
     "onnxscript": "train",

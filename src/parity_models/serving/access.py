@@ -11,14 +11,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from parity_models.errors import UserError, spell
 from parity_models.options import Options, option
 from parity_models.serving.errors import ForbiddenError, UnauthorizedError
-
-if TYPE_CHECKING:
-    import grpc
 
 MAX_PORT = 2**16 - 1
 
@@ -132,35 +129,20 @@ class Certificate(Reread):
     def read(self) -> None:
         chain, key = self._paths
         pem = read_text(key, "the certificate's key"), read_text(chain, "the certificate")
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.set_alpn_protocols(["http/1.1"])
+        contexts = []
         try:
-            context.load_cert_chain(chain, key, _no_password)
+            for protocol in ("http/1.1", "h2"):
+                context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+                context.set_alpn_protocols([protocol])
+                context.load_cert_chain(chain, key, _no_password)
+                contexts.append(context)
         except ssl.SSLError as error:
             wrong = f"the certificate {chain} with the key {key} cannot be used: {error.reason}"
             if error.reason == "KEY_VALUES_MISMATCH":
                 wrong = f"the key {key} is not that of the certificate {chain}"
             raise UserError(f"{wrong}; give a certificate and its own key, in PEM") from error
-        self.context, self._pem = context, (pem[0].encode(), pem[1].encode())
-
-    def grpc_credentials(self) -> "grpc.ServerCredentials":
-        """Return credentials with which a gRPC server shows the newest certificate."""
-        import grpc
-
-        shown = self._pem
-
-        def newer() -> "grpc.ServerCertificateConfiguration | None":
-            """Called by gRPC, on its own thread, for each new connection."""
-            nonlocal shown
-            if shown is self._pem:
-                return None
-            shown = self._pem
-            return grpc.ssl_server_certificate_configuration([shown])
-
-        return grpc.dynamic_ssl_server_credentials(
-            grpc.ssl_server_certificate_configuration([shown]),
-            newer,  # type: ignore[arg-type]  # None means no change, which grpc's stubs leave out
-        )
+        self.context, self.http2_context = contexts
+        self.pem = pem[0].encode(), pem[1].encode()
 
 
 def _no_password() -> NoReturn:

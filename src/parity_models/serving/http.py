@@ -11,6 +11,7 @@ import re
 import resource
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
@@ -35,6 +36,8 @@ from parity_models.serving.errors import (
     RefusedError,
     RequestError,
 )
+from parity_models.serving.limits import Limits
+from parity_models.serving.metrics import Metrics
 from parity_models.serving.rest import Headers, Request, Response, Rest
 from parity_models.serving.rest_codec import HEAD
 
@@ -487,9 +490,10 @@ def _check_head(request: Request, version: str) -> None:
     raise InvalidRequestError(text, why=Refused.HTTP)
 
 
-def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
+def listen(host: str, port: int, *, reuse_port: bool = False, use: str = "") -> socket.socket:
     """Return a socket that listens there; port 0 is any free one. With `reuse_port`, the user's
-    other processes may listen there as well, if they set it too. Raises UserError."""
+    other processes may listen there as well, if they set it too. Raises UserError, whose message
+    says its `use`, such as " for gRPC"."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server(
@@ -498,7 +502,7 @@ def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
     except OSError as error:
         why = str(error.strerror).partition(" (while")[0]  # Python adds the address
         raise UserError(
-            f"cannot listen on {host} port {port}: {why}; choose another host or port (port 0 "
+            f"cannot listen on {host} port {port}{use}: {why}; choose another host or port (port 0 "
             "takes any that is free)"
         ) from error
 
@@ -509,27 +513,34 @@ def url_of(listening: socket.socket, scheme: str = "http") -> str:
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-class HttpServer:
-    """Serves `rest` on one listening socket, within its limits; started and stopped once.
+class ConnectionServer(ABC):
+    """Accepts the connections of one listening socket, within `limits`, and ends those whose
+    clients are late; started and stopped once.
 
     `tls` returns the context of each connection; None: no TLS.
     """
 
-    def __init__(self, rest: Rest, tls: Callable[[], SSLContext] | None = None) -> None:
-        self.rest = rest
-        self.limits = rest.limits
+    def __init__(
+        self, limits: Limits, metrics: Metrics, tls: Callable[[], SSLContext] | None = None
+    ) -> None:
+        self.limits = limits
         self.closing = False
         """Every answer is the last of its connection."""
         self.date = b""
         """The header with the current date."""
+        self._metrics = metrics
         self._tls = tls
-        self._connections: set[HttpConnection] = set()
+        self._connections: set[Any] = set()
         self._left = asyncio.Event()
         """Set whenever a connection is over."""
         self._acceptor: asyncio.Task[None] | None = None
         """None before it is started."""
         self._fitting: float = inf
         """Connections that descriptors allow for, as far as the last tick has shown."""
+
+    @abstractmethod
+    def connect(self, peer: str, refused: RequestError | None) -> Any:
+        """Return a connection, which has what is public of HttpConnection."""
 
     @property
     def connections(self) -> int:
@@ -587,14 +598,14 @@ class HttpServer:
 
     # For connections
 
-    def lost(self, connection: HttpConnection) -> None:
+    def lost(self, connection: Any) -> None:
         """Forget a connection that is over."""
         self._connections.discard(connection)
         self._left.set()
 
     def ended(self, reason: str) -> None:
         """Count a connection that a limit has ended."""
-        self.rest.metrics.connections_ended.labels(reason).inc()
+        self._metrics.connections_ended.labels(reason).inc()
 
     # Accepting
 
@@ -637,7 +648,7 @@ class HttpServer:
                     accepted.close()
                     return
                 refused = OverloadedError(f"{text}, and all are busy; try again later", why=why)
-        connection = HttpConnection(self, peer.removeprefix("::ffff:"), refused)
+        connection = self.connect(peer.removeprefix("::ffff:"), refused)
         self._connections.add(connection)
         connection.opening = asyncio.create_task(self._open(accepted, connection))
 
@@ -653,7 +664,7 @@ class HttpServer:
         last.abort()
         return True
 
-    async def _open(self, accepted: socket.socket, connection: HttpConnection) -> None:
+    async def _open(self, accepted: socket.socket, connection: Any) -> None:
         """Make a connection of an accepted socket."""
         tls: dict[str, Any] = {}
         try:
@@ -691,3 +702,14 @@ class HttpServer:
 
     def _set_date(self) -> None:
         self.date = f"date: {formatdate(usegmt=True)}".encode()
+
+
+class HttpServer(ConnectionServer):
+    """Serves `rest` on one listening socket."""
+
+    def __init__(self, rest: Rest, tls: Callable[[], SSLContext] | None = None) -> None:
+        super().__init__(rest.limits, rest.metrics, tls)
+        self.rest = rest
+
+    def connect(self, peer: str, refused: RequestError | None) -> HttpConnection:
+        return HttpConnection(self, peer, refused)

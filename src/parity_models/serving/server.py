@@ -235,10 +235,10 @@ class Server:
                 self._inference,
                 options.limits,
                 clients=self._clients,
+                certificate=self._certificate,
                 reuse_port=shares,
             )
-            tls = None if self._certificate is None else self._certificate.grpc_credentials()
-            self.grpc_url = await self._grpc.start(options.host, options.grpc_port, tls)
+            self.grpc_url = await self._grpc.start(options.host, options.grpc_port)
         if options.port is not None:
             self._socket = listen(options.host, options.port, reuse_port=options.reuse_port)
             self._https[0].start(self._socket)

@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import AsyncExitStack
 
+import pytest
 from grpc import StatusCode
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,8 @@ from fuzzing import fuzz, mutated
 from grpc_served import method, request, serving
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest
 from parity_models.serving.grpc.messages import SERVICE
+
+pytestmark = pytest.mark.usefixtures("transport")
 
 REFUSALS = {StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND, StatusCode.RESOURCE_EXHAUSTED}
 

@@ -1,5 +1,7 @@
 """gRPC clients of the Open Inference Protocol work unchanged, with REST's errors."""
 
+import os
+import sys
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -28,10 +30,19 @@ pytestmark = pytest.mark.slow
 SERVICE = "inference.GRPCInferenceService"
 
 
-@pytest.fixture(scope="module")
-def server(bundle: Path) -> Iterator[ServerProcess]:
+@pytest.fixture(scope="module", params=["ngh2", "grpcio"])
+def server(
+    request: pytest.FixtureRequest, bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    """A server with each transport in turn: the second where ngh2 is not installed."""
     arguments = ("--grpc-port", "0", "--max-body", "2", "--max-queue", "300")
-    with ServerProcess(str(bundle), *arguments) as process:
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "grpcio":
+            hidden = tmp_path_factory.mktemp("hidden")
+            (hidden / "ngh2.py").write_text("raise ModuleNotFoundError(name='ngh2')\n")
+            patch.setenv("PYTHONPATH", os.pathsep.join([str(hidden), *sys.path]))
+        process = ServerProcess(str(bundle), *arguments)
+    with process:
         yield process
         assert process.process.poll() is None
         assert process.metric("parm_instance_restarts_total") == 0

@@ -19,13 +19,15 @@ from grpc_served import INFER, request, serving
 from http_served import eventually
 from parity_models.bundle.bundle import open_bundle
 from parity_models.errors import UserError
-from parity_models.serving.grpc.grpc_server import _bundle_of
+from parity_models.serving.grpc.service import bundle_of
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import ServedModel, ServedVersion
 from parity_models.serving.server import ServeOptions, Server
 from parity_models.tensors.signature import Signature, TensorSpec
 from served import ServerProcess, until
 from triton_requests import grpc_infer
+
+pytestmark = pytest.mark.usefixtures("transport")
 
 
 @pytest.mark.slow
@@ -137,14 +139,14 @@ async def test_a_watch_that_begins_between_two_changes_sees_the_second() -> None
         first.cancel()
         second.cancel()
         await served.server.stop(0)
-        assert "GrpcServer._changed" not in str(asyncio.all_tasks() - before)
+        assert "Service.watch" not in str(asyncio.all_tasks() - before)
 
 
 def test_metadata_has_what_the_messages_have_no_room_for() -> None:
     frontend: Any = SimpleNamespace(quarantined=("0.1", "2.0"), differ=None)
     signature = Signature.of(TensorSpec("x", "FP32", (4,)), TensorSpec("a, é", "FP32", (4,)))
     model = ServedModel("model", signature, 9, digest="of-bundle", sha256="of-file")
-    assert _bundle_of(ServedVersion(frontend, model, Metrics())) == (
+    assert bundle_of(ServedVersion(frontend, model, Metrics())) == (
         ("bundle-digest", "of-bundle"),
         ("model-sha256", "of-file"),
         ("exact-outputs", "a%2C%20%C3%A9"),

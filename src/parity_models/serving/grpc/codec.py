@@ -52,7 +52,7 @@ _Request = TypeVar("_Request", bound=Message)
 
 
 def decode(
-    data: bytes, largest: ServedModel | None, max_json: int
+    data: bytes | memoryview, largest: ServedModel | None, max_json: int
 ) -> tuple[pb.ModelInferRequest, Raws]:
     """Return the message of a request, and its raw_input_contents, which are taken out of it if
     they are large.
@@ -79,7 +79,7 @@ def decode(
     return message, [*raws, *message.raw_input_contents]
 
 
-def _without_raws(data: bytes) -> tuple[list[memoryview], list[memoryview], int]:
+def _without_raws(data: bytes | memoryview) -> tuple[list[memoryview], list[memoryview], int]:
     """Return a message without its raw_input_contents, in pieces; these contents, which protobuf
     would copy; and the bytes of the typed contents."""
     view, begin, values = memoryview(data), 0, 0
@@ -95,7 +95,7 @@ def _without_raws(data: bytes) -> tuple[list[memoryview], list[memoryview], int]
     return [*pieces, view[begin:]], raws, values
 
 
-def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+def _fields(data: bytes | memoryview, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """Yield the first fields of a message: where each begins, its tag, and where its content begins
     and ends. Stop at a field that has neither a number nor a length, and after _MAX_FIELDS."""
     for _ in range(_MAX_FIELDS):
@@ -117,10 +117,10 @@ def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int
         at = content + value
 
 
-def read_message(request: type[_Request], data: bytes) -> _Request:
+def read_message(request: type[_Request], data: bytes | memoryview) -> _Request:
     """Decode a message. Raises InvalidRequestError for other bytes."""
     try:
-        return request.FromString(data)
+        return request.FromString(data)  # type: ignore[arg-type]  # it takes any buffer
     except DecodeError as error:
         raise InvalidRequestError(
             f"the request cannot be read as {request.DESCRIPTOR.full_name}"

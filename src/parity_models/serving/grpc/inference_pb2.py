@@ -1,7 +1,8 @@
 """The messages of inference.proto, by their names (see inference_pb2.pyi).
 
-They live in a descriptor pool of their own: clients bring the same protocol under the same names
-to protobuf's default pool, which holds a name once a process.
+They live, with those of the other .proto files here, in a descriptor pool of their own: clients
+bring the same protocols under the same names to protobuf's default pool, which holds a name once a
+process.
 """
 
 from importlib.resources import files

@@ -1,0 +1,563 @@
+"""gRPC over HTTP/2 by ngh2 (libnghttp2), on the event loop.
+
+https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md. Messages count against the budget as
+they arrive, and every wait for a client has a timeout, as over HTTP/1.1.
+"""
+
+import asyncio
+import base64
+import logging
+import re
+import time
+import zlib
+from collections.abc import Sequence
+from functools import lru_cache
+from math import inf
+from typing import Any
+from urllib.parse import quote
+
+import ngh2
+import numpy as np
+
+from parity_models.serving.errors import (
+    DeadlineError,
+    InvalidRequestError,
+    OverloadedError,
+    Refused,
+    RefusedError,
+    RequestError,
+)
+from parity_models.serving.grpc.service import (
+    AGE_GRACE,
+    CHECK,
+    INFER,
+    MAX_AGE,
+    METHODS,
+    REFLECT,
+    RESERVE,
+    WATCH,
+    Metadata,
+    Rpc,
+    Service,
+)
+from parity_models.serving.http import GRACE, ConnectionServer, listen, url_of
+
+_log = logging.getLogger(__name__)
+
+_MAX_HEAD = 16 * 2**10
+"""Bytes of metadata that clients may send; four times that ends the connection."""
+
+_WINDOW, _CONNECTION_WINDOW, _MAX_FRAME = 2**20, 2**22, 2**18
+"""Bytes that a client may send ahead, of a message and of a connection, and of a frame."""
+
+_SLICE, _TURN = 16 * 2**10, 100
+"""Bytes that are taken at once, unless frames are large, and the number of frames after which the
+rest waits for a turn of the event loop."""
+
+_MAX_WRITE = 64 * 2**10
+"""Bytes that are written at once; a client has to take as many in each write timeout."""
+
+_SLACK = 0.2
+"""Seconds that clients have to end a call themselves, once its deadline has passed."""
+
+_MAX_UNREAD = 2**18
+"""Bytes of unread answers at which a stream of reflection ends."""
+
+_COPIED = 64 * 2**10
+"""Bytes of a message that are copied, as protobuf takes no view of them."""
+
+_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
+
+_METHODS = {path.encode(): name for path, name in METHODS.items()}
+_OWN = frozenset((b"te", b"content-type", b"user-agent", b"grpc-accept-encoding"))
+"""Headers that are no metadata of the client's, besides those that begin with a colon."""
+
+_HEAD = (
+    (b":status", b"200"),
+    (b"content-type", b"application/grpc"),
+    (b"grpc-accept-encoding", b"identity,deflate,gzip"),
+)
+_OK = (b"grpc-status", b"0")
+_PRINTABLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+
+# A client may cancel 2,000 calls at once and 1,000 per second.
+_CONFIGURATION = ngh2.Configuration(
+    max_inbound_header_list_size=4 * _MAX_HEAD, stream_reset_rate_limit=(2000, 1000)
+)
+
+
+class _Call(Rpc):
+    """A call, from its head to the end of its stream.
+
+    `size` is that of its message, with the prefix, once it is known; `arrived` bytes are here. It is `whole` when its
+    client has sent all, and `ended` when its status is queued. `since` is the time of its beginning
+    and, once it has ended, of the client's last progress; `unread` bytes are then left.
+    """
+
+    def __init__(self, name: str, stream: int, fields: Sequence[Any], service: Service) -> None:
+        headers = {
+            key.decode(): value.decode("latin-1")
+            for key, value in fields
+            if key[0] != 0x3A and key not in _OWN
+        }
+        super().__init__(name, headers, service)
+        self.stream = stream
+        self.fields = fields
+        self.encoding = b"identity"
+        self.size = self.arrived = 0
+        self.task: asyncio.Task[None] | None = None
+        self.whole = self.has_head = self.ended = False
+        self.deadline = self.unread = inf
+        self.since = time.monotonic()
+
+    def add(self, data: bytes) -> None:
+        """Keep bytes of the message, those of a large one where they belong."""
+        at, self.arrived = self.arrived, self.arrived + len(data)
+        if isinstance(self.body, memoryview):
+            self.body[at : self.arrived] = data
+        elif self.size > max(self.arrived, _COPIED):
+            # Memory that nothing was written to takes none.
+            buffer = memoryview(np.empty(self.size, np.uint8))
+            buffer[: self.arrived] = self.body + data
+            self.body = buffer
+        elif self.body:
+            self.body = bytearray(self.body) if isinstance(self.body, bytes) else self.body
+            self.body += data
+        else:
+            self.body = data
+
+    def values(self, header: str) -> Sequence[str]:
+        return [value.decode("latin-1") for key, value in self.fields if key == header.encode()]
+
+
+class _Connection(asyncio.Protocol):
+    """A connection: bytes in, calls out, answers as they are ready.
+
+    With `refused`, this error answers every call except those for health.
+    """
+
+    def __init__(self, server: "_Connections", peer: str, refused: RequestError | None) -> None:
+        self._server = server
+        self._service = server.service
+        self._refused = refused
+        self.peer = peer
+        self.opening: asyncio.Task[None] | None = None
+        self.calls: dict[int, _Call] = {}
+        self._transport: Any = None
+        self._h2 = ngh2.Connection(ngh2.Role.SERVER, _CONFIGURATION)
+        self._reading: asyncio.Task[None] | None = None
+        self._flushes = self._paused = self._over = self._has_called = False
+        self._began = self._heard = self._active = time.monotonic()
+        """The times of its beginning, of the client's last bytes, and of the last call's end."""
+        self._closes = self._pinged = inf
+        """The time at which it ends, whatever is left, and that of a ping without an answer."""
+
+    # Callbacks of the event loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport, self.opening = transport, None
+        self._began = self._heard = self._active = time.monotonic()
+        self._h2.initiate_connection(self._server.settings)
+        self._h2.set_local_window_size(_CONNECTION_WINDOW)
+        self._flush()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._drop()
+        self._server.lost(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = time.monotonic()
+        self._receive(memoryview(data))
+
+    def _receive(self, data: memoryview) -> None:
+        """Take what has come. After many frames, leave the rest for a turn of its own."""
+        frames, size = 0, _SLICE
+        while data and not self._over:
+            if frames > _TURN:
+                self._transport.pause_reading()
+                self._reading = asyncio.get_running_loop().create_task(self._go_on(data))
+                break
+            try:
+                self._h2.receive_data(data[:size])
+            except ngh2.NGH2Error as error:
+                _log.debug("a connection broke the rules of HTTP/2: %r", error)
+                self._server.ended("HTTP/2")
+                self.abort()
+                return
+            events = self._take_events()
+            frames, data = frames + events, data[size:]
+            size = _SLICE if events > _TURN / 4 else 4 * _SLICE
+        if not self._flushes:
+            self._flush()
+
+    async def _go_on(self, data: memoryview) -> None:
+        await self._service.budget.turn()
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+            self._receive(data)
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._flush()
+
+    # Called by the server
+
+    @property
+    def idle(self) -> bool:
+        return not self.calls
+
+    @property
+    def waits(self) -> tuple[int, float] | None:
+        if self.calls:
+            return None
+        return (0, self._active) if self._has_called else (1, self._began)
+
+    def end(self, seconds: float = AGE_GRACE) -> None:
+        """Ask the client to reconnect, and end once its calls are over, or after this time."""
+        if not self._over and self._closes == inf:
+            self._closes = time.monotonic() + seconds
+            self._h2.send_goaway()
+            self._flush_soon()
+
+    def abort(self) -> None:
+        self._drop()
+        if self.opening is not None:
+            self.opening.cancel()
+        else:
+            self._transport.abort()
+
+    def check(self, now: float) -> None:
+        limits = self._service.limits
+        if now >= self._closes or now >= self._pinged + limits.head_timeout:
+            self.abort()
+        if self._over or self.opening is not None:
+            return
+        wait = "idle_timeout" if self._has_called else "head_timeout"
+        if not self.calls and now >= self._active + getattr(limits, wait):
+            self._server.ended(wait.replace("_", " "))
+            self.end(limits.head_timeout)
+        elif now >= self._began + MAX_AGE:
+            self.end()
+        elif self._pinged == inf and now >= self._heard + limits.idle_timeout:
+            self._pinged = now
+            self._h2.ping()
+        for call in list(self.calls.values()):
+            self._check_call(call, now)
+        self._flush_soon()
+
+    def _check_call(self, call: _Call, now: float) -> None:
+        """End a call that is late, or whose answer is not read."""
+        limits = self._service.limits
+        if call.ended:
+            unread = self._h2.queued_body_size(call.stream)
+            if not (unread or call.whole or self._paused):  # the rest of its message is not needed
+                self._h2.reset_stream(call.stream, ngh2.ErrorCode.NO_ERROR)
+            elif unread < call.unread:
+                call.unread, call.since = unread, now
+            elif now >= call.since + limits.write_timeout:
+                self._server.ended("write timeout")
+                self._h2.reset_stream(call.stream, ngh2.ErrorCode.CANCEL)
+        elif now >= call.deadline + _SLACK:
+            self.fail(call, DeadlineError("the client's deadline has passed"))
+            if call.task is not None:
+                call.task.cancel()
+        elif not call.whole and call.name != REFLECT and now >= call.since + limits.body_timeout:
+            seconds = limits.body_timeout
+            text = f"the message did not arrive within the body_timeout of {seconds:g} s"
+            self.fail(call, RefusedError(text, 408, Refused.BODY_TIMEOUT))
+
+    # Calls
+
+    def _take_events(self) -> int:
+        """Handle what has happened; return the number of events."""
+        events = self._h2.events()
+        for event in events:
+            try:
+                self._take(event)
+            except ngh2.StreamProtocolError as error:  # as a later event says
+                _log.debug("the stream is closed already: %r", error)
+        return len(events)
+
+    def _take(self, event: ngh2.Event) -> None:
+        if isinstance(event, ngh2.DataReceived):
+            call = self.calls.get(event.stream_id)
+            if call is not None and not call.ended:
+                self._on_data(call, event.data)
+                if event.end_stream:
+                    self._on_end(call)
+        elif isinstance(event, ngh2.StreamClosed):
+            self._active = time.monotonic()
+            if (call := self.calls.pop(event.stream_id, None)) is not None:
+                self._forget(call)
+        elif isinstance(event, ngh2.RequestReceived):
+            self._on_request(event)
+        elif isinstance(event, ngh2.TrailersReceived):
+            if (call := self.calls.get(event.stream_id)) is not None:
+                self._on_end(call)
+        elif isinstance(event, ngh2.PingAcknowledged):
+            self._pinged = inf
+        elif isinstance(event, ngh2.ConnectionClosed):
+            self._drop()
+            self._closes = time.monotonic() + self._service.limits.write_timeout
+            self._transport.close()
+
+    def _on_request(self, event: ngh2.RequestReceived) -> None:
+        self._has_called = True
+        head = dict(event.headers)
+        if not head.get(b"content-type", b"").startswith(b"application/grpc"):
+            self._h2.send_response(event.stream_id, ((b":status", b"415"),), end_stream=True)
+            return
+        name = _METHODS.get(head.get(b":path", b""), "")
+        call = _Call(name, event.stream_id, event.headers, self._service)
+        self.calls[event.stream_id] = call
+        self._server.calls += 1
+        call.encoding = head.get(b"grpc-encoding", b"identity")
+        try:
+            self._service.begin(call)
+            if not name:
+                raise RefusedError("Method not found!", 501, Refused.METHOD)
+            if self._refused is not None and name != CHECK:
+                raise self._refused
+            self._server.admit(self, call)
+            if (timeout := head.get(b"grpc-timeout")) is not None:
+                call.deadline = call.since + _seconds(timeout)
+        except RequestError as error:
+            self.fail(call, error)
+        else:
+            if event.end_stream:
+                self._on_end(call)
+
+    def _on_data(self, call: _Call, data: bytes) -> None:
+        try:
+            if call.name == REFLECT:
+                call.add(data)
+                call.size = call.size or self._size_at(call, 0)
+                self._reflect(call)
+                return
+            if call.size and call.arrived + len(data) > call.size:
+                raise InvalidRequestError("the call has more than one message")
+            if call.name == INFER:
+                call.hold(len(data))
+            call.add(data)
+            call.size = call.size or self._size_at(call, 0)
+        except RequestError as error:
+            self.fail(call, error)
+
+    def _size_at(self, call: _Call, at: int) -> int:
+        """Return the size of the message that begins there, with its prefix; 0 if it is unknown.
+        Raises a RequestError for one that is too large."""
+        prefix = call.body[at : at + 5]
+        if len(prefix) < 5:
+            return 0
+        size = int.from_bytes(prefix[1:], "big")
+        self._service.check_size(call, size)
+        return 5 + size
+
+    def _reflect(self, call: _Call) -> None:
+        """Answer the messages of a stream that have come. Raises a RequestError."""
+        at = 0
+        while call.size and at + call.size <= len(call.body):
+            if self._h2.queued_body_size(call.stream) > _MAX_UNREAD:
+                raise OverloadedError("read the answers of this stream before you ask for more")
+            message = _message(call.body[at : at + call.size], call.encoding, _MAX_HEAD)
+            self._send(call, self._service.reflect(message))
+            at += call.size
+            call.size = self._size_at(call, at)
+        call.body = call.body[at:]
+
+    def _on_end(self, call: _Call) -> None:
+        """Begin a call, whose message is whole."""
+        call.whole = True
+        if call.ended:
+            return
+        if call.name == REFLECT:
+            self._finish(call)
+        elif not call.size or call.arrived != call.size:
+            self.fail(call, InvalidRequestError("the call does not have one whole message"))
+        else:
+            call.task = asyncio.get_running_loop().create_task(self._answer(call))
+
+    def _forget(self, call: _Call) -> None:
+        """Drop a call whose stream is closed, by its end or by its client."""
+        self._server.calls -= 1
+        if not call.ended:
+            call.ended = True
+            if call.task is not None:
+                call.task.cancel()
+            self._service.abandoned(call)
+        call.release()
+
+    def _drop(self) -> None:
+        """Drop all calls: the connection is over."""
+        self._over = True
+        for call in self.calls.values():
+            self._forget(call)
+        self.calls.clear()
+
+    async def _answer(self, call: _Call) -> None:
+        service = self._service
+        try:
+            call.body = _message(call.body, call.encoding, service.max_message)
+            if call.deadline != inf:
+                call.timeout = max(0.0, call.deadline - time.monotonic())
+            if call.name == WATCH:
+                async for answer in service.watch(call):
+                    self._send(call, answer)
+            else:
+                self._send(call, await service.answer(call))
+        except Exception as error:
+            self.fail(call, error)
+        else:
+            self._finish(call)
+
+    # Answers
+
+    def _send(self, call: _Call, message: bytes) -> None:
+        if not call.ended:
+            self._send_head(call)
+            self._h2.send_data(call.stream, b"\0" + len(message).to_bytes(4, "big") + message)
+            self._flush_soon()
+
+    def _send_head(self, call: _Call) -> None:
+        if not call.has_head:
+            call.has_head = True
+            self._h2.send_response(call.stream, _HEAD + _encoded(call.initial))
+
+    def _finish(self, call: _Call) -> None:
+        """End a call with the status OK."""
+        if not call.ended:
+            call.ended = True
+            self._send_head(call)
+            self._h2.send_trailers(call.stream, (_OK, *_encoded(call.trailing)))
+            self._flush_soon()
+
+    def fail(self, call: _Call, error: Exception) -> None:
+        """End a call with an error."""
+        if call.ended:
+            return
+        call.ended = True
+        code, text, metadata = self._service.failed(call, error)
+        status = (
+            (b"grpc-status", b"%d" % code),
+            (b"grpc-message", quote(text, safe=_PRINTABLE).encode()),
+            *_encoded(metadata),
+        )
+        if call.initial:  # with the status, they would arrive as trailing metadata
+            self._send_head(call)
+        if call.has_head:
+            self._h2.send_trailers(call.stream, status)
+        else:
+            self._h2.send_response(call.stream, _HEAD + status, end_stream=True)
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if not self._flushes:
+            self._flushes = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Write what is ready, for as long as the client reads."""
+        self._flushes = False
+        if self._over:
+            return
+        try:
+            while not self._paused and (data := self._h2.data_to_send(_MAX_WRITE)):
+                self._transport.write(data)
+        except ngh2.NGH2Error:
+            _log.exception("a connection cannot go on")
+            self.abort()
+        else:
+            self._take_events()
+
+
+def _message(frame: bytes | bytearray, coding: bytes, most: int) -> bytes | memoryview:
+    """Return the message in a whole frame of gRPC, of `most` bytes. Raises a RequestError."""
+    if not frame[0]:
+        large = len(frame) > _COPIED
+        return memoryview(frame).toreadonly()[5:] if large else bytes(frame[5:])
+    if coding not in (b"gzip", b"deflate"):
+        raise RefusedError("compress with gzip, deflate or not", 501, Refused.CONTENT_ENCODING)
+    decompressor = zlib.decompressobj(31 if coding == b"gzip" else 15)
+    try:
+        message = decompressor.decompress(frame[5:], most + 1)
+    except zlib.error as error:
+        raise InvalidRequestError("the message cannot be decompressed") from error
+    if len(message) > most or not decompressor.eof:
+        text = f"Received message larger than max (decompressed, vs. {most}), or a part of one"
+        raise RefusedError(text, 413, Refused.MAX_BODY)
+    return message
+
+
+def _seconds(timeout: bytes) -> float:
+    """Return a client's timeout in seconds. Raises InvalidRequestError if it cannot be read."""
+    found = _TIMEOUT.fullmatch(timeout)
+    if found is None:
+        raise InvalidRequestError(f"grpc-timeout cannot be read: {timeout[:40]!r}")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+@lru_cache(256)
+def _encoded(metadata: Metadata) -> tuple[tuple[bytes, bytes], ...]:
+    """Return metadata as headers; bytes are in base64."""
+    return tuple(
+        (name.encode(), value.encode() if isinstance(value, str) else base64.b64encode(value))
+        for name, value in metadata
+    )
+
+
+class _Connections(ConnectionServer):
+    def __init__(self, service: "GrpcServer", tls: Any) -> None:
+        limits = service.limits
+        super().__init__(limits, service.metrics, tls)
+        self.service = service
+        self.calls = 0
+        """Calls of all connections, from their heads to the ends of their streams."""
+        self.settings = {
+            ngh2.Setting.MAX_CONCURRENT_STREAMS: limits.max_rpcs + RESERVE,
+            ngh2.Setting.INITIAL_WINDOW_SIZE: _WINDOW,
+            ngh2.Setting.MAX_FRAME_SIZE: _MAX_FRAME,
+            ngh2.Setting.MAX_HEADER_LIST_SIZE: _MAX_HEAD,
+        }
+
+    def connect(self, peer: str, refused: RequestError | None) -> _Connection:
+        return _Connection(self, peer, refused)
+
+    def admit(self, connection: _Connection, call: _Call) -> None:
+        """Raise OverloadedError for a call that is one too many. If another connection has more,
+        one of its calls that still arrive ends instead."""
+        most = self.limits.max_rpcs + self.limits.max_connections + RESERVE
+        if self.calls <= most or call.name == CHECK:
+            return
+        text = f"the server has {most:,} gRPC calls, some of which still arrive; try again later"
+        error = OverloadedError(text, why=Refused.MAX_RPCS)
+        busiest = max(self._connections, key=lambda each: len(each.calls))
+        arriving = (each for each in busiest.calls.values() if not (each.whole or each.ended))
+        if busiest is connection or (other := next(arriving, None)) is None:
+            raise error
+        busiest.fail(other, error)
+
+    async def leave(self) -> None:
+        await super().leave()
+        for connection in list(self._connections):
+            if connection.opening is None:
+                connection.end()
+
+
+class GrpcServer(Service):
+    """Serves the models of `inference`, within `limits`."""
+
+    async def start(self, host: str, port: int) -> str:
+        certificate = self._certificate
+        tls = None if certificate is None else lambda: certificate.http2_context
+        self._server = _Connections(self, tls)
+        listening = listen(host, port, reuse_port=self._reuse_port, use=" for gRPC")
+        self._server.start(listening)
+        return url_of(listening, "grpc" if certificate is None else "grpcs")
+
+    async def stop(self, grace: float = GRACE) -> None:
+        self.stopping = True
+        await self._server.stop(grace)
