@@ -17,7 +17,12 @@ from rich.table import Table
 
 from parity_models.bundle.bundle import Bundle
 from parity_models.errors import UserError, spell
-from parity_models.evaluation.judging import GivenInputs, answered_classes
+from parity_models.evaluation.judging import (
+    Evaluation,
+    GivenInputs,
+    accuracy_table,
+    answered_classes,
+)
 from parity_models.options import gather, option
 from parity_models.printed import Printed
 from parity_models.progress import Callbacks
@@ -41,11 +46,13 @@ from parity_models.sizing.scenario import (
     outcome_table,
 )
 from parity_models.tasks.metrics import OutputKind
+from parity_models.tensors.pairs import Pairs, read_pairs
 from parity_models.tensors.queries import commonest
 from parity_models.training.candidates import TrainingContext
 from parity_models.training.device import BATCH as PREDICTED
 from parity_models.training.device import Rows, choose_device, place, predict
 from parity_models.training.distillation import distill, envelope_of
+from parity_models.training.pairs import Lesson, learn
 from parity_models.training.search import FINALISTS, Found, propose, search
 from parity_models.training.teacher import (
     Model,
@@ -189,14 +196,24 @@ class Report(Printed):
 
 @dataclass(frozen=True, kw_only=True)
 class Protected(Printed, Bundle):
-    """The bundle that a search wrote, the `report`, and the `flags` to serve it as simulated."""
+    """The bundle that a search wrote, the `report`, and the `flags` to serve it as simulated.
 
-    report: Report
-    flags: str
+    Of a log, the report is an evaluation by its newest part, and `notes` say how it was read.
+    """
+
+    report: Report | Evaluation
+    flags: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def parts(self) -> Sequence[RenderableType]:
         """The report, and the command that serves the bundle."""
+        if isinstance(self.report, Evaluation):
+            said = [
+                f'{self.path} holds the stand-in; put it in front of the model with Late("{self.path}")'
+                f" or parm serve {self.path} --deployed URL"
+            ]
+            return [*self.notes, accuracy_table(self, self.report.accuracy), *self.gates.parts, *said]
         said = [f"{self.path} holds it; serve it with: parm serve {self.path}{self.flags}"]
         if self.report.interrupted:
             said.append("interrupted: this is the best so far")
@@ -204,10 +221,11 @@ class Protected(Printed, Bundle):
 
 
 def protect(
-    model: Model,
-    inputs: GivenInputs,
+    model: Model | None = None,
+    inputs: GivenInputs | None = None,
     /,
     *,
+    pairs: Path | str | None = None,
     out: Path | str,
     callbacks: Callbacks | None = None,
     options: SearchOptions | None = None,
@@ -223,6 +241,8 @@ def protect(
         model: A bundle, the path of one or of an ONNX file, or a torch module.
         inputs: Queries, without labels: a file, an array (n, *query_shape), or an array for each
             input by name.
+        pairs: A log of queries and answers (see `tensors.pairs`) in place of the two. The bundle
+            then holds no model, as that runs elsewhere.
         out: The folder of the bundle to write.
         callbacks: Called as the search goes on.
         options: All options as a SearchOptions, instead of fields by name.
@@ -241,6 +261,12 @@ def protect(
         UserError: For options out of range. Nothing is written then.
     """
     chosen = gather(SearchOptions, options, given)
+    if pairs is not None and model is None and inputs is None:
+        return _protect_log(read_pairs(Path(pairs)), Path(out).resolve(), chosen, callbacks)
+    if pairs is not None or model is None or inputs is None:
+        raise UserError(
+            f"give either {spell('model')} and {spell('inputs')}, or {spell('pairs')} in their place"
+        )
     end = time.monotonic() + 60 * chosen.minutes
     said, out = callbacks or Callbacks(), Path(out).resolve()
     chosen.faults(chosen.instances or INSTANCES)  # refuses a wrong plan before the search
@@ -257,6 +283,23 @@ def protect(
         finishing = min(FINISHING + running, MOST_FINISHING * total)
         seconds = max(end - finishing - time.monotonic(), LEAST_SEARCHING * total)
         return _finish(context, search(context, proposals, seconds, said), out, chosen)
+
+
+def _protect_log(
+    pairs: Pairs, out: Path, options: SearchOptions, callbacks: Callbacks | None
+) -> Protected:
+    """Train a stand-in on a log, and bundle it without the model."""
+    check_place(out)
+    bundle, evaluation = learn(
+        Lesson.of(pairs),
+        out,
+        options,
+        seconds=60 * options.minutes,
+        callbacks=callbacks or Callbacks(),
+        level=options.agreement,
+        answer_only=options.answer_only,
+    )
+    return Protected(**vars(bundle), report=evaluation, notes=pairs.notes)
 
 
 def prepare(

@@ -68,9 +68,9 @@ def measure_networks(
     """Return the times of networks for single queries, or parity queries of a code, as shares of
     the deployed model's.
 
-    All networks that can take them are measured in ONNX Runtime; within a family, each is slower
-    and better than the one before. They learn in minutes from some ten thousand queries. Raises
-    TrainingError if there are none.
+    If that is elsewhere, they are shares of the slowest network's. All networks that can take them
+    are measured in ONNX Runtime; within a family, each is slower and better than the one before.
+    They learn in minutes from some ten thousand queries. Raises TrainingError if there are none.
     """
     modules: dict[str, nn.Module] = {}
     with torch.random.fork_rng(devices=[]):
@@ -87,11 +87,14 @@ def measure_networks(
             "train one and bundle it (parm bundle --backup)"
         )
     deployed, signature = teacher.bundle.manifest.deployed, teacher.stand_in(code, "FP32")
-    models = [OnnxModel(teacher.bundle.content(deployed), signature=deployed.signature)]
+    models = []
+    if not deployed.elsewhere:
+        models.append(OnnxModel(teacher.bundle.content(deployed), signature=deployed.signature))
     for module in modules.values():
         content = export(served(module), signature.inputs, signature.outputs[0].name)
         models.append(OnnxModel(content, signature=signature))
-    base, *measured = inference_times(models, sizes=sizes)
+    times = inference_times(models, sizes=sizes)
+    base, measured = (max(times), times) if deployed.elsewhere else (times[0], times[1:])
     return {name: ms / base for name, ms in zip(modules, measured, strict=True)}
 
 
