@@ -308,8 +308,8 @@ class NewModel:
     """A model to be put into a bundle: its ONNX file or the file's content, and its network.
 
     Parity models that run on each slot separately are `slotwise`; a backup that is one such slot is
-    `slot`. The `signature` is given if the file does not declare all of it. A deployed model that is
-    elsewhere has no content.
+    `slot`. The `signature` is given if the file does not declare all of it. A deployed model that
+    is elsewhere has no content.
     """
 
     onnx: Path | bytes

@@ -206,6 +206,8 @@ def read_model(path: Path) -> bytes:
 
 def open_session(content: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
     """Open the model in `content`. Raises ModelError, whose text has no subject."""
+    if not content:
+        raise ModelError(IS_ELSEWHERE)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -225,7 +227,9 @@ def open_session(content: bytes, threads: int = 1) -> onnxruntime.InferenceSessi
     try:
         return _TextSession(session, msgspec.json.decode(features, type=TextFeatures))
     except msgspec.DecodeError as error:
-        raise ModelError(f"reads texts in a way that this software does not know: {error}") from error
+        raise ModelError(
+            f"reads texts in a way that this software does not know: {error}"
+        ) from error
 
 
 def class_names(content: bytes, count: int) -> tuple[str, ...]:

@@ -38,8 +38,6 @@ def protect(
     """
     check_file(json)
     with progress_bars() as bars:
-        found = protect_model(
-            model, inputs, pairs=pairs, out=out, callbacks=bars, options=options
-        )
+        found = protect_model(model, inputs, pairs=pairs, out=out, callbacks=bars, options=options)
     found.show()
     write_json(json, found.report)

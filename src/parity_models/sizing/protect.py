@@ -46,7 +46,7 @@ from parity_models.sizing.scenario import (
     outcome_table,
 )
 from parity_models.tasks.metrics import OutputKind
-from parity_models.tensors.pairs import Pairs, read_pairs
+from parity_models.tensors.pairs import read_pairs
 from parity_models.tensors.queries import commonest
 from parity_models.training.candidates import TrainingContext
 from parity_models.training.device import BATCH as PREDICTED
@@ -209,11 +209,13 @@ class Protected(Printed, Bundle):
     def parts(self) -> Sequence[RenderableType]:
         """The report, and the command that serves the bundle."""
         if isinstance(self.report, Evaluation):
-            said = [
-                f'{self.path} holds the stand-in; put it in front of the model with Late("{self.path}")'
-                f" or parm serve {self.path} --deployed URL"
-            ]
-            return [*self.notes, accuracy_table(self, self.report.accuracy), *self.gates.parts, *said]
+            table = accuracy_table(self, self.report.accuracy)
+            way = " --deployed URL" if self.manifest.deployed.elsewhere else ""
+            advice = (
+                f"{self.path} holds it; put it in front of the model with "
+                f"parity_models.Late({str(self.path)!r}) or parm serve {self.path}{way}"
+            )
+            return [*self.notes, table, *self.gates.parts, advice]
         said = [f"{self.path} holds it; serve it with: parm serve {self.path}{self.flags}"]
         if self.report.interrupted:
             said.append("interrupted: this is the best so far")
@@ -262,15 +264,18 @@ def protect(
     """
     chosen = gather(SearchOptions, options, given)
     if pairs is not None and model is None and inputs is None:
-        return _protect_log(read_pairs(Path(pairs)), Path(out).resolve(), chosen, callbacks)
+        log, said = read_pairs(Path(pairs)), callbacks or Callbacks()
+        return _learned(Lesson.of(log), Path(out).resolve(), chosen, said, log.notes)
     if pairs is not None or model is None or inputs is None:
         raise UserError(
-            f"give either {spell('model')} and {spell('inputs')}, or {spell('pairs')} in their place"
+            f"give {spell('model')} and {spell('inputs')}, or {spell('pairs')} in their place"
         )
     end = time.monotonic() + 60 * chosen.minutes
     said, out = callbacks or Callbacks(), Path(out).resolve()
     chosen.faults(chosen.instances or INSTANCES)  # refuses a wrong plan before the search
     with open_teacher(model, inputs, chosen.output, chosen.pool) as teacher:
+        if any(each.is_text for each in teacher.signature.inputs):
+            return _learned(Lesson.of_model(teacher, inputs), out, chosen, said)
         queries = find_queries(teacher, inputs, chosen, least=FEWEST_GIVEN)
         check_place(out)
         context = prepare(teacher, queries, chosen, said)
@@ -285,21 +290,25 @@ def protect(
         return _finish(context, search(context, proposals, seconds, said), out, chosen)
 
 
-def _protect_log(
-    pairs: Pairs, out: Path, options: SearchOptions, callbacks: Callbacks | None
+def _learned(
+    lesson: Lesson,
+    out: Path,
+    options: SearchOptions,
+    callbacks: Callbacks,
+    notes: tuple[str, ...] = (),
 ) -> Protected:
-    """Train a stand-in on a log, and bundle it without the model."""
+    """Train one stand-in on pairs of queries and answers, and bundle it."""
     check_place(out)
     bundle, evaluation = learn(
-        Lesson.of(pairs),
+        lesson,
         out,
         options,
         seconds=60 * options.minutes,
-        callbacks=callbacks or Callbacks(),
+        callbacks=callbacks,
         level=options.agreement,
         answer_only=options.answer_only,
     )
-    return Protected(**vars(bundle), report=evaluation, notes=pairs.notes)
+    return Protected(**vars(bundle), report=evaluation, notes=notes)
 
 
 def prepare(

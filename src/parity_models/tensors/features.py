@@ -14,6 +14,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+HASHED_TEXT = "hashed-text"
+"""The network's name, in manifests, of a model that takes these features."""
+
 _Size = Annotated[int, msgspec.Meta(ge=1, le=16)]
 
 _BASE = 0x9E3779B97F4A7C15

@@ -1,20 +1,21 @@
 """Pairs: a log of queries and a model's answers to them, in place of the model.
 
-    {"text": "where is my card?", "answer": "card_arrival", "time": 1719830000}
+    {"text": "where is my card?", "answer": "card_arrival", "time": "2026-05-01T09:30:00"}
     {"inputs": {"x": [0.1, 0.7]}, "answer": [0.2, 0.8]}
 
-Files are JSON lines, CSV with a header, or Parquet. They are read line by line, and of a long log
-the last part is kept, so memory is bounded.
+Files are JSON lines, or CSV with a header. They are read line by line, and of a long log the last
+part is kept, so memory is bounded.
 """
 
 import csv
+import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from math import isfinite
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import numpy as np
@@ -24,21 +25,24 @@ from parity_models.tensors.features import TextFeatures
 from parity_models.tensors.signature import Array, Named, Signature, Tensor
 from parity_models.tensors.texts import BYTES, as_texts
 
-SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
+_log = logging.getLogger(__name__)
+
+SUFFIXES = (".jsonl", ".csv")
 """The suffixes of files of pairs."""
 
-MAX_PAIRS, MAX_VALUES = 200_000, 2**27
+MAX_PAIRS, MAX_VALUES = 100_000, 2**26
 """The most distinct queries that are kept, and the most characters and numbers in all of them."""
 
-MAX_LINE = 2**22
+MAX_LINE = 2**20
 """The most bytes of a line."""
 
-MAX_LABELS = 1_000
+MAX_LABELS, MAX_OTHERS = 1_000, 4_096
+"""The most labels, and the most others that are remembered until clients have them."""
 
 RARE = 5
 """A label with fewer distinct queries is rare."""
 
-UNREADABLE = 0.05
+MAX_UNREADABLE = 0.05
 """The largest share of lines that may be unreadable."""
 
 NAMED = 5
@@ -70,47 +74,99 @@ class Pairs:
         shape = (len(self.labels),) if self.labels else self.answers.shape[1:]
         return Signature(tuple(taken), (Tensor("answer", "FP32", shape),))
 
-    def predictions(self, labels: tuple[str, ...], which: slice | Array = slice(None)) -> Array:
-        """Return some of the answers as a model's outputs, with `labels` as its classes."""
-        return outputs_of(self.answers[which], labels) if labels else self.answers[which]
+    def predictions(self, labels: tuple[str, ...]) -> Array:
+        """Return the answers as a model's outputs, with `labels` as its classes."""
+        return Labels.of(labels).outputs(self.answers) if labels else self.answers
 
 
-def outputs_of(answers: Array, labels: tuple[str, ...]) -> Array:
-    """Return the labels in `answers` (n,) as outputs (n, labels): 1 for the label, else 0. A label
-    that is not among `labels` gives zeros, which agree with no output."""
-    numbers = {label: number for number, label in enumerate(labels)}
-    outputs = np.zeros((len(answers), len(labels)), np.float32)
-    for row, answer in zip(outputs, answers.ravel().tolist(), strict=True):
-        if answer in numbers:
-            row[numbers[answer]] = 1.0
-    return outputs
+class Labels:
+    """The labels of a model's classes, and others that the model gives nevertheless.
+
+    A label is an output of 1 for its class and 0 for the rest. Another label is an output of equal
+    values, which agrees with no stand-in's; the newest MAX_OTHERS of them can be turned back.
+    """
+
+    def __init__(self, labels: tuple[str, ...]) -> None:
+        self._labels = labels
+        self._numbers = {label: number for number, label in enumerate(labels)}
+        self._others = dict[float, str]()
+        self._count = 0
+
+    @classmethod
+    @cache
+    def of(cls, labels: tuple[str, ...]) -> Self:
+        """Return the one object for these labels."""
+        return cls(labels)
+
+    def outputs(self, texts: Array) -> Array:
+        """Return labels (n,) or (n, 1) as outputs (n, labels)."""
+        outputs = np.zeros((len(texts), len(self._labels)), np.float32)
+        for row, text in zip(outputs, texts.ravel().tolist(), strict=True):
+            if (number := self._numbers.get(text)) is not None:
+                row[number] = 1.0
+                continue
+            if not self._count:
+                _log.warning(
+                    "the model answers %.200r, none of the %d labels of its log; stand-ins "
+                    "do not know it, so it counts as a difference",
+                    text,
+                    len(self._labels),
+                )
+            self._count += 1
+            row[:] = -float(self._count % 2**20)
+            self._others.pop(row[0].item(), None)
+            self._others[row[0].item()] = text
+            if len(self._others) > MAX_OTHERS:
+                del self._others[next(iter(self._others))]
+        return outputs
+
+    def texts(self, outputs: Array) -> Array:
+        """Return outputs (n, labels) as labels (n, 1)."""
+        known = [self._labels[number] for number in outputs.argmax(axis=1)]
+        texts = [
+            self._others.get(row[0].item(), "") if row[0] == row[-1] == row.max() else label
+            for row, label in zip(outputs, known, strict=True)
+        ]
+        return np.array(texts, object).reshape(-1, 1)
 
 
 def read_pairs(path: Path) -> Pairs:
     """Read the pairs in a file.
 
-    Repeated queries are one: texts are the same if they differ by case, width and punctuation only.
-    Raises DataError for a file that cannot be read, with more than a share UNREADABLE of unreadable
-    lines, or with answers from which nothing can be learned.
+    Repeated queries count once, with their commonest answer; texts are the same if they differ by
+    case, width and punctuation only. Raises DataError for a file that cannot be read, with more
+    than a share MAX_UNREADABLE of unreadable lines, or from which nothing can be learned.
     """
     if path.suffix not in SUFFIXES:
-        raise DataError(f"{path} is not a log of pairs; give a {', a '.join(SUFFIXES)} file")
-    log = _Log(path)
+        raise DataError(
+            f"{path} is not a log of pairs: give JSON lines (.jsonl) or CSV (.csv); other tables, "
+            "such as Parquet, have to be saved as one of these"
+        )
+    log = _Log()
     try:
-        rows = _READERS[path.suffix](path)
-        for number, row in rows:
-            log.add(number, row)
+        for number, line in _csv(path) if path.suffix == ".csv" else _lines(path):
+            log.add(number, line)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    return log.pairs()
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        return log.pairs()
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
 
 
-class _Unreadable(ValueError):
-    """A line that is no pair."""
+class _Line(msgspec.Struct):
+    """A line of a log."""
+
+    answer: str | bool | float | list[float]
+    text: str | None = None
+    inputs: dict[str, str | float | list[Any]] | None = None
+    time: str | float | None = None
 
 
 @dataclass
 class _Query:
+    """A distinct query: its text or its arrays by name, their size, its answers, its first time."""
+
     value: Any
     size: int
     answers: Counter[Any]
@@ -118,32 +174,32 @@ class _Query:
 
 
 class _Log:
-    """The distinct queries of a log, by what makes them distinct."""
+    """The distinct queries of a log, by what makes them distinct, and what lines are unreadable."""
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._queries = path, dict[Any, _Query]()
+    def __init__(self) -> None:
+        self._queries = dict[Any, _Query]()
         self._form: Any = None
-        self._lines = self._values = self._dropped = 0
-        self._unreadable: list[str] = []
+        """The inputs and the kind of the answer of the first line; all must have the same."""
+        self._lines = self._values = self._unreadable = self._dropped = 0
+        self._named: list[str] = []
         self._features = TextFeatures()
 
-    def add(self, number: int, row: Any) -> None:
-        """Take in a line: an object, or the reason why there is none."""
+    def add(self, number: int, line: "bytes | _Line | ValueError") -> None:
+        """Take in a line, or the reason why there is none."""
         self._lines += 1
         try:
-            if isinstance(row, _Unreadable):
-                raise row
-            name, value, key = self._query(row)
-            kind, answer = _answer(row.get("answer"))
-            time = _time(row.get("time"))
-            self._form = self._form or (name, kind)
-            if self._form != (name, kind):
-                raise _Unreadable(
-                    f"has {_said(name, kind)}, where lines before have {_said(*self._form)}"
-                )
-        except ValueError as error:
-            self._unreadable.append(f"line {number} {error}")
-            self._unreadable[NAMED:] = [""] * (len(self._unreadable) - NAMED)
+            if isinstance(line, ValueError):
+                raise line
+            parsed = line if isinstance(line, _Line) else msgspec.json.decode(line, type=_Line)
+            inputs, value, key = self._read(parsed)
+            kind, answer = _answer(parsed.answer)
+            self._form = self._form or (inputs, kind)
+            if self._form != (inputs, kind):
+                raise ValueError(f"{inputs} and {kind}, where lines before have {self._form}")
+            time = _seconds(parsed.time)
+        except (ValueError, RecursionError, OverflowError) as error:
+            self._unreadable += 1
+            self._named = [*self._named, f"line {number} ({error})"][:NAMED]
             return
         known = self._queries.get(key)
         if known is None:
@@ -155,214 +211,154 @@ class _Log:
             self._values -= self._queries.pop(next(iter(self._queries))).size
             self._dropped += 1
 
-    def _query(self, row: Any) -> tuple[Any, Any, Any]:
-        """Return the form of a line's query, its value, and what makes it distinct."""
-        if not isinstance(row, Mapping):
-            raise _Unreadable('is no object like {"text": ..., "answer": ...}')
-        inputs = {"text": row["text"]} if "text" in row else row.get("inputs")
-        if not isinstance(inputs, Mapping) or not inputs:
-            raise _Unreadable("has neither a text nor inputs by name")
-        if len(inputs) == 1 and isinstance(text := next(iter(inputs.values())), str):
-            as_texts(np.array([text], object))
-            return next(iter(inputs)), text, self._features.normal(text)
-        arrays = {}
-        for name, value in inputs.items():
-            try:
-                array = np.asarray(value)
-            except ValueError as error:  # rows of unequal lengths
-                raise _Unreadable(f"has inputs {name!r} of unequal lengths") from error
-            if array.dtype.kind not in "iuf" or not np.isfinite(array).all() or not array.size:
-                raise _Unreadable(f"has inputs {name!r} that are not finite numbers")
-            arrays[name] = array.astype(np.float64)
-        form = tuple((name, each.shape) for name, each in arrays.items())
-        return form, arrays, b"".join(each.tobytes() for each in arrays.values())
+    def _read(self, line: _Line) -> tuple[Any, Any, Any]:
+        """Return the names and shapes of a line's inputs, their values, and their key."""
+        inputs = {"text": line.text} if line.text is not None else line.inputs or {}
+        if any(isinstance(each, str) for each in inputs.values()):
+            if len(inputs) > 1:
+                raise ValueError("a text and further inputs; a stand-in takes one text")
+            ((name, text),) = inputs.items()
+            as_texts(np.array([text]))
+            return name, text, self._features.normal(str(text))
+        arrays = {name: np.asarray(each, np.float64) for name, each in inputs.items()}
+        if not arrays or not all(x.size and np.isfinite(x).all() for x in arrays.values()):
+            raise ValueError("neither a text nor finite numbers")
+        key = b"".join(each.tobytes() for each in arrays.values())
+        return {name: each.shape for name, each in arrays.items()}, arrays, key
 
     def pairs(self) -> Pairs:
         """Return what was read. Raises DataError if nothing can be learned from it."""
-        path, failed, queries = self._path, len(self._unreadable), list(self._queries.values())
-        some = "; ".join(each for each in self._unreadable if each)
-        if failed > UNREADABLE * self._lines or not queries:
+        queries, named = list(self._queries.values()), "; ".join(self._named)
+        if self._unreadable > MAX_UNREADABLE * self._lines or not queries:
             raise DataError(
-                f"{path}: {failed:,} of {self._lines:,} lines cannot be read"
-                + (f": {some}" if some else "; give a line for each query and its answer")
+                f"{self._unreadable:,} of {self._lines:,} lines cannot be read as pairs: "
+                + (named or "there are none")
             )
-        notes = [f"{failed:,} lines cannot be read: {some}"] if failed else []
+        notes = [f"{self._lines:,} lines, {len(queries):,} distinct queries"]
+        if self._unreadable:
+            notes.append(f"{self._unreadable:,} lines cannot be read as pairs: {named}")
         if self._dropped:
-            notes.append(f"the last {len(queries):,} distinct queries are kept")
-        timed = [each for each in queries if each.time is not None]
-        if times := len(timed) == len(queries):
+            notes.append(f"only the last {len(queries):,} distinct queries count")
+        untimed = sum(each.time is None for each in queries)
+        if not untimed:
             queries.sort(key=lambda each: each.time or 0.0)
-        elif timed:
-            notes.append(f"{len(queries) - len(timed):,} queries have no time, so none counts")
-        several = sum(len(each.answers) > 1 for each in queries)
-        if several:
-            notes.append(
-                f"{several:,} queries had more than one answer, of which the commonest counts"
-            )
-        notes.insert(0, f"{self._lines:,} lines, {len(queries):,} distinct queries")
-        name, (kind, _) = self._form
-        commonest = [max(x.answers.items(), key=lambda one: one[1])[0] for x in queries]
-        if len(set(commonest)) == 1:
-            raise DataError(f"{path}: all answers are the same, so nothing can be learned")
-        labels, answers = (), np.array(commonest, object if kind == "label" else np.float32)
-        if kind == "label":
-            labels = self._labels(Counter(commonest), notes)
-        elif kind == "number":
-            answers = answers[:, np.newaxis]
-        inputs: Named
-        if isinstance(name, str):
-            inputs = {name: np.array([[each.value] for each in queries], object)}
+        elif untimed < len(queries):
+            notes.append(f"{untimed:,} queries have no time, so that of the others does not count")
+        if several := sum(len(each.answers) > 1 for each in queries):
+            notes.append(f"{several:,} queries have several answers; the commonest counts")
+        answers = [max(each.answers, key=each.answers.__getitem__) for each in queries]
+        if len(set(answers)) == 1:
+            raise DataError("all answers are the same, so nothing can be learned from them")
+        inputs, kind = self._form
+        labels = _labels(Counter(answers), notes) if kind == "a label" else ()
+        if isinstance(inputs, str):
+            named_inputs = {inputs: np.array([[each.value] for each in queries], object)}
         else:
-            inputs = {n: np.stack([each.value[n] for each in queries]) for n, _ in name}
-            inputs = {n: _numbers(each) for n, each in inputs.items()}
-        return Pairs(inputs, answers, labels, times, tuple(notes))
-
-    def _labels(self, counts: Counter[str], notes: list[str]) -> tuple[str, ...]:
-        if len(counts) > MAX_LABELS:
-            raise DataError(
-                f"{self._path} has {len(counts):,} different answers, and a stand-in knows "
-                f"{MAX_LABELS:,} labels at most; numbers are learned as numbers from JSON lines, "
-                "and generated text cannot be learned"
-            )
-        rare = [label for label, count in sorted(counts.items()) if count < RARE]
-        if rare:
-            named = ", ".join(map(repr, rare[:NAMED])) + ", ..." * (len(rare) > NAMED)
-            notes.append(
-                f"{len(rare):,} of {len(counts):,} labels have fewer than {RARE} distinct queries, "
-                f"so stand-ins hardly ever answer them: {named}"
-            )
-        folded: dict[str, list[str]] = {}
-        for label in sorted(counts):
-            folded.setdefault(label.strip().casefold(), []).append(label)
-        for alike in [each for each in folded.values() if len(each) > 1][:NAMED]:
-            notes.append(f"labels differ by case or spaces only: {', '.join(map(repr, alike))}")
-        return tuple(sorted(counts))
+            named_inputs = {x: _numbers([each.value[x] for each in queries]) for x in inputs}
+        given = np.array(answers, object if labels else np.float32)
+        given = given if labels else given.reshape(len(given), -1)
+        return Pairs(named_inputs, given, labels, not untimed, tuple(notes))
 
 
-def _numbers(array: Array) -> Array:
-    """Return numbers as integers if all are, else as float32."""
-    whole = bool((array == np.rint(array)).all()) and np.abs(array).max() < 2**53
+def _labels(counts: Counter[str], notes: list[str]) -> tuple[str, ...]:
+    """Return the labels, ascending, and note peculiar ones. Raises DataError if they are many."""
+    if len(counts) > MAX_LABELS:
+        raise DataError(
+            f"there are {len(counts):,} different answers, and a stand-in knows {MAX_LABELS:,} "
+            "labels at most; generated text cannot be learned, and numbers are read as numbers "
+            "from JSON lines"
+        )
+    alike: dict[str, list[str]] = {}
+    for label in sorted(counts):
+        alike.setdefault(label.strip().casefold(), []).append(label)
+    for found in [each for each in alike.values() if len(each) > 1][:NAMED]:
+        notes.append(f"labels that differ by case or spaces only: {', '.join(map(repr, found))}")
+    if rare := [label for label in sorted(counts) if counts[label] < RARE]:
+        notes.append(
+            f"{len(rare):,} of {len(counts):,} labels have fewer than {RARE} distinct queries, so "
+            f"stand-ins hardly ever give them: {', '.join(map(repr, rare[:NAMED]))}"
+            + ", ..."
+            * (len(rare) > NAMED)
+        )
+    return tuple(sorted(counts))
+
+
+def _numbers(values: list[Array]) -> Array:
+    """Return arrays as one: of integers if all are, else of float32."""
+    array = np.stack(values)
+    whole = bool((array == np.rint(array)).all() and np.abs(array).max() < 2**53)
     return array.astype(np.int64 if whole else np.float32)
 
 
-def _said(name: Any, kind: tuple[str, int]) -> str:
-    query = f"the text {name!r}" if isinstance(name, str) else f"inputs {dict(name)}"
-    return f"{query} and {'an answer' if not kind[1] else f'{kind[1]} values'}, a {kind[0]}"
-
-
-def _answer(answer: Any) -> tuple[tuple[str, int], Any]:
+def _answer(answer: str | bool | float | list[float]) -> tuple[str, Any]:
     """Return the kind of an answer, and its value."""
-    match answer:
-        case bool():
-            return ("label", 0), str(answer).lower()
-        case str():
-            as_texts(np.array([answer], object))
-            return ("label", 0), answer
-        case int() | float() if isfinite(np.float32(answer)):
-            return ("number", 0), float(answer)
-        case [*values] if values and all(
-            isinstance(x, int | float) and isfinite(np.float32(x)) for x in values
-        ):
-            return ("vector", len(values)), tuple(map(float, values))
-    raise _Unreadable("has no answer that is a label, a finite number or a vector of these")
+    if isinstance(answer, str | bool):
+        as_texts(np.array([text := str(answer)]))
+        return "a label", text
+    values = np.atleast_1d(np.array(answer, np.float32))
+    if not np.isfinite(values).all() or not values.size:
+        raise ValueError("an answer that is not finite")
+    return f"{len(values)} numbers", tuple(values.tolist())
 
 
-def _time(time: Any) -> float | None:
+def _seconds(time: str | float | None) -> float | None:
+    """Return a time, in seconds or in the form of ISO 8601, in seconds."""
     if isinstance(time, str) and time:
         try:
-            time = datetime.fromisoformat(time).timestamp()
+            return float(time)
         except ValueError:
-            time = float(time)  # raises ValueError
-    return None if time in (None, "") else float(time)
+            return datetime.fromisoformat(time).timestamp()
+    return time or None if isinstance(time, str) else time
 
 
 # Files
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str | _Unreadable]]:
-    """Yield the lines of a file, from 1, or the reason why one cannot be read."""
+def _lines(path: Path) -> Iterator[tuple[int, bytes | ValueError]]:
+    """Yield the lines of a file that are not empty, from 1, or the reason why one is left out."""
     number = 0
     with path.open("rb") as file:
         while line := file.readline(MAX_LINE):
             number += 1
             if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
                 raise DataError(f"{path} is UTF-16; save it as UTF-8")
-            whole = line
-            while len(whole) == MAX_LINE and not whole.endswith(b"\n"):
-                whole = file.readline(MAX_LINE)
-            if whole is not line:
-                yield number, _Unreadable(f"has more than {MAX_LINE:,} bytes")
-                continue
-            try:
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                yield number, _Unreadable(f"is not UTF-8 at its byte {error.start}")
+            rest = line
+            while len(rest) == MAX_LINE and not rest.endswith(b"\n"):
+                rest = file.readline(MAX_LINE)
+            if rest is not line:
+                yield number, ValueError(f"more than {MAX_LINE:,} bytes")
+            elif line := line.removeprefix(b"\xef\xbb\xbf").strip():
+                yield number, line
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in _lines(path):
-        if isinstance(line, str):
-            if not line.strip():
-                continue
-            try:
-                yield number, msgspec.json.decode(line)
-            except (ValueError, RecursionError) as error:
-                yield number, _Unreadable(f"is not JSON ({error})")
-        else:
-            yield number, line
+def _csv(path: Path) -> Iterator[tuple[int, _Line | ValueError]]:
+    """Yield the records of a CSV file. If no column is called answer, the only other one is it."""
+    broken: list[tuple[int, ValueError]] = []
 
-
-def _csv(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield the records of a CSV file. Without a column called answer, the only other one is it."""
-    unreadable: list[tuple[int, _Unreadable]] = []
-
-    def readable() -> Iterator[str]:
+    def texts() -> Iterator[str]:
         for number, line in _lines(path):
-            if isinstance(line, str):
-                yield line
-            else:
-                unreadable.append((number, line))
+            if isinstance(line, ValueError):
+                broken.append((number, line))
+                continue
+            yield line.decode(errors="surrogateescape") + "\n"  # as_texts refuses what is escaped
 
-    reader = csv.reader(readable())
+    reader = csv.reader(texts())
     header = next(reader, [])
     others = [each for each in header if each not in ("text", "time")]
     names = ["answer" if others == [each] else each for each in header]
-    if "text" not in names or "answer" not in names:
+    if not {"text", "answer"} <= {*names}:
         raise DataError(
-            f"{path} has the columns {', '.join(header) or 'none'}; a log in CSV has the columns "
-            "text and answer, and maybe time"
+            f"{path} has the columns {', '.join(header) or 'none'}; a log in CSV has text and "
+            "answer, and maybe time"
         )
     while True:
         try:
-            record = next(reader)
-        except StopIteration:
-            break
-        except csv.Error as error:
-            yield reader.line_num, _Unreadable(f"is not CSV ({error})")
-            continue
-        if len(record) == len(names):
-            yield reader.line_num, dict(zip(names, record, strict=True))
-        elif record:
-            yield reader.line_num, _Unreadable(f"has {len(record)} columns, not {len(names)}")
-    yield from unreadable
-
-
-def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise DataError(f"{path} needs pyarrow: pip install pyarrow, or save JSON lines") from error
-    try:
-        batches = parquet.ParquetFile(path).iter_batches()
-        rows = (row for batch in batches for row in batch.to_pylist())
-        yield from enumerate(rows, 1)
-    except ValueError as error:  # pyarrow's errors for files that are not Parquet
-        raise DataError(f"{path} is damaged or not a Parquet file ({error})") from error
-
-
-_READERS = {
-    ".jsonl": _json_lines,
-    ".ndjson": _json_lines,
-    ".csv": _csv,
-    ".parquet": _parquet,
-}
+            record = next(reader, None)
+            if record is None:
+                break
+            if len(record) != len(names):
+                raise ValueError(f"{len(record)} columns, not {len(names)}")
+            yield reader.line_num, msgspec.convert(dict(zip(names, record, strict=True)), _Line)
+        except (csv.Error, ValueError) as error:
+            yield reader.line_num, ValueError(str(error))
+    yield from broken

@@ -13,9 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from parity_models.bundle.bundle import Bundle, NewModel, Training, write_bundle
-from parity_models.errors import DataError
-from parity_models.evaluation.judging import Evaluation, answered_classes, calibrate_gates, judge
-from parity_models.evaluation.outputs import Outputs
+from parity_models.bundle.inference_time import measure_models
+from parity_models.errors import DataError, TrainingError
+from parity_models.evaluation.judging import (
+    Evaluation,
+    GivenInputs,
+    answered_classes,
+    calibrate_gates,
+    judge,
+    load_queries,
+)
+from parity_models.evaluation.outputs import Outputs, deployed_predictor
 from parity_models.progress import Callbacks
 from parity_models.tasks.metrics import USUAL, choose_metric, recognise
 from parity_models.tensors.pairs import Pairs
@@ -57,6 +65,17 @@ class Lesson:
         model = NewModel(b"", "elsewhere", signature=pairs.signature)
         deployed = {"deployed": model, "labels": pairs.labels}
         return cls(pairs.inputs, pairs.predictions(pairs.labels), pairs.times, deployed)
+
+    @classmethod
+    def of_model(cls, teacher: Teacher, inputs: GivenInputs) -> "Lesson":
+        """Return the lesson of a model that takes texts, and gives its outputs for `inputs`."""
+        bundle = teacher.bundle
+        queries = load_queries(inputs, bundle, FEWEST)
+        if len(queries) > 1:
+            raise TrainingError("a stand-in takes one text; this model takes further inputs")
+        manifest = bundle.manifest
+        deployed = {"deployed": bundle.stored(manifest.deployed), "imitated": manifest.imitated}
+        return cls(queries, deployed_predictor(bundle)(queries), False, deployed)
 
 
 def learn(
@@ -101,9 +120,9 @@ def learn(
             teacher, level_ = replace(teacher, module=answers), level or AGREEMENT
             made = _searched(teacher, queries, metric, level_, options, seconds, callbacks)
         contents |= {"backup": made.backup, "backup_training": made.backup_training}
-        contents["envelope"] = fit_envelope(
-            teacher.signature.inputs, queries, calibrating, targets
-        )
+        if not bare.manifest.deployed.elsewhere:
+            contents["inference_times"] = measure_models(contents["deployed"], (), made.backup)
+        contents["envelope"] = fit_envelope(teacher.signature.inputs, queries, calibrating, targets)
         draft = write_bundle(Path(folder, "draft"), **contents)
         outputs = Outputs(draft, calibrating, predictions=lesson.predictions[held])
         named = [] if level is None else [level]

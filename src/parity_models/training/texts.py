@@ -6,6 +6,7 @@ weights for each bucket; the most frequent buckets are kept.
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,7 +20,7 @@ from parity_models.bundle.bundle import NewModel
 from parity_models.bundle.onnx_model import TEXT_FEATURES
 from parity_models.progress import OnProgress, Progress
 from parity_models.tasks.metrics import OutputKind
-from parity_models.tensors.features import TextFeatures
+from parity_models.tensors.features import HASHED_TEXT, TextFeatures
 from parity_models.tensors.signature import Array, Named, Signature, Tensor
 
 Floats = NDArray[np.float32]
@@ -34,8 +35,6 @@ STEPS = 40
 PENALTY = 0.05
 """Weight of the squared weights, relative to the loss of a text."""
 
-NETWORK = "hashed-text"
-
 
 def fit_texts(
     texts: Sequence[str],
@@ -46,7 +45,7 @@ def fit_texts(
     end: float,
     on_progress: OnProgress,
 ) -> NewModel:
-    """Learn outputs of `kind` (n, values) from n texts until the monotonic time `end` at the latest.
+    """Learn outputs of `kind` (n, values) from n texts, until the monotonic time `end` at most.
 
     Returns a stand-in with this signature, whose only input is a text.
     """
@@ -60,21 +59,21 @@ def fit_texts(
     kept = kept[seen[kept] >= FEWEST]
     inputs = _normalised(ids, rarity, features.buckets)[:, kept]
     of_classes = kind in ("logits", "probabilities")
-    center, scale = np.zeros(targets.shape[1], np.float32), np.float32(1)
+    center, scale = np.zeros(targets.shape[1], np.float32), 1.0
     if kind == "logits":
         targets = _softmax(targets)
     elif not of_classes:
-        center, scale = targets.mean(axis=0), max(targets.std(axis=0).max(), np.float32(1e-6))
+        center, scale = targets.mean(axis=0), max(float(targets.std(axis=0).max()), 1e-6)
         targets = (targets - center) / scale
     weights, bias = _minimise(inputs, targets, of_classes, end, on_progress)
     weights, bias = weights * scale, bias * scale + center
     rows = np.zeros(features.buckets, np.int32)
     rows[kept] = np.arange(1, len(kept) + 1)
     table = np.vstack([np.zeros_like(bias), weights * rarity[kept, np.newaxis]])
-    constants = {"rarity": rarity, "rows": rows, "table": table.astype(np.float16), "bias": bias}
-    model = _network(kind, given, constants)
+    constants: Named = {"rarity": rarity, "rows": rows, "table": table.astype(np.float16)}
+    model = _network(kind, given, constants | {"bias": bias})
     model.metadata_props.add(key=TEXT_FEATURES, value=msgspec.json.encode(features).decode())
-    return NewModel(model.SerializeToString(), NETWORK, signature=signature)
+    return NewModel(model.SerializeToString(), HASHED_TEXT, signature=signature)
 
 
 def _normalised(ids: Sequence[Array], rarity: Floats, buckets: int) -> csr_matrix:
@@ -83,14 +82,17 @@ def _normalised(ids: Sequence[Array], rarity: Floats, buckets: int) -> csr_matri
     each = np.concatenate(ids)
     weights = rarity[each]
     lengths = np.sqrt(np.add.reduceat(weights * weights, ends[:-1]))
-    rows = csr_matrix((weights / np.repeat(lengths, np.diff(ends)), each, ends), (len(ids), buckets))
+    rows = csr_matrix(
+        (weights / np.repeat(lengths, np.diff(ends)), each, ends), (len(ids), buckets)
+    )
     rows.sum_duplicates()
     return rows
 
 
 def _softmax(scores: Floats) -> Floats:
-    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    powers: Floats = np.exp(scores - scores.max(axis=1, keepdims=True))
+    powers /= powers.sum(axis=1, keepdims=True)
+    return powers
 
 
 def _minimise(
@@ -133,7 +135,7 @@ def _network(kind: OutputKind, output: Tensor, constants: Named) -> onnx.ModelPr
     """Return the network from the buckets of one text, (features,), to its `output`."""
     datatype = helper.np_dtype_to_tensor_dtype(output.dtype)
     last = {"probabilities": "Softmax", "embeddings": "LpNormalization"}.get(kind, "Identity")
-    nodes = [
+    nodes: list[tuple[str, list[str], str, dict[str, Any]]] = [
         ("Gather", ["rarity", "ids"], "weights", {}),
         ("ReduceL2", ["weights"], "length", {"keepdims": 0}),
         ("Gather", ["rows", "ids"], "places", {}),
@@ -152,7 +154,7 @@ def _network(kind: OutputKind, output: Tensor, constants: Named) -> onnx.ModelPr
     constants = {**constants, "first": np.array([0])}
     graph = helper.make_graph(
         made,
-        NETWORK,
+        HASHED_TEXT,
         [helper.make_tensor_value_info("_ids", TensorProto.INT64, ["features"])],
         [helper.make_tensor_value_info(output.name, datatype, [1, *output.shape])],
         [numpy_helper.from_array(array, f"_{name}") for name, array in constants.items()],
