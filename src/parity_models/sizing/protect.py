@@ -15,10 +15,9 @@ import numpy as np
 from rich.console import RenderableType
 from rich.table import Table
 
-from parity_models.bundle.bundle import Bundle
+from parity_models.bundle.bundle import Accuracy, Bundle
 from parity_models.errors import UserError, spell
 from parity_models.evaluation.judging import (
-    Evaluation,
     GivenInputs,
     accuracy_table,
     answered_classes,
@@ -198,18 +197,19 @@ class Report(Printed):
 class Protected(Printed, Bundle):
     """The bundle that a search wrote, the `report`, and the `flags` to serve it as simulated.
 
-    Of a log, the report is an evaluation by its newest part, and `notes` say how it was read.
+    Of stand-ins for texts or of a log, the report is the accuracy on queries held out; `notes` say
+    how the log was read.
     """
 
-    report: Report | Evaluation
+    report: Report | Accuracy
     flags: str = ""
     notes: tuple[str, ...] = ()
 
     @property
     def parts(self) -> Sequence[RenderableType]:
         """The report, and the command that serves the bundle."""
-        if isinstance(self.report, Evaluation):
-            table = accuracy_table(self, self.report.accuracy)
+        if isinstance(self.report, Accuracy):
+            table = accuracy_table(self, self.report)
             way = " --deployed URL" if self.manifest.deployed.elsewhere else ""
             advice = (
                 f"{self.path} holds it; put it in front of the model with "
@@ -299,7 +299,7 @@ def _learned(
 ) -> Protected:
     """Train one stand-in on pairs of queries and answers, and bundle it."""
     check_place(out)
-    bundle, evaluation = learn(
+    bundle = learn(
         lesson,
         out,
         options,
@@ -308,7 +308,8 @@ def _learned(
         level=options.agreement,
         answer_only=options.answer_only,
     )
-    return Protected(**vars(bundle), report=evaluation, notes=notes)
+    assert bundle.manifest.accuracy is not None
+    return Protected(**vars(bundle), report=bundle.manifest.accuracy, notes=notes)
 
 
 def prepare(

@@ -16,7 +16,6 @@ from parity_models.bundle.bundle import Bundle, NewModel, Training, write_bundle
 from parity_models.bundle.inference_time import measure_models
 from parity_models.errors import DataError, TrainingError
 from parity_models.evaluation.judging import (
-    Evaluation,
     GivenInputs,
     answered_classes,
     calibrate_gates,
@@ -87,7 +86,7 @@ def learn(
     callbacks: Callbacks,
     level: float | None = None,
     answer_only: str | None = None,
-) -> tuple[Bundle, Evaluation]:
+) -> Bundle:
     """Train a backup for this many seconds, calibrate it, and write a bundle with it.
 
     A tenth of the queries calibrates its gate, at `level` as well, and measures its agreement.
@@ -127,9 +126,8 @@ def learn(
         outputs = Outputs(draft, calibrating, predictions=lesson.predictions[held])
         named = [] if level is None else [level]
         gates = calibrate_gates(outputs, metric=metric, named=named, allowed=only)
-        evaluation = judge(outputs, None, metric, gates)
-    contents |= {"calibration": gates, "accuracy": evaluation.accuracy}
-    return write_bundle(out, **contents), evaluation
+        accuracy = judge(outputs, None, metric, gates).accuracy
+    return write_bundle(out, **contents, calibration=gates, accuracy=accuracy)
 
 
 def _read_texts(
