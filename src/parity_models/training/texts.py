@@ -4,6 +4,7 @@ A minute on one core is enough for ten thousand texts. What is learned is a tabl
 weights for each bucket; the most frequent buckets are kept.
 """
 
+import hashlib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,12 +17,16 @@ from onnx import TensorProto, helper, numpy_helper
 from scipy.optimize import minimize
 from scipy.sparse import csr_matrix
 
-from parity_models.bundle.bundle import NewModel
+from parity_models.bundle.bundle import NewModel, Training
 from parity_models.bundle.onnx_model import TEXT_FEATURES
-from parity_models.progress import OnProgress, Progress
+from parity_models.errors import TrainingError
+from parity_models.progress import Callbacks, OnProgress, Progress
 from parity_models.tasks.metrics import OutputKind
 from parity_models.tensors.features import HASHED_TEXT, TextFeatures
-from parity_models.tensors.signature import Array, Named, Signature, Tensor
+from parity_models.tensors.signature import Array, Batch, Named, TensorSpec
+from parity_models.tensors.texts import write_texts
+from parity_models.training.candidates import Exported
+from parity_models.training.teacher import Teacher, TeachingOptions
 
 Floats = NDArray[np.float32]
 
@@ -37,21 +42,22 @@ PENALTY = 0.05
 
 
 def fit_texts(
-    texts: Sequence[str],
+    teacher: Teacher,
+    queries: Batch,
     targets: Floats,
     kind: OutputKind,
-    signature: Signature,
-    *,
-    end: float,
-    on_progress: OnProgress,
-) -> NewModel:
-    """Learn outputs of `kind` (n, values) from n texts, until the monotonic time `end` at most.
-
-    Returns a stand-in with this signature, whose only input is a text.
-    """
-    (taken,), (given,) = signature.inputs, signature.outputs
-    assert taken.fixed is not None
-    features = TextFeatures(taken.name, taken.fixed.shape)  # type: ignore[arg-type]
+    metric: str,
+    options: TeachingOptions,
+    seconds: float,
+    callbacks: Callbacks,
+) -> Exported:
+    """Train a backup for at most these seconds on texts, the only input, and the model's outputs
+    (n, values) for them."""
+    began, (taken, *others) = time.monotonic(), teacher.signature.inputs
+    if others or taken.shape not in ((), (1,)):
+        raise TrainingError(f"a stand-in for texts takes one text, not {teacher.signature}")
+    texts = [str(each) for each in queries[taken.name].ravel()]
+    features = TextFeatures(taken.name, taken.shape)
     ids = [features.ids(text) for text in texts]
     seen = np.bincount(np.concatenate([np.unique(x) for x in ids]), minlength=features.buckets)
     rarity = (np.log((1 + len(ids)) / (1 + seen)) + 1).astype(np.float32)
@@ -65,15 +71,28 @@ def fit_texts(
     elif not of_classes:
         center, scale = targets.mean(axis=0), max(float(targets.std(axis=0).max()), 1e-6)
         targets = (targets - center) / scale
-    weights, bias = _minimise(inputs, targets, of_classes, end, on_progress)
+    weights, bias = _minimise(inputs, targets, of_classes, began + seconds, callbacks.on_progress)
     weights, bias = weights * scale, bias * scale + center
     rows = np.zeros(features.buckets, np.int32)
     rows[kept] = np.arange(1, len(kept) + 1)
     table = np.vstack([np.zeros_like(bias), weights * rarity[kept, np.newaxis]])
     constants: Named = {"rarity": rarity, "rows": rows, "table": table.astype(np.float16)}
-    model = _network(kind, given, constants | {"bias": bias})
+    model = _network(kind, teacher.output, constants | {"bias": bias})
     model.metadata_props.add(key=TEXT_FEATURES, value=msgspec.json.encode(features).decode())
-    return NewModel(model.SerializeToString(), HASHED_TEXT, signature=signature)
+    training = Training(
+        task="own",
+        inputs=len(texts),
+        inputs_sha256=hashlib.sha256(write_texts(queries[taken.name])).hexdigest(),
+        seed=options.seed,
+        epochs=1,
+        seconds=round(time.monotonic() - began, 2),
+        device="cpu",
+        recipe={"network": HASHED_TEXT, "metric": metric, "output_kind": kind},
+    )
+    content, signature = model.SerializeToString(), teacher.stand_in()
+    return Exported(
+        backup=NewModel(content, HASHED_TEXT, signature=signature), backup_training=training
+    )
 
 
 def _normalised(ids: Sequence[Array], rarity: Floats, buckets: int) -> csr_matrix:
@@ -131,7 +150,7 @@ def _minimise(
     return parameters[:-1], parameters[-1]
 
 
-def _network(kind: OutputKind, output: Tensor, constants: Named) -> onnx.ModelProto:
+def _network(kind: OutputKind, output: TensorSpec, constants: Named) -> onnx.ModelProto:
     """Return the network from the buckets of one text, (features,), to its `output`."""
     datatype = helper.np_dtype_to_tensor_dtype(output.dtype)
     last = {"probabilities": "Softmax", "embeddings": "LpNormalization"}.get(kind, "Identity")
