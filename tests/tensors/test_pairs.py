@@ -53,7 +53,7 @@ def test_numbers_and_vectors_are_outputs(folder: Path, answers: Any, shape: Any)
 def test_a_repeated_query_counts_once_with_its_commonest_answer(folder: Path) -> None:
     said = [("Where IS my card?", "a"), ("where is my card", "b"), ("Where is my card!", "b")]
     found = read(folder, *LINES, *({"text": text, "answer": label} for text, label in said))
-    assert len(found) == 41
+    assert len(found.answers) == 41
     assert found.answers[-1] == "b"
     assert "1 queries have several answers; the commonest counts" in found.notes
 
@@ -71,7 +71,7 @@ def test_queries_are_in_the_order_of_their_first_times(folder: Path) -> None:
 
 def test_a_byte_order_mark_and_line_ends_of_windows_are_no_content(folder: Path) -> None:
     lines = b"\r\n".join(json.dumps(each).encode() for each in LINES)
-    assert len(read(folder, b"\xef\xbb\xbf" + lines + b"\r\n\r\n")) == 40
+    assert len(read(folder, b"\xef\xbb\xbf" + lines + b"\r\n\r\n").answers) == 40
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_byte_order_mark_and_line_ends_of_windows_are_no_content(folder: Path)
 )
 def test_an_unreadable_line_is_named_and_skipped(folder: Path, line: bytes, said: str) -> None:
     found = read(folder, *LINES, line, {"text": "after", "answer": "b"})
-    assert len(found) == 41
+    assert len(found.answers) == 41
     assert said in found.notes[1]
 
 
@@ -150,7 +150,7 @@ def test_csv_is_read_with_any_name_of_the_answer(folder: Path) -> None:
 @pytest.mark.parametrize("line", [b"alone", b"\xff,x", b'"' + b"q" * 200_000 + b'",x'])
 def test_an_unreadable_record_is_skipped(folder: Path, line: bytes) -> None:
     found = read(folder, CSV + line + b"\r\nafter,x\r\n", name="log.csv")
-    assert len(found) == 61
+    assert len(found.answers) == 61
     assert "1 lines cannot be read" in found.notes[1]
 
 

@@ -9,7 +9,7 @@ part is kept, so memory is bounded.
 
 import csv
 import logging
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,6 +33,9 @@ SUFFIXES = (".jsonl", ".csv")
 MAX_PAIRS, MAX_VALUES = 100_000, 2**26
 """The most distinct queries that are kept, and the most characters and numbers in all of them."""
 
+MAX_OUTPUTS = 2**25
+"""The most values of all answers as a model's outputs: one for each query and label."""
+
 MAX_LINE = 2**20
 """The most bytes of a line."""
 
@@ -45,8 +48,8 @@ RARE = 5
 MAX_UNREADABLE = 0.05
 """The largest share of lines that may be unreadable."""
 
-NAMED = 5
-"""The most lines, or labels, that a note names."""
+NAMED, MAX_REASON = 5, 200
+"""The most lines, or labels, that a note names, and the most characters about a line."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,6 @@ class Pairs:
     labels: tuple[str, ...]
     times: bool
     notes: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.answers)
 
     @property
     def signature(self) -> Signature:
@@ -124,7 +124,7 @@ class Labels:
         """Return outputs (n, labels) as labels (n, 1)."""
         known = [self._labels[number] for number in outputs.argmax(axis=1)]
         texts = [
-            self._others.get(row[0].item(), "") if row[0] == row[-1] == row.max() else label
+            self._others.get(row[0].item(), label) if row[0] == row[-1] == row.max() else label
             for row, label in zip(outputs, known, strict=True)
         ]
         return np.array(texts, object).reshape(-1, 1)
@@ -157,7 +157,7 @@ def read_pairs(path: Path) -> Pairs:
 class _Line(msgspec.Struct):
     """A line of a log."""
 
-    answer: str | bool | float | list[float]
+    answer: str | float | list[float]
     text: str | None = None
     inputs: dict[str, str | float | list[Any]] | None = None
     time: str | float | None = None
@@ -177,7 +177,7 @@ class _Log:
     """The distinct queries of a log, by what makes them distinct, and what lines are unreadable."""
 
     def __init__(self) -> None:
-        self._queries = dict[Any, _Query]()
+        self._queries = OrderedDict[Any, _Query]()
         self._form: Any = None
         """The inputs and the kind of the answer of the first line; all must have the same."""
         self._lines = self._values = self._unreadable = self._dropped = 0
@@ -199,16 +199,18 @@ class _Log:
             time = _seconds(parsed.time)
         except (ValueError, RecursionError, OverflowError) as error:
             self._unreadable += 1
-            self._named = [*self._named, f"line {number} ({error})"][:NAMED]
+            self._named = [*self._named, f"line {number} ({str(error)[:MAX_REASON]})"][:NAMED]
             return
         known = self._queries.get(key)
         if known is None:
             size = len(value) if isinstance(value, str) else sum(x.size for x in value.values())
             known = self._queries[key] = _Query(value, size, Counter(), time)
             self._values += size
+        elif known.time is not None:
+            known.time = None if time is None else min(time, known.time)
         known.answers[answer] += 1
         while len(self._queries) > MAX_PAIRS or self._values > MAX_VALUES:
-            self._values -= self._queries.pop(next(iter(self._queries))).size
+            self._values -= self._queries.popitem(last=False)[1].size
             self._dropped += 1
 
     def _read(self, line: _Line) -> tuple[Any, Any, Any]:
@@ -218,10 +220,10 @@ class _Log:
             if len(inputs) > 1:
                 raise ValueError("a text and further inputs; a stand-in takes one text")
             ((name, text),) = inputs.items()
-            as_texts(np.array([text]))
+            as_texts(np.array([text], object))
             return name, text, self._features.normal(str(text))
         arrays = {name: np.asarray(each, np.float64) for name, each in inputs.items()}
-        if not arrays or not all(x.size and np.isfinite(x).all() for x in arrays.values()):
+        if not arrays or not all(map(_finite, arrays.values())):
             raise ValueError("neither a text nor finite numbers")
         key = b"".join(each.tobytes() for each in arrays.values())
         return {name: each.shape for name, each in arrays.items()}, arrays, key
@@ -251,6 +253,9 @@ class _Log:
             raise DataError("all answers are the same, so nothing can be learned from them")
         inputs, kind = self._form
         labels = _labels(Counter(answers), notes) if kind == "a label" else ()
+        if labels and len(queries) * len(labels) > MAX_OUTPUTS:
+            queries, answers = (x[-(MAX_OUTPUTS // len(labels)) :] for x in (queries, answers))
+            notes.append(f"of so many labels, only {len(queries):,} queries count")
         if isinstance(inputs, str):
             named_inputs = {inputs: np.array([[each.value] for each in queries], object)}
         else:
@@ -277,8 +282,7 @@ def _labels(counts: Counter[str], notes: list[str]) -> tuple[str, ...]:
         notes.append(
             f"{len(rare):,} of {len(counts):,} labels have fewer than {RARE} distinct queries, so "
             f"stand-ins hardly ever give them: {', '.join(map(repr, rare[:NAMED]))}"
-            + ", ..."
-            * (len(rare) > NAMED)
+            + (", ..." if len(rare) > NAMED else "")
         )
     return tuple(sorted(counts))
 
@@ -290,25 +294,30 @@ def _numbers(values: list[Array]) -> Array:
     return array.astype(np.int64 if whole else np.float32)
 
 
-def _answer(answer: str | bool | float | list[float]) -> tuple[str, Any]:
+def _finite(values: Array) -> bool:
+    """Return whether there are values, and all are finite as float32."""
+    return values.size > 0 and bool((np.abs(values) <= np.finfo(np.float32).max).all())
+
+
+def _answer(answer: str | float | list[float]) -> tuple[str, Any]:
     """Return the kind of an answer, and its value."""
-    if isinstance(answer, str | bool):
-        as_texts(np.array([text := str(answer)]))
-        return "a label", text
-    values = np.atleast_1d(np.array(answer, np.float32))
-    if not np.isfinite(values).all() or not values.size:
+    if isinstance(answer, str):
+        as_texts(np.array([answer], object))
+        return "a label", answer
+    values = np.atleast_1d(np.array(answer, np.float64))
+    if not _finite(values):
         raise ValueError("an answer that is not finite")
     return f"{len(values)} numbers", tuple(values.tolist())
 
 
 def _seconds(time: str | float | None) -> float | None:
     """Return a time, in seconds or in the form of ISO 8601, in seconds."""
-    if isinstance(time, str) and time:
-        try:
-            return float(time)
-        except ValueError:
-            return datetime.fromisoformat(time).timestamp()
-    return time or None if isinstance(time, str) else time
+    if time is None or time == "":
+        return None
+    try:
+        return float(time)
+    except ValueError:
+        return datetime.fromisoformat(time).timestamp()
 
 
 # Files
