@@ -142,10 +142,11 @@ def plan(  # parity_models.sizing.plan
     bundle: _Bundle | None = None, /, *, options: Goal | None = None, **given: Unpack[_Goal]
 ) -> Plans: ...
 def protect(  # parity_models.sizing.protect
-    model: _Model,
-    inputs: _Inputs,
+    model: _Model | None = None,
+    inputs: _Inputs | None = None,
     /,
     *,
+    pairs: Path | str | None = None,
     out: Path | str,
     callbacks: Callbacks | None = None,
     options: SearchOptions | None = None,

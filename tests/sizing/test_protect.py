@@ -94,6 +94,7 @@ def test_ctrl_c_ends_the_search_and_the_best_so_far_is_written(
 
     monkeypatch.setattr(Candidate, "fit", interrupted)
     found = protect(folder / "model.onnx", INPUTS, out=tmp_path / "bundle", minutes=0.2)
+    assert isinstance(found.report, Report)
     assert found.report.interrupted
     assert "interrupted: this is the best so far" in str(found)
     assert found.report.finalists
@@ -113,6 +114,7 @@ def test_a_model_of_named_inputs_is_protected_too(tmp_path: Path) -> None:
         agreement=0.3,
         differ=0.9,
     )
+    assert isinstance(found.report, Report)
     assert found.flags in (" --differ 0.9 --agreement 0.3", f" --policy {found.report.rival}")
     assert found.manifest.backup
     assert isinstance(found.envelope(), Envelope)

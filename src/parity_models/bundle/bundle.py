@@ -29,7 +29,15 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 import numpy as np
 
-from parity_models.bundle.onnx_model import MAX_MODEL_BYTES, OnnxModel, PinnedModel, why_it_fails
+from parity_models.bundle.onnx_model import (
+    ELSEWHERE,
+    IS_ELSEWHERE,
+    MAX_MODEL_BYTES,
+    OnnxModel,
+    PinnedModel,
+    class_names,
+    why_it_fails,
+)
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import BundleError, CodeError, ModelError, spell
 from parity_models.roles import BACKUP, DEPLOYED, parity_role
@@ -71,13 +79,18 @@ class ModelFile(StoredFile, frozen=True, forbid_unknown_fields=True, omit_defaul
     """An ONNX file, its signature, and the name of its architecture, for people.
 
     A parity model that is `slotwise` runs on each slot of its input separately. A backup that is a
-    `slot` is one slot of the first parity model.
+    `slot` is one slot of the first parity model. Of a deployed model that is `elsewhere` there is
+    no file, and its size is 0.
     """
 
     signature: Signature
     network: str
     slotwise: bool = False
     slot: bool = False
+
+    @property
+    def elsewhere(self) -> bool:
+        return self.sha256 == ELSEWHERE
 
 
 class EnvelopeFile(StoredFile, frozen=True, forbid_unknown_fields=True):
@@ -162,7 +175,8 @@ class Manifest(
     a backup, a cheaper network for the same queries.
 
     `name` is the name under which the model is served. `imitated` is the output of the deployed
-    model that stand-ins give; None: its only one. `envelope` is there if a stand-in was trained
+    model that stand-ins give; None: its only one. `labels` are the names of its classes, if the
+    model is elsewhere and answers with these. `envelope` is there if a stand-in was trained
     here. `calibration` holds the gates of stand-ins, if they were measured. `versions` names the
     software that made the bundle.
     """
@@ -173,6 +187,7 @@ class Manifest(
     created: str
     deployed: ModelFile
     imitated: str | None = None
+    labels: tuple[str, ...] = ()
     code: CodeSpec | None = None
     parity: tuple[ModelFile, ...] = ()
     backup: ModelFile | None = None
@@ -293,7 +308,8 @@ class NewModel:
     """A model to be put into a bundle: its ONNX file or the file's content, and its network.
 
     Parity models that run on each slot separately are `slotwise`; a backup that is one such slot is
-    `slot`. The `signature` is given if the file does not declare all of it.
+    `slot`. The `signature` is given if the file does not declare all of it. A deployed model that
+    is elsewhere has no content.
     """
 
     onnx: Path | bytes
@@ -333,6 +349,15 @@ class Bundle:
         return gates
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes that the imitated output has a value for, if they have names."""
+        deployed, output = self.manifest.deployed, self.manifest.imitated_output
+        if deployed.elsewhere or output is None or len(output.shape) != 1:
+            return self.manifest.labels
+        count = output.shape[0]
+        return class_names(self.content(deployed), count) if isinstance(count, int) else ()
+
+    @property
     def isolated(self) -> bool:
         """True if it was tested that one query cannot change another's reconstruction."""
         code = self.code()
@@ -340,12 +365,15 @@ class Bundle:
 
     def stored(self, model: ModelFile) -> NewModel:
         """Return a model of this bundle, to be put into another."""
-        path, marks = self.path / model.file, (model.slotwise, model.slot)
+        path: Path | bytes = b"" if model.elsewhere else self.path / model.file
+        marks = model.slotwise, model.slot
         return NewModel(path, model.network, *marks, model.signature)
 
     def content(self, stored: StoredFile) -> bytes:
         """Return the content of a file of this bundle. Raises BundleError if it has changed."""
         path = self.path / stored.file
+        if stored.sha256 == ELSEWHERE:
+            raise BundleError(f"{self.path} {IS_ELSEWHERE}")
         content = _read_file(path, MAX_MODEL_BYTES, stored.size)
         if hashlib.sha256(content).hexdigest() != stored.sha256:
             raise BundleError(
@@ -404,6 +432,8 @@ def open_bundle(path: str | os.PathLike[str], allow_code: Collection[str] = ()) 
     bundle = Bundle(folder, manifest, digest, frozenset(allow_code))
     models = {}
     for role, each in manifest.models.items():
+        if each.elsewhere and role == DEPLOYED:
+            continue
         content, name = bundle.content(each), f"{folder / each.file}"
         try:
             models[role] = OnnxModel(content, signature=each.signature, name=name)
@@ -490,7 +520,7 @@ def write_bundle(
         with _about(folder / ENVELOPE):
             check_envelope(manifest, envelope)
     if manifest.parity or manifest.backup:
-        del new.models[DEPLOYED]
+        new.models.pop(DEPLOYED, None)
         found = golden(built, queries, envelope, new.models, STORED)
         stored = new.add(GOLDEN_FILE, encode_golden(found))
         manifest = msgspec.structs.replace(manifest, files=(*manifest.files, stored))
@@ -517,6 +547,8 @@ class _Contents:
         return StoredFile(file, hashlib.sha256(content).hexdigest(), len(content))
 
     def add_model(self, role: str, model: NewModel) -> ModelFile:
+        if model.onnx == b"" and model.signature is not None:
+            return ModelFile(f"{role}.onnx", ELSEWHERE, 0, model.signature, model.network)
         stored = self.add(file := f"{role}.onnx", model.onnx)
         try:
             runnable = OnnxModel(self.files[file], signature=model.signature)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 
 import msgspec
@@ -12,6 +13,7 @@ import numpy as np
 import onnxruntime
 
 from parity_models.errors import DataError, ModelError, spell
+from parity_models.tensors.features import TextFeatures
 from parity_models.tensors.signature import DATATYPES, Array, Signature, Tensor, batches
 
 MAX_MODEL_BYTES = 2**31 - 1
@@ -22,6 +24,18 @@ FATAL_ONLY = 4
 
 _LACKED = ("is not a registered function/op", "No Op registered", "No opset import")
 """ONNX Runtime's messages about missing operators."""
+
+TEXT_FEATURES = "text_features"
+"""The metadata of an ONNX file that reads a text as the buckets of its features: a TextFeatures."""
+
+ELSEWHERE = hashlib.sha256(b"").hexdigest()
+"""The SHA-256 of a deployed model that a bundle does not hold."""
+
+IS_ELSEWHERE = (
+    "holds no model: it was made from a log, and the model runs elsewhere. Use it in front of that "
+    "(Late, parm serve --deployed, --stand-in-only), give a log to measure it, or give the model's "
+    "ONNX file for all else"
+)
 
 _NO_FOLDER = "/dev/null/external-data"
 
@@ -113,6 +127,36 @@ class _FixedBatch:
         return [np.concatenate(each)[:rows] for each in zip(*parts, strict=True)]
 
 
+class _TextSession:
+    """A session of a model that takes the `features` of one text, for rows of one text."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, features: TextFeatures) -> None:
+        self._session, self._features = session, features
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def get_inputs(self) -> list[Any]:
+        taken = SimpleNamespace(name=self._features.name, type="tensor(string)")
+        taken.shape = ["batch", *self._features.shape]
+        return [taken]
+
+    def get_outputs(self) -> list[Any]:
+        """Return the outputs for any number of texts; the model's own are for one."""
+        return [
+            SimpleNamespace(name=each.name, type=each.type, shape=["batch", *each.shape[1:]])
+            for each in self._session.get_outputs()
+        ]
+
+    def run(
+        self, outputs: list[str], feeds: dict[str, Array], options: onnxruntime.RunOptions | None
+    ) -> list[Array]:
+        (texts,) = feeds.values()
+        ids = (self._features.ids(text) for text in texts.ravel().tolist())
+        parts = [self._session.run(outputs, {"_ids": each}, options) for each in ids]
+        return [np.concatenate(each) for each in zip(*parts, strict=True)]
+
+
 @dataclass(frozen=True)
 class PinnedModel:
     """An ONNX file that is only used while its content has this `sha256` (hexadecimal). By default
@@ -129,6 +173,8 @@ class PinnedModel:
 
     def read(self) -> bytes:
         """Return the content. Raises ModelError if it cannot be read or has changed."""
+        if self.sha256 == ELSEWHERE:
+            raise ModelError(f"{self.path.parent} {IS_ELSEWHERE}")
         content = read_model(self.path)
         check_sha256(self.path, self.sha256, hashlib.sha256(content).hexdigest())
         return content
@@ -170,9 +216,18 @@ def open_session(content: bytes, threads: int = 1) -> onnxruntime.InferenceSessi
         "session.model_external_initializers_file_folder_path", _NO_FOLDER
     )
     try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors share no base class but this
         raise ModelError(_why_not_opened(error)) from error
+    features = session.get_modelmeta().custom_metadata_map.get(TEXT_FEATURES)
+    if features is None:
+        return session
+    try:
+        return _TextSession(session, msgspec.json.decode(features, type=TextFeatures))
+    except msgspec.DecodeError as error:
+        raise ModelError(
+            f"reads texts in a way that this software does not know: {error}"
+        ) from error
 
 
 def class_names(content: bytes, count: int) -> tuple[str, ...]:

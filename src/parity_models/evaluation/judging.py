@@ -3,16 +3,16 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from rich.console import RenderableType
 from rich.table import Table
 
 from parity_models.bundle.bundle import Accuracy, Bundle, open_bundle, with_measured
-from parity_models.bundle.onnx_model import class_names
-from parity_models.errors import UserError, spell
+from parity_models.errors import DataError, UserError, spell
 from parity_models.evaluation.accuracy import (
     GateResult,
     measure_accuracy,
@@ -31,6 +31,7 @@ from parity_models.tasks.metrics import (
     labels_from,
     load_labels,
 )
+from parity_models.tensors.pairs import SUFFIXES, read_pairs
 from parity_models.tensors.queries import as_batch, check_queries, read_batch, rows_in
 from parity_models.tensors.signature import Batch
 from parity_models.trust.calibration import RISK, check_levels, reached_by_class, reached_levels
@@ -107,10 +108,10 @@ def evaluate(
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     manifest, right = opened.manifest, None
     metric = metric_for(opened, metric)
-    queries = load_queries(inputs, opened, manifest.code.k if manifest.code else 1)
+    queries, answers = load_known(inputs, opened, manifest.code.k if manifest.code else 1)
     if labels is not None:
         right = load_labels(labels, metric, rows_in(queries), judged_shape(opened))
-    outputs = Outputs(opened, queries, seed=seed, progress=progress)
+    outputs = Outputs(opened, queries, seed=seed, predictions=answers, progress=progress)
     found = judge(outputs, right, metric, manifest.calibration)
     return replace(found, bundle=with_measured(opened, accuracy=found.accuracy))
 
@@ -175,8 +176,8 @@ def calibrate(
             f"{opened.path} has no stand-in to calibrate; make one with: parm parity --model "
             f"{opened.path} --out BUNDLE"
         )
-    queries = load_queries(inputs, opened)
-    outputs = Outputs(opened, queries, seed=seed, progress=progress)
+    queries, answers = load_known(inputs, opened)
+    outputs = Outputs(opened, queries, seed=seed, predictions=answers, progress=progress)
     only = answered_classes(opened, answer_only)
     metric = metric_for(opened, metric)
     found = calibrate_gates(outputs, metric=metric, named=agreement, allowed=only)
@@ -241,13 +242,32 @@ def answered_classes(bundle: Bundle, answer_only: str | None) -> tuple[AnsweredC
         shape = judged_shape(bundle)
         if len(shape) != 1:
             raise UserError(f"predictions of shape {list(shape)} are not scores of classes")
-        names = class_names(bundle.content(bundle.manifest.deployed), shape[0])
-        return read_classes(answer_only, names, shape[0])
+        return read_classes(answer_only, bundle.labels, shape[0])
     known = (each.answer_only for each in bundle.manifest.calibration.values() if each.answer_only)
     return next(known, ())
 
 
 # Queries and metrics
+
+
+def load_known(
+    inputs: GivenInputs, bundle: Bundle, least: int = 1
+) -> tuple[Batch, NDArray[Any] | None]:
+    """Return queries as `load_queries` does and, from a log of pairs, the model's outputs for them.
+
+    Raises DataError for answers that are not outputs of the model.
+    """
+    if not (isinstance(inputs, str | Path) and Path(inputs).suffix in SUFFIXES):
+        return load_queries(inputs, bundle, least), None
+    pairs, shape = read_pairs(Path(inputs)), judged_shape(bundle)
+    answers = pairs.predictions(bundle.labels if pairs.labels else ())
+    if answers.shape[1:] != shape or answers.dtype.kind != "f":
+        raise DataError(
+            f"the answers in {inputs} are {'labels' if pairs.labels else 'numbers'}; the model of "
+            f"{bundle.path} gives {list(shape)} numbers, "
+            + (f"for the labels {', '.join(bundle.labels)}" if bundle.labels else "without labels")
+        )
+    return load_queries(pairs.inputs, bundle, least), answers
 
 
 def load_queries(inputs: GivenInputs, bundle: Bundle, least: int = 1) -> Batch:

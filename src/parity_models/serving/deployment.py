@@ -251,6 +251,8 @@ def golden_of(
     queries = bundle.manifest.deployed.signature.smallest.input
     found: dict[str, Golden] = {}
     for role in sorted(frozenset[str]().union(*roles)):
+        if role == DEPLOYED and bundle.manifest.deployed.elsewhere:
+            continue
         model = models[role].load()
         known = golden(bundle.code(), queries, bundle.envelope(), {role: model})
         if role in known:

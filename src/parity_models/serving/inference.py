@@ -10,6 +10,7 @@ from itertools import zip_longest
 from math import prod
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
@@ -284,6 +285,8 @@ class Inference:
         result = await version.predictor.infer(
             rows, timeout, tenant=asked.tenant, exact=asked.exact
         )
+        if model.labels is not None:
+            result = msgspec.structs.replace(result, outputs=model.labels.texts(result.outputs))
         if log is not None:
             log.model, log.version, log.sources = model.name, model.version, result.sources
         return await call.write(asked, result)

@@ -30,7 +30,9 @@ from parity_models.serving.protocol import (
     TensorMetadata,
     TensorParameters,
 )
+from parity_models.tensors.pairs import Labels
 from parity_models.tensors.signature import Signature, Sizes, Tensor
+from parity_models.tensors.texts import BYTES
 from parity_models.trust.gates import ChosenGate
 
 VERSION = "1"
@@ -60,8 +62,9 @@ class ServedModel:
 
     `tenant_header`: the header that names a request's tenant, if the operator named one. `digest`:
     the digest of the bundle's manifest, if the model is a bundle's; `sha256`: the hash of the
-    model's file. `gates`: the gates of stand-ins, by the source of their answers. `stood_in`: the
-    names of the outputs that stand-ins give.
+    model's file. `labels`: clients get labels, and the predictor gives classes. `gates`: the gates
+    of stand-ins, by the source of their answers. `stood_in`: the names of the outputs that
+    stand-ins give.
     """
 
     name: str
@@ -70,6 +73,7 @@ class ServedModel:
     tenant_header: str | None = None
     digest: str | None = None
     sha256: str | None = None
+    labels: Labels | None = None
     gates: Mapping[Source, GateMetadata] = field(default_factory=dict)
     stood_in: frozenset[str] = frozenset()
     version: str = VERSION
@@ -80,11 +84,17 @@ class ServedModel:
     ) -> Self:
         """Return the model of a bundle under this name, by default its own, with these gates."""
         manifest = bundle.manifest
+        signature, labels = manifest.deployed.signature, None
+        if manifest.labels:
+            labels, (output,) = Labels.of(manifest.labels), signature.outputs
+            text = Tensor(output.name, BYTES, (1,))
+            signature = replace(signature, outputs=(text,))
         return cls(
             name or manifest.name,
-            manifest.deployed.signature,
+            signature,
             digest=bundle.digest,
             sha256=manifest.deployed.sha256,
+            labels=labels,
             gates={
                 source: GateMetadata(gate.level, gate.coverage, gate.classes)
                 for source, gate in gates.items()

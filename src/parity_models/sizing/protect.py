@@ -15,9 +15,19 @@ import numpy as np
 from rich.console import RenderableType
 from rich.table import Table
 
-from parity_models.bundle.bundle import Bundle
-from parity_models.errors import UserError, spell
-from parity_models.evaluation.judging import GivenInputs, answered_classes
+from parity_models.bundle.bundle import Accuracy, Bundle, NewModel, write_bundle
+from parity_models.bundle.inference_time import measure_models
+from parity_models.bundle.servable import OWN
+from parity_models.errors import DataError, UserError, spell
+from parity_models.evaluation.judging import (
+    GivenInputs,
+    accuracy_table,
+    answered_classes,
+    calibrate_gates,
+    judge,
+    load_queries,
+)
+from parity_models.evaluation.outputs import Outputs, deployed_predictor
 from parity_models.options import gather, option
 from parity_models.printed import Printed
 from parity_models.progress import Callbacks
@@ -40,26 +50,35 @@ from parity_models.sizing.scenario import (
     SimulationOptions,
     outcome_table,
 )
-from parity_models.tasks.metrics import OutputKind
-from parity_models.tensors.queries import commonest
+from parity_models.tasks.metrics import USUAL, OutputKind, choose_metric, recognise
+from parity_models.tensors.pairs import Pairs, read_pairs
+from parity_models.tensors.queries import commonest, take
+from parity_models.tensors.signature import Array, Batch
 from parity_models.training.candidates import TrainingContext
 from parity_models.training.device import BATCH as PREDICTED
 from parity_models.training.device import Rows, choose_device, place, predict
 from parity_models.training.distillation import distill, envelope_of
-from parity_models.training.search import FINALISTS, Found, propose, search
+from parity_models.training.search import FINALISTS, Found, propose, search, search_log
 from parity_models.training.teacher import (
+    HELD_OUT,
     Model,
     Queries,
     Teacher,
     TeachingOptions,
     find_queries,
     open_teacher,
+    teacher_of,
 )
+from parity_models.training.texts import fit_texts
 from parity_models.training.train import check_place, write_stand_ins
+from parity_models.trust.envelope import fit_envelope
 from parity_models.trust.gate import AGREEMENT, LEAST_LEVEL, Calibration, StandIn
 
 FEWEST, FEWEST_GIVEN = 64, 100
 """The fewest queries to learn from, and to be given: three tenths of the latter are held out."""
+
+FEWEST_PAIRS = 20
+"""The fewest pairs of queries and answers to learn from."""
 
 TEACHING = 0.25
 """The largest share of the time in which the model predicts for the queries to learn from."""
@@ -189,14 +208,27 @@ class Report(Printed):
 
 @dataclass(frozen=True, kw_only=True)
 class Protected(Printed, Bundle):
-    """The bundle that a search wrote, the `report`, and the `flags` to serve it as simulated."""
+    """The bundle that a search wrote, the `report`, and the `flags` to serve it as simulated.
 
-    report: Report
-    flags: str
+    Of stand-ins for texts or of a log, the report is the accuracy on queries held out; `notes` say
+    how the log was read.
+    """
+
+    report: Report | Accuracy
+    flags: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def parts(self) -> Sequence[RenderableType]:
         """The report, and the command that serves the bundle."""
+        if isinstance(self.report, Accuracy):
+            table = accuracy_table(self, self.report)
+            way = " --deployed URL" if self.manifest.deployed.elsewhere else ""
+            advice = (
+                f"{self.path} holds it; put it in front of the model with "
+                f"parity_models.Late({str(self.path)!r}) or parm serve {self.path}{way}"
+            )
+            return [*self.notes, table, *self.gates.parts, advice]
         said = [f"{self.path} holds it; serve it with: parm serve {self.path}{self.flags}"]
         if self.report.interrupted:
             said.append("interrupted: this is the best so far")
@@ -204,10 +236,11 @@ class Protected(Printed, Bundle):
 
 
 def protect(
-    model: Model,
-    inputs: GivenInputs,
+    model: Model | None = None,
+    inputs: GivenInputs | None = None,
     /,
     *,
+    pairs: Path | str | None = None,
     out: Path | str,
     callbacks: Callbacks | None = None,
     options: SearchOptions | None = None,
@@ -223,6 +256,8 @@ def protect(
         model: A bundle, the path of one or of an ONNX file, or a torch module.
         inputs: Queries, without labels: a file, an array (n, *query_shape), or an array for each
             input by name.
+        pairs: A log of queries and answers (see `tensors.pairs`) in place of the two. The bundle
+            then holds no model, as that runs elsewhere.
         out: The folder of the bundle to write.
         callbacks: Called as the search goes on.
         options: All options as a SearchOptions, instead of fields by name.
@@ -243,8 +278,23 @@ def protect(
     chosen = gather(SearchOptions, options, given)
     end = time.monotonic() + 60 * chosen.minutes
     said, out = callbacks or Callbacks(), Path(out).resolve()
+    if pairs is not None and model is None and inputs is None:
+        log = read_pairs(Path(pairs))
+        about = {"deployed": NewModel(b"", OWN, signature=log.signature), "labels": log.labels}
+        answers = log.predictions(log.labels)
+        return _imitate(about, log.inputs, answers, out, chosen, said, log)
+    if pairs is not None or model is None or inputs is None:
+        raise UserError(
+            f"give {spell('model')} and {spell('inputs')}, or {spell('pairs')} in their place"
+        )
     chosen.faults(chosen.instances or INSTANCES)  # refuses a wrong plan before the search
     with open_teacher(model, inputs, chosen.output, chosen.pool) as teacher:
+        if any(each.is_text for each in teacher.signature.inputs):
+            bundle = teacher.bundle
+            given_texts = load_queries(inputs, bundle, FEWEST_PAIRS)
+            about = {"deployed": bundle.stored(bundle.manifest.deployed)}
+            predictions = deployed_predictor(bundle)(given_texts)
+            return _imitate(about, given_texts, predictions, out, chosen, said)
         queries = find_queries(teacher, inputs, chosen, least=FEWEST_GIVEN)
         check_place(out)
         context = prepare(teacher, queries, chosen, said)
@@ -257,6 +307,53 @@ def protect(
         finishing = min(FINISHING + running, MOST_FINISHING * total)
         seconds = max(end - finishing - time.monotonic(), LEAST_SEARCHING * total)
         return _finish(context, search(context, proposals, seconds, said), out, chosen)
+
+
+def _imitate(
+    about: dict[str, Any],
+    queries: Batch,
+    predictions: Array,
+    out: Path,
+    options: SearchOptions,
+    callbacks: Callbacks,
+    log: Pairs | None = None,
+) -> Protected:
+    """Bundle one backup, trained on queries, by input, and the model's outputs for them.
+
+    `about` are the bundle's fields about the model. A tenth of the queries calibrates the backup:
+    the newest of a `log` that has times, else some drawn at random.
+    """
+    check_place(out)
+    count, seconds = len(predictions), 60 * options.minutes
+    if count < FEWEST_PAIRS:
+        raise DataError(f"there are {count} distinct queries, too few: give {FEWEST_PAIRS} or more")
+    order = np.random.default_rng(0).permutation(count)
+    if log is not None and log.times:
+        order = np.arange(count)
+    learned, held = np.split(order, [count - min(CALIBRATING, count // HELD_OUT)])
+    targets, learning, held_out = predictions[learned], take(queries, learned), take(queries, held)
+    kind = recognise(targets, options.metric)
+    metric = choose_metric(options.metric or USUAL[kind], targets.shape[1:])
+    with TemporaryDirectory() as folder:
+        bare = write_bundle(Path(folder, "bare"), **about)
+        teacher, only = (
+            teacher_of(bare, options.output),
+            answered_classes(bare, options.answer_only),
+        )
+        train = fit_texts if any(x.dtype.hasobject for x in queries.values()) else search_log
+        made = train(teacher, learning, targets, kind, metric, options, seconds, callbacks)
+        about |= {"imitated": teacher.bundle.manifest.imitated, "backup": made.backup}
+        about |= {"backup_training": made.backup_training}
+        about["envelope"] = fit_envelope(teacher.signature.inputs, learning, held_out, targets)
+        if not bare.manifest.deployed.elsewhere:
+            about["inference_times"] = measure_models(about["deployed"], (), made.backup)
+        draft = write_bundle(Path(folder, "draft"), **about)
+        outputs = Outputs(draft, held_out, predictions=predictions[held])
+        named = [] if options.agreement is None else [options.agreement]
+        gates = calibrate_gates(outputs, metric=metric, named=named, allowed=only)
+        accuracy = judge(outputs, None, metric, gates).accuracy
+    bundle = write_bundle(out, **about, calibration=gates, accuracy=accuracy)
+    return Protected(**vars(bundle), report=accuracy, notes=() if log is None else log.notes)
 
 
 def prepare(

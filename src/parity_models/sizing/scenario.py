@@ -14,8 +14,8 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from parity_models.bundle.bundle import BATCH, Bundle, open_bundle
-from parity_models.bundle.inference_time import measure_models
+from parity_models.bundle.bundle import BATCH, Bundle, InferenceTimes, open_bundle
+from parity_models.bundle.inference_time import inference_times, measure_models
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import UserError, spell
 from parity_models.options import Options, option
@@ -205,13 +205,21 @@ def _measured(bundle: Bundle, options: SimulationOptions) -> Service:
     """Return a bundle's service, with the times in the bundle or, without any, measured now."""
     manifest = bundle.manifest
     times = manifest.inference_times
-    if times is None or (manifest.parity and times.parity is None):
+    if manifest.deployed.elsewhere and manifest.backup is not None:
+        if options.service_time is None:
+            raise UserError(
+                "nothing says how long the model takes, as it runs elsewhere; give the median time "
+                f"of a query with {spell('service_time')}"
+            )
+        (ms,) = inference_times([bundle.pinned(manifest.backup).load()])
+        times = InferenceTimes(1e3 * options.service_time, None, ms)
+    elif times is None or (manifest.parity and times.parity is None):
         backup = None if manifest.backup is None else bundle.stored(manifest.backup)
         parity = list(map(bundle.stored, manifest.parity))
         times = measure_models(bundle.stored(manifest.deployed), parity, backup)
-    ms = {DEPLOYED: times.deployed, BACKUP: times.backup}
-    ms |= {parity_role(j): times.parity for j in range(len(manifest.parity))}
-    seconds = {role: each / 1e3 for role, each in ms.items() if each is not None}
+    taken = {DEPLOYED: times.deployed, BACKUP: times.backup}
+    taken |= {parity_role(j): times.parity for j in range(len(manifest.parity))}
+    seconds = {role: each / 1e3 for role, each in taken.items() if each is not None}
     full = times.deployed_batch or BATCH * times.deployed
     # Batches of stand-ins are not measured.
     added = dict.fromkeys(seconds, max(0.0, (full / times.deployed - 1) / (BATCH - 1)))

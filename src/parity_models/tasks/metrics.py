@@ -237,7 +237,8 @@ def labels_from(predictions: Array, metric: str) -> Array:
     Raises DataError if they should be boxes and most are empty.
     """
     if METRICS[metric].kind == "classes":
-        classes: Array = predictions.argmax(axis=-1)
+        known = np.ptp(predictions, axis=-1) != 0  # equal values say no class
+        classes: Array = np.where(known, predictions.argmax(axis=-1), -1)
         return classes
     check_boxes(metric, predictions, "deployed model's predictions")
     return predictions
@@ -267,7 +268,8 @@ class Agreement:
             if self.kind == "classes":
                 size = prod(outputs.shape[1:])
                 one, other = (each.reshape(len(each), size) for each in (outputs, predictions))
-                same = one.argmax(axis=1) == other.argmax(axis=1)
+                known = np.ptp(other, axis=1) != 0  # equal values say no class
+                same = (one.argmax(axis=1) == other.argmax(axis=1)) & known
             elif self.kind == "boxes":
                 same = _overlaps(outputs, predictions) >= self.tolerance
             elif self.kind == "directions":

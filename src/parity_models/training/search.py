@@ -18,15 +18,19 @@ from parity_models.bundle.onnx_model import OnnxModel
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import TrainingError
 from parity_models.progress import Callbacks, OnProgress, Progress
-from parity_models.tensors.signature import Sizes
-from parity_models.training.candidates import Candidate, TrainingContext, code_for
+from parity_models.tasks.metrics import OutputKind, labels_from
+from parity_models.tensors.signature import Array, Batch, Sizes, padded
+from parity_models.training.candidates import Candidate, Exported, TrainingContext, code_for
+from parity_models.training.device import Rows, choose_device
+from parity_models.training.distillation import DistillationData, OutputTransform
 from parity_models.training.export import export
 from parity_models.training.fit import Budget
 from parity_models.training.network_plans import parity_network, single_network
 from parity_models.training.networks import NETWORKS, family
 from parity_models.training.networks.network import EachSlot, served
 from parity_models.training.networks.queried import Queried
-from parity_models.training.teacher import Teacher
+from parity_models.training.teacher import HELD_OUT, Queries, Teacher, TeachingOptions
+from parity_models.trust.gate import AGREEMENT
 
 SLACK = 1.02
 """The factor by which measurements of equally fast models differ."""
@@ -68,9 +72,9 @@ def measure_networks(
     """Return the times of networks for single queries, or parity queries of a code, as shares of
     the deployed model's.
 
-    All networks that can take them are measured in ONNX Runtime; within a family, each is slower
-    and better than the one before. They learn in minutes from some ten thousand queries. Raises
-    TrainingError if there are none.
+    If that is elsewhere, they are shares of the slowest network's. All networks that can take them
+    are measured in ONNX Runtime; within a family, each is slower and better than the one before.
+    They learn in minutes from some ten thousand queries. Raises TrainingError if there are none.
     """
     modules: dict[str, nn.Module] = {}
     with torch.random.fork_rng(devices=[]):
@@ -87,11 +91,14 @@ def measure_networks(
             "train one and bundle it (parm bundle --backup)"
         )
     deployed, signature = teacher.bundle.manifest.deployed, teacher.stand_in(code, "FP32")
-    models = [OnnxModel(teacher.bundle.content(deployed), signature=deployed.signature)]
+    models = []
+    if not deployed.elsewhere:
+        models.append(OnnxModel(teacher.bundle.content(deployed), signature=deployed.signature))
     for module in modules.values():
         content = export(served(module), signature.inputs, signature.outputs[0].name)
         models.append(OnnxModel(content, signature=signature))
-    base, *measured = inference_times(models, sizes=sizes)
+    times = inference_times(models, sizes=sizes)
+    base, measured = (max(times), times) if deployed.elsewhere else (times[0], times[1:])
     return {name: ms / base for name, ms in zip(modules, measured, strict=True)}
 
 
@@ -269,3 +276,38 @@ class _Search:
         dropped = drop(candidates, FINALISTS, MARGINS[rung], LEAST[rung])
         self._dropped |= {candidates[place].name: why for place, why in dropped.items()}
         return [each for place, each in enumerate(candidates) if place not in dropped]
+
+
+def search_log(
+    teacher: Teacher,
+    queries: Batch,
+    targets: Array,
+    kind: OutputKind,
+    metric: str,
+    options: TeachingOptions,
+    seconds: float,
+    callbacks: Callbacks,
+) -> Exported:
+    """Return the best backup for a model that is elsewhere, by its outputs for `queries`."""
+    signature, device, cut = (
+        teacher.signature,
+        choose_device(options.device),
+        len(targets) // HELD_OUT,
+    )
+    rows, outputs = padded(queries, signature, ()), torch.from_numpy(targets).to(device)
+    learned = Queries(rows[cut:], rows[:cut], metric=metric)
+    data = DistillationData(
+        Rows.of(learned.train, signature, device),
+        outputs[None, cut:],
+        Rows.of(learned.validation, signature, device),
+        outputs[:cut],
+        labels_from(targets[:cut], metric),
+        metric,
+        OutputTransform.of(kind, outputs[None, cut:]),
+    )
+    queried = teacher.describe(rows)
+    context = TrainingContext(
+        teacher, nn.Identity(), learned, data, queried, options.seed, AGREEMENT
+    )
+    found = search(context, propose(teacher, queried, ()), seconds, callbacks)
+    return max(found.finalists, key=lambda each: (each.covered, each.score)).exported()

@@ -74,7 +74,8 @@ class Teacher:
 
     def describe(self, rows: Array) -> Queried:
         """Describe the inputs, by `rows` of queries and the model's graph unless it is `plain`."""
-        content = b"" if self.plain else self.bundle.content(self.bundle.manifest.deployed)
+        deployed = self.bundle.manifest.deployed
+        content = b"" if self.plain or deployed.elsewhere else self.bundle.content(deployed)
         return describe(as_batch(rows, self.signature), self.signature, content)
 
     def network(self, on_progress: OnProgress | None = None) -> nn.Module:

@@ -102,7 +102,8 @@ class RestClient(UpstreamClient):
     async def _ask(
         self, model: UpstreamModel, kind: Kind, tensors: Tensors, headers: Mapping[str, str]
     ) -> Sequence[OutputTensor]:
-        outputs = [spec.name for spec in kind.output.tensors]
+        known = model.prediction is not None  # else the output's name is not
+        outputs = [spec.name for spec in kind.output.tensors if known]
         id = headers.get(REQUEST_ID)
         body, own = write_request(tensors, outputs, id=id, binary=self.binary)
         path = f"{model_path(model.name, model.version)}/infer"

@@ -12,6 +12,7 @@ from pathlib import Path
 from parity_models.bundle.bundle import Bundle, ModelFile, open_bundle
 from parity_models.errors import UserError
 from parity_models.roles import DEPLOYED
+from parity_models.tensors.features import HASHED_TEXT
 from parity_models.tensors.signature import Tensor
 
 MAX_BATCH = 64
@@ -38,6 +39,11 @@ def export_repository(
     if not name or "/" in name or name.startswith("."):
         raise UserError(f"a model cannot be called {name!r}; leave out slashes and a dot in front")
     files = bundle.manifest.models.items()
+    if any(file.elsewhere or file.network == HASHED_TEXT for _, file in files):
+        raise UserError(
+            f"{bundle.path} has a model that runs elsewhere, or a backup that reads texts as only "
+            "this package does; serve the backup with parm serve --stand-in-only"
+        )
     models = {name if role == DEPLOYED else f"{name}-{role}": file for role, file in files}
     for model in models.values():
         tensors = (*model.signature.inputs, *model.signature.outputs)

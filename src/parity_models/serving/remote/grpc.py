@@ -107,7 +107,7 @@ class GrpcClient(UpstreamClient):
             array = tensors[spec.name]
             request.inputs.add(name=spec.name, datatype=spec.datatype, shape=array.shape)
             request.raw_input_contents.append(bytes(pack(array)))
-        for spec in kind.output.tensors:
+        for spec in kind.output.tensors if model.prediction is not None else ():
             request.outputs.add(name=spec.name)
         try:
             response, _ = await self._call(request, headers)

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.bundle.bundle import Bundle
-from parity_models.bundle.onnx_model import PinnedModel
+from parity_models.bundle.onnx_model import ELSEWHERE, PinnedModel
 from parity_models.errors import ServingError, UserError, spell
 from parity_models.options import option
 from parity_models.roles import BACKUP, DEPLOYED, parity_role
@@ -44,6 +44,7 @@ from parity_models.serving.remote.upstream import (
     UpstreamError,
     UpstreamModel,
 )
+from parity_models.tensors.pairs import Labels
 
 _SETTINGS = {"concurrency": "[1-9][0-9]{0,2}|1000", "protocol": "v[12]", "version": ".+"}
 """The parameters of a URL, with the pattern of each value."""
@@ -233,7 +234,10 @@ class RemoteEngine(Engine):
             raise ServingError("the instances to start are not those of the upstreams")
         self.listener = listener
         used = sorted(frozenset[str]().union(*roles))
-        models = {role: await asyncio.to_thread(_known, self.parts.models[role]) for role in used}
+        labels = self.parts.bundle.manifest.labels
+        models = {
+            role: await asyncio.to_thread(_known, self.parts.models[role], labels) for role in used
+        }
         try:
             for number, upstream in enumerate(self._upstreams):
                 there = {
@@ -343,8 +347,14 @@ def roles_of(upstreams: Sequence[Upstream]) -> list[frozenset[str]]:
     return [each.roles for each in upstreams for _ in range(each.concurrency)]
 
 
-def _known(pinned: PinnedModel) -> UpstreamModel:
+def _known(pinned: PinnedModel, labels: tuple[str, ...]) -> UpstreamModel:
     """Return a model that upstreams must have, known by a query and its prediction."""
+    if pinned.sha256 == ELSEWHERE:
+        assert pinned.signature is not None
+        taken = pinned.signature.smallest.input
+        row = taken.join(taken.draw(np.random.default_rng(0), 1))[0, ...]
+        names = Labels.of(labels) if labels else None
+        return UpstreamModel("", None, pinned.signature, row, None, pinned.sha256, names)
     model = pinned.load()
     kind = model.signature.smallest
     query = kind.input.draw(np.random.default_rng(0), 1)

@@ -13,7 +13,9 @@ from parity_models.errors import ServingError, UserError, spell
 from parity_models.serving.access import Reread, read_text
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.protocol import BINARY, SOFTWARE, OutputTensor, ServerMetadata
+from parity_models.tensors.pairs import Labels
 from parity_models.tensors.signature import Kind, Signature, batches, tensors_in
+from parity_models.tensors.texts import BYTES
 from parity_models.trust.golden import is_near
 
 TOLERANCE = 0.05
@@ -94,15 +96,17 @@ class UpstreamModel:
     """A model that an upstream must have, in this `version`; None: the upstream's choice.
 
     It is known by the `sha256` of its file, and by the `prediction` for a `query`, both without a
-    batch axis.
+    batch axis. If its bundle is made from a log, neither is known, its output may have any name,
+    and it may answer with `labels`.
     """
 
     name: str
     version: str | None
     signature: Signature
     query: NDArray[Any]
-    prediction: NDArray[Any]
+    prediction: NDArray[Any] | None
     sha256: str
+    labels: Labels | None = None
 
     def __str__(self) -> str:
         return f"model {self.name!r}" + (f" version {self.version}" if self.version else "")
@@ -183,6 +187,16 @@ class UpstreamClient(ABC):
             parts = [await self.infer(model, [rows[i] for i in run], headers) for run in runs]
             return np.concatenate(parts)[:found_rows]
         outputs = await self._ask(model, kind, kind.input.split(np.stack(rows)), headers)
+        if model.prediction is None and outputs:
+            name = kind.output.tensors[0].name
+            named = [x for x in outputs if x.name == name or x.datatype == BYTES] or outputs
+            outputs = [named[0]._replace(name=name)]
+            if (
+                model.labels is not None
+                and named[0].datatype == BYTES
+                and found_rows == len(texts := outputs[0].array())
+            ):
+                return model.labels.outputs(texts)
         wanted = [
             (each.name, each.datatype, (len(rows), *each.shape)) for each in kind.output.tensors
         ]
@@ -204,6 +218,8 @@ class UpstreamClient(ABC):
         await self.check_ready(model)
         await self._describe(model)
         prediction = (await self.infer(model, [model.query], {}))[0, ...]
+        if model.prediction is None:
+            return
         pairs = zip(tensors_in(prediction), tensors_in(model.prediction), strict=True)
         if not all(is_near(predicted, expected, TOLERANCE) for predicted, expected in pairs):
             raise UpstreamError(
@@ -222,6 +238,8 @@ class UpstreamClient(ABC):
             server = ServerMetadata()  # it does not describe itself; every server reads JSON
         self.abandons = server.name == SOFTWARE
         self.binary = BINARY in server.extensions
+        if model.prediction is None:
+            return
         if self.abandons and (sha256 := await self._sha256(model)) not in (None, model.sha256):
             raise UpstreamError(
                 Fault.MISMATCH,
