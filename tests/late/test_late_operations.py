@@ -334,6 +334,7 @@ def test_several_threads_have_an_event_loop_each(bundle: Bundle) -> None:
             failures.append(error)
 
     with Late(bundle, differ=1, cpu=1) as late:
+        asyncio.run(learned(late, Target()))
         threads = [threading.Thread(target=run, args=(late,)) for _ in range(4)]
         for each in threads:
             each.start()
@@ -342,7 +343,7 @@ def test_several_threads_have_an_event_loop_each(bundle: Bundle) -> None:
         for each in threads:
             each.join()
     assert not failures
-    assert late.counts["calls"] == 4 * 300 + 100
+    assert late.counts["calls"] == 4 * 300 + 100 + KNOWN
     assert late.counts["backup"] >= 4 * 30
 
 
