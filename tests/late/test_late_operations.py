@@ -156,7 +156,7 @@ async def test_only_errors_that_the_user_names_are_answered(
         assert late.counts["failed"] == 9
         assert "8 calls have failed; the newest: KeyError" in caplog.text
         assert caplog.text.count("have failed") == 4
-    async with Late(bundle, differ=0.01, errors=(RefusedError, TimeoutError)) as late:
+    async with Late(bundle, differ=0.01, errors=RefusedError) as late:
         target = Target()
         await learned(late, target)
         with pytest.raises(KeyError):
