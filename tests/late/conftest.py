@@ -41,6 +41,8 @@ def make_bundle(tmp_path: Path) -> BundleOf:
 
 @pytest.fixture
 def never_overloaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However busy this machine is, neither the target nor the event loop seems overloaded."""
+    """However busy this machine is, neither the target, nor the event loop, nor the stand-in's
+    thread seems overloaded."""
     monkeypatch.setattr(client_module, "CONGESTED", inf)
     monkeypatch.setattr(ProcessLoad, "waited", lambda *_: None)
+    monkeypatch.setattr(client_module.Client, "spent", lambda *_: None)

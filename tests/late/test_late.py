@@ -349,6 +349,7 @@ async def test_mistakes_are_told_at_once(
     with pytest.raises(UserError, match="has no backup"):
         Late(write_linear_bundle(tmp_path, coded=False))
     shares: list[dict[str, Any]] = [{"copies": 0}, {"copies": 2}, {"cpu": 0}, {"agreement": 0.9}]
+    shares += [{"not_before": -1}, {"not_before": nan}, {"servers": "http://one"}]
     for options in (*shares, {"differ": -0.1}, {"differ": 1.1}, {"differ": nan}):
         with pytest.raises(UserError, match="|".join(options)):
             Late(**options)

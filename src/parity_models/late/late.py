@@ -4,6 +4,7 @@ import asyncio
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, Self
 
@@ -68,13 +69,18 @@ class Late:
         cpu: float = 0.5,
         not_before: float = 0.0,
         servers: Sequence[Any] = (),
-        errors: tuple[type[Exception], ...] = (Exception,),
+        errors: type[Exception] | tuple[type[Exception], ...] = Exception,
         form: Form | None = None,
         on_event: OnEvent | None = None,
     ) -> None:
         for name, share in (("copies", copies), ("cpu", cpu)):
             if not 0 < share <= 1:
                 raise UserError(f"{name} is a share, above 0 and up to 1; got {share}")
+        if not 0 <= not_before < inf:
+            raise UserError(f"not_before is a time in seconds, 0 or more; got {not_before}")
+        if isinstance(servers, str):
+            raise UserError(f"servers are a sequence of servers; give [{servers!r}] for one")
+        errors = errors if isinstance(errors, tuple) else (errors,)
         if agreement is not None and not isinstance(bundle, Bundle | Path | str):
             raise UserError("an agreement needs a bundle with a backup; give one, or leave it out")
         if isinstance(bundle, Path | str):
