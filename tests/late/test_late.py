@@ -390,6 +390,13 @@ async def test_a_stand_in_answers_before_the_first_good_call_in_a_form_that_is_g
         while late.counts["compared"] < 10:
             await late(target, ROWS, **options)
         assert late.counts["disagreed"] == 0
+        numbers = Form(lambda answer: answer, lambda scores: scores)
+        target.prediction = MODEL
+        for _ in range(20):
+            await late(target, ROWS, kind="numbers", form=numbers)
+        target.fails = True
+        answer = await late(target, ROWS, kind="numbers", form=numbers)
+        np.testing.assert_allclose(answer.value, 2 * MODEL, rtol=1e-4, atol=1e-6)
     output = Form(lambda value: value["scores"], lambda scores: {"scores": scores})
     target.fails = True
     async with Late(bundle, differ=0.01, form=output) as late:

@@ -23,7 +23,8 @@ class Form:
     """The form of a call's answers, so that stand-ins can answer before the first good call.
 
     If the bundle has labels, both functions are about labels: a str for one query, a list for
-    several. Else they are about the output that stand-ins imitate, an array (n, *output shape).
+    several. Else, or if `read` returns numbers, they are about the output that stand-ins imitate,
+    an array (n, *output shape).
 
     Args:
         read: Returns what an answer says. If it raises an error, the answer is not compared.
@@ -39,7 +40,8 @@ class Codec:
     """Reads answers of a form, and makes them.
 
     Args:
-        form: Reads and makes labels if there are `labels`; else arrays, also by name.
+        form: Reads and makes labels if there are `labels`, until it reads numbers; else arrays,
+            also by name.
         spec: The output that stand-ins imitate. If it comes by name, any name will do except those
             of `other` outputs.
         other: The names of the model's other outputs.
@@ -56,8 +58,8 @@ class Codec:
     ) -> None:
         self.form, self._spec, self._other, self._labels = form, spec, {*other}, labels
         self._numbers = {label: number for number, label in enumerate(labels)}
-        self._lists = False
-        """Whether the newest answer that was read holds a list of labels."""
+        self._says_labels, self._lists = bool(labels), False
+        """Whether the newest answer that was read holds labels, and a list of them."""
         self._warned = False
 
     def read(self, value: Any) -> Array | None:
@@ -71,7 +73,9 @@ class Codec:
 
     def output(self, said: Any) -> Array:
         """Return the output in what the form has read. Raises ValueError if it does not fit."""
-        if self._labels:
+        is_text = isinstance(said, str) or np.asarray(said).dtype.kind in "UO"
+        self._says_labels = bool(self._labels) and is_text and not isinstance(said, Mapping)
+        if self._says_labels:
             return self._one_hot(said)
         arrays = said if isinstance(said, Mapping) else {self._spec.name: said}
         found = {name: np.asarray(each) for name, each in arrays.items()}
@@ -96,7 +100,7 @@ class Codec:
 
     def make(self, output: Array) -> Any:
         """Return an answer with this output."""
-        if not self._labels:
+        if not self._says_labels:
             return self.form.make(output)
         said = [self._labels[number] for number in output.argmax(axis=1)]
         return self.form.make(said if self._lists or len(said) > 1 else said[0])
