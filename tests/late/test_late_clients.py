@@ -1,7 +1,9 @@
 """The answer of a stand-in is what each client library would have returned, over real sockets."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -110,6 +112,43 @@ async def test_a_stand_in_answers_alike(bundle: Bundle, silent: str, open_client
         np.testing.assert_allclose(
             array_in(answer.value), 2 * predictions(ROWS), rtol=1e-3, atol=1e-5
         )
+
+
+def of_triton_http_in_threads(url: str, grpc_url: str) -> Callable[[], Any]:
+    """Its client belongs to a thread, so each thread makes its own."""
+    own = threading.local()
+
+    def infer() -> Any:
+        if not hasattr(own, "client"):
+            own.client = tritonclient.http.InferenceServerClient(url.removeprefix("http://"))
+        return own.client.infer("model", triton_inputs(tritonclient.http))
+
+    return infer
+
+
+def of_triton_grpc_in_threads(url: str, grpc_url: str) -> Callable[[], Any]:
+    client = tritonclient.grpc.InferenceServerClient(grpc_url.removeprefix("grpc://"))
+    return lambda: client.infer("model", triton_inputs(tritonclient.grpc))
+
+
+@pytest.mark.parametrize("open_client", [of_triton_http_in_threads, of_triton_grpc_in_threads])
+def test_a_stand_in_answers_blocking_clients_alike(
+    bundle: Bundle, open_client: Callable[[str, str], Callable[[], Any]]
+) -> None:
+    with pm.Late(bundle, differ=0.1) as late:
+        with pm.serve(bundle, policy="none", instances=1, port=0, grpc_port=0) as server:
+            infer = open_client(server.url, str(server.grpc_url))
+            with ThreadPoolExecutor(4) as threads:
+                answers = [*threads.map(lambda _: late.call(infer, ROWS), range(20))]
+        np.testing.assert_allclose(
+            array_in(next(each for each in answers if each.source == "model").value),
+            predictions(ROWS),
+            rtol=1e-3,
+            atol=1e-5,
+        )
+        answer = late.call(infer, ROWS)  # the server is gone
+    assert answer.source == "backup"
+    np.testing.assert_allclose(array_in(answer.value), 2 * predictions(ROWS), rtol=1e-3, atol=1e-5)
 
 
 async def test_an_http_error_is_a_late_answer(bundle: Bundle) -> None:

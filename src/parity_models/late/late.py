@@ -3,12 +3,14 @@
 import asyncio
 import weakref
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, wraps
+from inspect import iscoroutinefunction
 from math import inf
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ParamSpec, Self, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from parity_models.bundle.backup import GatedBackup, Refusal
 from parity_models.bundle.bundle import Bundle, open_bundle
@@ -20,7 +22,11 @@ from parity_models.late.events import OnEvent
 from parity_models.late.testing import is_testing, next_source
 from parity_models.late.values import Form
 from parity_models.roles import Source
+from parity_models.tensors.signature import Batch
 from parity_models.trust.evidence import evidence_of
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Late:
@@ -221,6 +227,51 @@ class Late:
             return answer.result()
         finally:
             answer.cancel()  # if the caller was interrupted
+
+    def answers(
+        self,
+        rows: Callable[..., ArrayLike | Batch],
+        *,
+        kind: str | None = None,
+        form: Form | None = None,
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Decorate a function that makes a call, async or blocking, and returns its answer.
+
+            @late.answers(lambda text: text)
+            async def classify(text: str) -> str: ...
+
+        If there are several servers, the function is called with one before its arguments.
+
+        Args:
+            rows: Returns the rows of a call, or a text, from the arguments of the function. It is
+                called in a thread, once the stand-in is asked.
+            kind: The kind of its calls; None: its own.
+            form: The form of its answers; None: learned from the first good one.
+
+        """
+
+        def decorate(function: Callable[P, R]) -> Callable[P, R]:
+            own = kind or f"{function.__module__}.{function.__qualname__}"
+
+            def race_of(args: Any, named: Any) -> tuple[Callable[..., Any], Inputs]:
+                def inputs() -> ArrayLike | Batch:
+                    made = rows(*args, **named)
+                    return np.array([made], object) if isinstance(made, str) else made
+
+                return lambda *server: function(*server, *args, **named), inputs
+
+            @wraps(function)
+            async def awaited(*args: P.args, **named: P.kwargs) -> Any:
+                return (await self(*race_of(args, named), kind=own, form=form)).value
+
+            @wraps(function)
+            def blocking(*args: P.args, **named: P.kwargs) -> Any:
+                return self.call(*race_of(args, named), kind=own, form=form).value
+
+            made: Any = awaited if iscoroutinefunction(function) else blocking
+            return made  # type: ignore[no-any-return]
+
+        return decorate
 
     def close(self) -> None:
         """End its threads, and keep what was learned. Blocking calls in flight are cancelled;

@@ -191,13 +191,14 @@ def _json(sample: Any) -> Form:
         tensor = {"name": given["name"], "datatype": given["datatype"]}
         return {**kept, "outputs": [{**tensor, "shape": list(output.shape), "data": data}]}
 
-    return Form(_json_outputs, make)
+    return Form(lambda value: arrays_in(value["outputs"]), make)
 
 
-def _json_outputs(value: Any) -> Mapping[str, Array]:
+def arrays_in(tensors: Sequence[Any]) -> dict[str, Array]:
+    """Return the arrays of the Open Inference Protocol's tensors in JSON, by name."""
     return {
         each["name"]: np.asarray(each["data"], DATATYPES[each["datatype"]]).reshape(each["shape"])
-        for each in value["outputs"]
+        for each in tensors
     }
 
 
@@ -209,7 +210,7 @@ def _httpx(sample: Any) -> Form:
         body = msgspec.json.encode(_json(sample.json()).make(output))
         return type(sample)(200, content=body, headers=headers, request=sample.request)
 
-    return Form(lambda value: _json_outputs(value.json()), make)
+    return Form(lambda value: arrays_in(value.json()["outputs"]), make)
 
 
 def _triton_http(sample: Any) -> Form:
