@@ -379,7 +379,8 @@ class Bundle:
 
     def pinned(self, model: ModelFile) -> PinnedModel:
         """Return a model of this bundle, to be loaded later."""
-        return PinnedModel(self.path / model.file, model.sha256, model.signature)
+        labels = self.labels if model.elsewhere else ()
+        return PinnedModel(self.path / model.file, model.sha256, model.signature, labels)
 
     def envelope(self) -> Envelope | None:
         """Return the envelope of the inputs that stand-ins learned from.
