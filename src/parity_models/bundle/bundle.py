@@ -35,7 +35,6 @@ from parity_models.bundle.onnx_model import (
     MAX_MODEL_BYTES,
     OnnxModel,
     PinnedModel,
-    class_names,
     why_it_fails,
 )
 from parity_models.codes import Code, CodeSpec
@@ -350,12 +349,8 @@ class Bundle:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names of the classes that the imitated output has a value for, if they have names."""
-        deployed, output = self.manifest.deployed, self.manifest.imitated_output
-        if deployed.elsewhere or output is None or len(output.shape) != 1:
-            return self.manifest.labels
-        count = output.shape[0]
-        return class_names(self.content(deployed), count) if isinstance(count, int) else ()
+        """The labels that a model which is elsewhere answers with, if it does."""
+        return self.manifest.labels
 
     @property
     def isolated(self) -> bool:
@@ -384,7 +379,8 @@ class Bundle:
 
     def pinned(self, model: ModelFile) -> PinnedModel:
         """Return a model of this bundle, to be loaded later."""
-        return PinnedModel(self.path / model.file, model.sha256, model.signature)
+        labels = self.labels if model.elsewhere else ()
+        return PinnedModel(self.path / model.file, model.sha256, model.signature, labels)
 
     def envelope(self) -> Envelope | None:
         """Return the envelope of the inputs that stand-ins learned from.

@@ -160,11 +160,12 @@ class _TextSession:
 @dataclass(frozen=True)
 class PinnedModel:
     """An ONNX file that is only used while its content has this `sha256` (hexadecimal). By default
-    its `signature` is the one that it declares."""
+    its `signature` is the one that it declares. One that is elsewhere may answer with `labels`."""
 
     path: Path
     sha256: str
     signature: Signature | None = None
+    labels: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, path: Path) -> Self:

@@ -12,6 +12,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from parity_models.bundle.bundle import Accuracy, Bundle, open_bundle, with_measured
+from parity_models.bundle.onnx_model import class_names
 from parity_models.errors import DataError, UserError, spell
 from parity_models.evaluation.accuracy import (
     GateResult,
@@ -242,7 +243,7 @@ def answered_classes(bundle: Bundle, answer_only: str | None) -> tuple[AnsweredC
         shape = judged_shape(bundle)
         if len(shape) != 1:
             raise UserError(f"predictions of shape {list(shape)} are not scores of classes")
-        return read_classes(answer_only, bundle.labels, shape[0])
+        return read_classes(answer_only, _names_of_classes(bundle), shape[0])
     known = (each.answer_only for each in bundle.manifest.calibration.values() if each.answer_only)
     return next(known, ())
 
@@ -260,12 +261,13 @@ def load_known(
     if not (isinstance(inputs, str | Path) and Path(inputs).suffix in SUFFIXES):
         return load_queries(inputs, bundle, least), None
     pairs, shape = read_pairs(Path(inputs)), judged_shape(bundle)
-    answers = pairs.predictions(bundle.labels if pairs.labels else ())
+    labels = _names_of_classes(bundle) if pairs.labels else ()
+    answers = pairs.predictions(labels)
     if answers.shape[1:] != shape or answers.dtype.kind != "f":
         raise DataError(
             f"the answers in {inputs} are {'labels' if pairs.labels else 'numbers'}; the model of "
             f"{bundle.path} gives {list(shape)} numbers, "
-            + (f"for the labels {', '.join(bundle.labels)}" if bundle.labels else "without labels")
+            + ("without labels" if pairs.labels else "and each answer has as many")
         )
     return load_queries(pairs.inputs, bundle, least), answers
 
@@ -281,6 +283,14 @@ def load_queries(inputs: GivenInputs, bundle: Bundle, least: int = 1) -> Batch:
     queries = as_batch(inputs, signature)
     check_queries(queries, "inputs", least)
     return queries
+
+
+def _names_of_classes(bundle: Bundle) -> tuple[str, ...]:
+    """Return the names of the model's classes, if they have some."""
+    deployed, shape = bundle.manifest.deployed, judged_shape(bundle)
+    if deployed.elsewhere or len(shape) != 1:
+        return bundle.labels
+    return class_names(bundle.content(deployed), shape[0])
 
 
 def metric_for(bundle: Bundle, metric: str | None) -> str:

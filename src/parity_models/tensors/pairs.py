@@ -317,7 +317,7 @@ def _seconds(time: str | float | None) -> float | None:
     try:
         return float(time)
     except ValueError:
-        return datetime.fromisoformat(time).timestamp()
+        return datetime.fromisoformat(str(time)).timestamp()
 
 
 # Files

@@ -234,10 +234,7 @@ class RemoteEngine(Engine):
             raise ServingError("the instances to start are not those of the upstreams")
         self.listener = listener
         used = sorted(frozenset[str]().union(*roles))
-        labels = self.parts.bundle.manifest.labels
-        models = {
-            role: await asyncio.to_thread(_known, self.parts.models[role], labels) for role in used
-        }
+        models = {role: await asyncio.to_thread(_known, self.parts.models[role]) for role in used}
         try:
             for number, upstream in enumerate(self._upstreams):
                 there = {
@@ -347,13 +344,13 @@ def roles_of(upstreams: Sequence[Upstream]) -> list[frozenset[str]]:
     return [each.roles for each in upstreams for _ in range(each.concurrency)]
 
 
-def _known(pinned: PinnedModel, labels: tuple[str, ...]) -> UpstreamModel:
+def _known(pinned: PinnedModel) -> UpstreamModel:
     """Return a model that upstreams must have, known by a query and its prediction."""
     if pinned.sha256 == ELSEWHERE:
         assert pinned.signature is not None
         taken = pinned.signature.smallest.input
         row = taken.join(taken.draw(np.random.default_rng(0), 1))[0, ...]
-        names = Labels.of(labels) if labels else None
+        names = Labels.of(pinned.labels) if pinned.labels else None
         return UpstreamModel("", None, pinned.signature, row, None, pinned.sha256, names)
     model = pinned.load()
     kind = model.signature.smallest
