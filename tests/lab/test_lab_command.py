@@ -45,7 +45,7 @@ def test_mistakes_exit_with_2_and_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-MAX_FILES, MAX_CALLS = 25, 145
+MAX_FILES, MAX_CALLS = 25, 120
 """The most files and Python calls that a request may take in the server's process. Before you raise
 them, look for calls to spare: `parm-lab path` counts them by file."""
 
