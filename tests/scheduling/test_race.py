@@ -201,7 +201,7 @@ class Driver:
             assert not query.race.withheld
 
     def _reconstruct(self, choice: int) -> None:
-        for number, query in self._pick(choice, lambda query: query.race.copied):
+        for number, query in self._pick(choice, lambda query: query.race.tasks > 1):
             self._carry_out(number, query.race.reconstructed(self.now, choice / 500))
 
     def _lose(self, choice: int) -> None:

@@ -8,8 +8,6 @@ from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
 
-import numpy as np
-
 import parity_models
 from parity_models.bundle.bundle import Bundle
 from parity_models.errors import LoadError
@@ -27,9 +25,9 @@ _SOURCE = f"{Path(parity_models.__file__).parent}/"
 def path(out: Out = None) -> None:
     """Count the files and Python calls that one REST request takes in the server's process.
 
-    Serves a generated MLP with the default policy, sends requests for a row one after the other,
-    and shows the one with the fewest calls, as timers that fire meanwhile add some. Resumed
-    coroutines count as calls.
+    Serves a generated MLP and its parity model with the default policy, sends requests for a row
+    one after the other, and shows the one with the fewest calls, as timers that fire meanwhile add
+    some. Resumed coroutines count as calls.
     """
     calls: Counter[str] = Counter()
 
@@ -39,7 +37,7 @@ def path(out: Out = None) -> None:
 
     threading.setprofile(count)  # the server's threads, but not this one, which is the client's
     try:
-        with generated(MLP) as bundle, serve(bundle, port=0) as server:
+        with generated(MLP) as (bundle, _), serve(bundle, port=0) as server:
             assert server.url is not None
             client = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=10.0)
             requests = [_ask(client, bundle, calls) for _ in range(WARM_UP + COUNTED)]
@@ -52,7 +50,7 @@ def path(out: Out = None) -> None:
 
 def _ask(client: http.client.HTTPConnection, bundle: Bundle, calls: Counter[str]) -> Counter[str]:
     before, name = calls.copy(), bundle.manifest.deployed.signature.inputs[0].name
-    body, head = write_request({name: np.zeros((1, *MLP), np.float32)})
+    body, head = write_request({name: MLP.zeros(1)})
     client.request("POST", f"{model_path(bundle.manifest.name)}/infer", body, dict(head))
     answer = client.getresponse()
     if answer.read() and answer.status != 200:

@@ -129,6 +129,7 @@ class WakeAt(NamedTuple):
 Action = Ask | Answer | WakeAt
 
 ASK_BACKUP, ASK_MODEL = Ask(BACKUP), Ask(DEPLOYED)
+JUST_MODEL = (ASK_MODEL,)
 
 
 class Budget:
@@ -178,13 +179,10 @@ class Purse:
             self._seen += 1
         if self._saved < WINDOW:
             self._saved = min(self._saved + 1, float(WINDOW))
-        drift = self._drift + GAIN**2 / (4 * self._seen) * (KEPT - self._fill)
+        fill = self._saved / self._seen
+        drift = self._drift + GAIN**2 / (4 * self._seen) * (KEPT - fill)
         if -MAX_DRIFT < drift < MAX_DRIFT:
             self._drift = drift
-
-    @property
-    def _fill(self) -> float:
-        return self._saved / self._seen
 
     @property
     def left(self) -> float:
@@ -196,7 +194,8 @@ class Purse:
         """The price of a unit of doubt; infinite without a budget."""
         if not self.share:
             return inf
-        return exp(GAIN * (KEPT - self._fill) + self._drift) / (FAIR * self.share)
+        fill = self._saved / self._seen
+        return exp(GAIN * (KEPT - fill) + self._drift) / (FAIR * self.share)
 
     def spend(self, doubt: float) -> bool:
         """Spend the doubt of an answer. Return whether there was enough left."""
@@ -398,12 +397,12 @@ class Race:
         "_group",
         "_rule",
         "_started",
-        "_tasks",
         "arrived",
         "at",
         "due",
         "exact",
         "held",
+        "tasks",
         "withheld",
     )
 
@@ -424,12 +423,8 @@ class Race:
         """When the model first began to run."""
         self._started: float | None = None
         """When the newest of the model's tasks began; infinite until a copy begins."""
-        self._tasks = 1
-
-    @property
-    def copied(self) -> bool:
-        """True if the model was asked more than once."""
-        return self._tasks > 1
+        self.tasks = 1
+        """How often the model was asked."""
 
     def begin(self, now: float, view: View) -> Collection[Action]:
         """The query has arrived."""
@@ -437,14 +432,14 @@ class Race:
         rule.earn(view.busy)
         self._group = rule.effect.arrived(now)
         if self.exact or not rule.asks or not view.open:
-            return (ASK_MODEL,)
+            return JUST_MODEL
         if self._keeps_place(view):
             rule.passed_over = self
-            return (ASK_MODEL,)
+            return JUST_MODEL
         waiting = view.waiting
         if not rule.asks_first(waiting):
             if not waiting or not rule.median:
-                return (ASK_MODEL,)
+                return JUST_MODEL
             return ASK_MODEL, self._wake(now + rule.median / 2)
         self._asked = now
         patience = rule.patience
@@ -456,7 +451,8 @@ class Race:
     def started(self, now: float, *, slow: bool = False) -> Collection[Action]:
         """The model, or a copy, runs from now on; on a `slow` instance the query is late."""
         self._started = now
-        self._leave_queue()
+        if self._rule.passed_over is self:
+            self._rule.passed_over = None
         if self._first is None:
             self._first = -inf if slow else now
         self.withheld = False
@@ -500,7 +496,7 @@ class Race:
 
     def shared(self) -> None:
         """The query shares the parity query of another, in place of a copy."""
-        self._tasks += 1
+        self.tasks += 1
         self._started = inf
 
     def failed(self, now: float, view: View) -> Collection[Action]:
@@ -518,9 +514,10 @@ class Race:
 
     def ended(self, now: float) -> None:
         """The query was answered, or has failed."""
-        effect, rule = self._rule.effect, self._rule
-        self._leave_queue()
-        effect.ended(now, self._group, now - self.arrived, rule.helped_by)
+        rule = self._rule
+        if rule.passed_over is self:
+            rule.passed_over = None
+        rule.effect.ended(now, self._group, now - self.arrived, rule.helped_by)
 
     def alarm(self, now: float, view: View) -> Collection[Action]:
         """The time of the last WakeAt has come.
@@ -540,7 +537,7 @@ class Race:
             return ASK_MODEL, *self._next(now, again=True)
         actions: list[Action] = []
         helps = view.helps
-        may_ask = helps and self._tasks < MAX_TASKS and self._may_ask(view)
+        may_ask = helps and self.tasks < MAX_TASKS and self._may_ask(view)
         if first is None or started is None:
             if may_ask and not self._keeps_place(view) and rule.asks_first(view.waiting):
                 self._asked = now
@@ -551,7 +548,7 @@ class Race:
                 actions.append(ASK_BACKUP)
             if now >= self._copied_at(started) and rule.copies.spend():
                 rule.help.spend()
-                self._tasks += 1
+                self.tasks += 1
                 self._started = inf  # until the copy starts
                 actions.append(ASK_MODEL)
         wait = 0.0 if helps else WHILE_BUSY
@@ -562,10 +559,6 @@ class Race:
         might when an older query arrived that still waits, and would be overtaken."""
         return not view.helps or self._rule.passed_over is not None
 
-    def _leave_queue(self) -> None:
-        if self._rule.passed_over is self:
-            self._rule.passed_over = None
-
     def _may_ask(self, view: View) -> bool:
         unasked = self._asked is None and not self.exact
         return unasked and self._rule.asks and view.open
@@ -575,7 +568,7 @@ class Race:
         its output is released before a copy answers."""
         rule = self._rule
         is_pending = self._asked is not None and not (self._answered or self.exact)
-        if self._tasks + is_pending >= MAX_TASKS:
+        if self.tasks + is_pending >= MAX_TASKS:
             return 2 * started - self.arrived if rule.may_hang else inf
         at, median = started + rule.copied_after, rule.median
         at = max(at, self.arrived + rule.not_before)
@@ -605,7 +598,10 @@ class Race:
             at = min(at, self._copied_at(started))
         if again and at <= now:  # a query that hangs costs little time
             at = now + max(median / 4, (now - self.arrived) / 8, wait)
-        return (self._wake(max(at, now)),) if at < inf else ()
+        if at == inf:
+            return ()
+        self.at = at = max(at, now)
+        return (WakeAt(at),)
 
     def _wake(self, at: float) -> WakeAt:
         self.at = at

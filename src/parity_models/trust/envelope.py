@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import BundleError
-from parity_models.tensors.queries import rows_in, sizes_in
+from parity_models.tensors.queries import sizes_in
 from parity_models.tensors.signature import DATATYPES, Array, Batch, Tensor
 from parity_models.tensors.texts import BYTES, read_texts, write_texts
 
@@ -177,14 +177,16 @@ class Envelope(msgspec.Struct, frozen=True, eq=False, forbid_unknown_fields=True
     @np.errstate(over="ignore", invalid="ignore")
     def unlike(self, queries: Batch) -> NDArray[np.bool_]:
         """Return for each of n queries whether it is unlike the training queries, or not finite:
-        (n,). It takes some 10 to 20 µs for each input of a row."""
-        sizes = sizes_in(queries, self.inputs)
-        unlike = np.zeros(rows_in(queries), np.bool_)
+        (n,). It takes some 5 to 10 µs for each input of a row."""
+        sizes = sizes_in(queries, self.inputs) if self.longest else {}
+        unlike = np.zeros(len(next(iter(queries.values()))), np.bool_)
         for axis, found in sizes.items():
             unlike |= found > self.longest[axis]
         for tensor, part in zip(self.inputs, self.parts, strict=True):
-            for i, content in enumerate(contents(tensor, queries[tensor.name], sizes)):
-                unlike[i] = unlike[i] or not part.like(content)
+            rows: Iterable[Array] = queries[tensor.name]
+            for i, row in enumerate(contents(tensor, rows, sizes) if sizes else rows):
+                if not part.like(row):
+                    unlike[i] = True
         return unlike
 
     def impossible(self, outputs: Array) -> NDArray[np.bool_]:

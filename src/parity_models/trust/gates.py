@@ -202,15 +202,16 @@ class OutputGate:
         self.calibrations = {source: each.calibration for source, each in self.chosen.items()}
         self.calibrations |= calibrations or {}
         self._envelope = envelope
+        self._names = [] if envelope is None else [each.name for each in envelope.inputs]
 
     def unlike(self, rows: Array) -> Sequence[int]:
         """Return the rows (n, *input shape) that only the deployed model may answer."""
         envelope = self._envelope
         if envelope is None:
             return _not_finite(rows)
-        names = [each.name for each in envelope.inputs]
-        unlike = envelope.unlike(dict(zip(names, tensors_in(rows), strict=True)))
-        return np.flatnonzero(unlike).tolist()
+        tensors = tensors_in(rows)
+        unlike = envelope.unlike(dict(zip(self._names, tensors, strict=True)))
+        return np.flatnonzero(unlike).tolist() if unlike.any() else ()
 
     def impossible(self, outputs: Array) -> Sequence[int]:
         """Return the rows of a stand-in's `outputs` (n, *output shape) that cannot be right."""

@@ -22,7 +22,7 @@ from parity_models.scheduling.effect import Redundancy
 from parity_models.scheduling.policies.groups import CodingGroups
 from parity_models.scheduling.policies.policy import Policy, Requires, StandIns, rows_needed
 from parity_models.scheduling.port import Port
-from parity_models.scheduling.race import Action, Answer, Ask, Race, Rule
+from parity_models.scheduling.race import JUST_MODEL, Action, Answer, Ask, Race, Rule
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.states import WITHHELD
 from parity_models.scheduling.work import Query, Task, Unit
@@ -137,13 +137,15 @@ class Adaptive(Policy):
         race = self._races[query.id] = Race(
             self.race_rule, query.arrived, query.due, exact=query.exact
         )
-        self._carry_out(port, query, race.begin(port.now, self))
+        actions = race.begin(port.now, self)
+        if actions is not JUST_MODEL:  # the model is asked already
+            self._carry_out(port, query, actions)
 
     def starts(self, port: Port, task: Task) -> None:
         query = port.queries.get(task.subject)
         if query is not None:
             race = self._races[query.id]
-            if self._rows and task is query.original and not race.copied:
+            if self._rows and race.tasks == 1 and task is query.original:
                 self._running[query.id] = query
             slow = port.pace(task.instance) > SLOW
             self._carry_out(port, query, race.started(port.now, slow=slow))
@@ -237,7 +239,7 @@ class Adaptive(Policy):
                 port.ask(query, first=self._races[query.id].withheld)
             elif query.state in WITHHELD:
                 port.queue_again(query.original)
-            elif self._races[query.id].copied:
+            elif self._races[query.id].tasks > 1:
                 self._ask_again(port, query)
 
     def _ask_again(self, port: Port, query: Query) -> None:
