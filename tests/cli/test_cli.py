@@ -158,7 +158,10 @@ assert not any(name.startswith("torch.") for name in sys.modules)
 @pytest.mark.parametrize(
     ("module", "late"),
     [
-        ("cli.serve", ("aiohttp", "grpc", "google.protobuf", "opentelemetry", "numpy.f2py")),
+        (
+            "cli.serve",
+            ("aiohttp", "grpc", "ngh2", "google.protobuf", "opentelemetry", "numpy.f2py"),
+        ),
         ("serving.worker.worker", ("asyncio", "ssl", "numpy.random", "importlib.resources")),
     ],
 )

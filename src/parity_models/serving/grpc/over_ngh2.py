@@ -90,9 +90,10 @@ _CONFIGURATION = ngh2.Configuration(
 class _Call(Rpc):
     """A call, from its head to the end of its stream.
 
-    `size` is that of its message, with the prefix, once it is known; `arrived` bytes are here. It is `whole` when its
-    client has sent all, and `ended` when its status is queued. `since` is the time of its beginning
-    and, once it has ended, of the client's last progress; `unread` bytes are then left.
+    `size` is that of its message, with the prefix, once it is known; `arrived` bytes are here. It
+    is `whole` when its client has sent all, and `ended` when its status is queued. `since` is the
+    time of its beginning and, once it has ended, of the client's last progress; `unread` bytes are
+    then left.
     """
 
     def __init__(self, name: str, stream: int, fields: Sequence[Any], service: Service) -> None:
@@ -118,7 +119,7 @@ class _Call(Rpc):
             self.body[at : self.arrived] = data
         elif self.size > max(self.arrived, _COPIED):
             # Memory that nothing was written to takes none.
-            buffer = memoryview(np.empty(self.size, np.uint8))
+            buffer = np.empty(self.size, np.uint8).data
             buffer[: self.arrived] = self.body + data
             self.body = buffer
         elif self.body:
@@ -333,17 +334,14 @@ class _Connection(asyncio.Protocol):
 
     def _on_data(self, call: _Call, data: bytes) -> None:
         try:
-            if call.name == REFLECT:
-                call.add(data)
-                call.size = call.size or self._size_at(call, 0)
-                self._reflect(call)
-                return
-            if call.size and call.arrived + len(data) > call.size:
+            if call.size and call.name != REFLECT and call.arrived + len(data) > call.size:
                 raise InvalidRequestError("the call has more than one message")
-            if call.name == INFER:
-                call.hold(len(data))
             call.add(data)
             call.size = call.size or self._size_at(call, 0)
+            if call.name == INFER:
+                call.hold(len(data))
+            elif call.name == REFLECT:
+                self._reflect(call)
         except RequestError as error:
             self.fail(call, error)
 
