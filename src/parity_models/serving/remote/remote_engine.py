@@ -249,9 +249,9 @@ class RemoteEngine(Engine):
             raise ServingError("the instances to start are not those of the upstreams")
         self.listener = listener
         used = sorted(frozenset[str]().union(*theirs))
-        labels = self.parts.bundle.manifest.labels
+        bundle = self.parts.bundle
         models = {
-            role: await asyncio.to_thread(_known, self.parts.models[role], labels) for role in used
+            role: await asyncio.to_thread(_known, self.parts.models[role], bundle) for role in used
         }
         try:
             for number, upstream in enumerate(self._upstreams):
@@ -384,12 +384,13 @@ def _own_roles(options: UpstreamOptions, bundle: Bundle) -> list[frozenset[str]]
     return [frozenset(own)] * OWN if own else []
 
 
-def _known(pinned: PinnedModel, labels: tuple[str, ...]) -> UpstreamModel:
+def _known(pinned: PinnedModel, bundle: Bundle) -> UpstreamModel:
     """Return a model that upstreams must have, known by a query and its prediction."""
     if pinned.sha256 == ELSEWHERE:
         assert pinned.signature is not None
         taken = pinned.signature.smallest.input
         row = taken.join(taken.draw(np.random.default_rng(0), 1))[0, ...]
+        labels = bundle.manifest.labels
         names = Labels.of(labels) if labels else None
         return UpstreamModel("", None, pinned.signature, row, None, pinned.sha256, names)
     model = pinned.load()
