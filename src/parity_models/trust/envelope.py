@@ -183,8 +183,9 @@ class Envelope(msgspec.Struct, frozen=True, eq=False, forbid_unknown_fields=True
         for axis, found in sizes.items():
             unlike |= found > self.longest[axis]
         for tensor, part in zip(self.inputs, self.parts, strict=True):
-            rows: Iterable[Array] = queries[tensor.name]
-            for i, row in enumerate(contents(tensor, rows, sizes) if sizes else rows):
+            array = queries[tensor.name]
+            rows: Iterable[Array] = contents(tensor, array, sizes) if sizes else array
+            for i, row in enumerate(rows):
                 if not part.like(row):
                     unlike[i] = True
         return unlike
