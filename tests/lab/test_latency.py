@@ -188,7 +188,7 @@ def test_a_load_is_a_share_of_what_instances_carry_on_average() -> None:
 
 def test_a_run_in_which_generator_or_server_was_late_is_invalid() -> None:
     setting = Setting()
-    row = {"send delay": 0.5, "lag": 1.0}
+    row: dict[str, float | None] = {"send delay": 0.5, "lag": 1.0}
     assert not why_invalid(TrialResult(row, ()), setting)
     late = TrialResult(row | {"send delay": 1.5}, ())
     assert why_invalid(late, setting) == "the load generator was late"
