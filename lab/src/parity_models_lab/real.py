@@ -11,6 +11,7 @@ slowness.
 import asyncio
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,7 +37,7 @@ from parity_models.bundle.backup import GatedBackup, Judged
 from parity_models.bundle.bundle import NewModel, open_bundle, write_bundle
 from parity_models.options import option
 from parity_models.progress import progress_bars
-from parity_models.roles import Source
+from parity_models.roles import BACKUP, Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.client import Client, ClientError
 from parity_models.serving.engine import Placement
@@ -55,8 +56,8 @@ TIMEOUT = 10.0
 DEFAULT_AFTER = 0.05
 """Seconds after which a default answers, where that is all that is done."""
 
-HEDGED_AFTER = (0.015, 0.03, 0.06, 0.12)
-"""Delays of copies, of which the best is taken."""
+HEDGING, HEDGED_AFTER = "hedging after", (0.015, 0.03, 0.06, 0.12)
+"""Delays of copies, of which the best in the first seed is taken."""
 
 LATE = 0.05
 """Seconds from which on a query is late: those of the runs without help."""
@@ -167,9 +168,15 @@ class Fleet:
         output, source = await self._ask(text)
         return _class(output), source
 
-    async def _ask(self, text: int) -> tuple[dict[str, NDArray[Any]], str]:
-        fewest = min(self._in_flight)
-        at = self._draw.choice([i for i, n in enumerate(self._in_flight) if n == fewest])
+    async def drained(self) -> None:
+        """Wait until every server has answered a query: so all before it, given up or not."""
+        servers = range(len(self._clients))
+        await asyncio.gather(*(self._ask(0, at) for at in servers), return_exceptions=True)
+
+    async def _ask(self, text: int, at: int | None = None) -> tuple[dict[str, NDArray[Any]], str]:
+        if at is None:
+            fewest = min(self._in_flight)
+            at = self._draw.choice([i for i, n in enumerate(self._in_flight) if n == fewest])
         self._in_flight[at] += 1
         body, headers = self._texts.requests[text]
         try:
@@ -245,9 +252,11 @@ def raced(fleet: Fleet, texts: Texts, late: Late) -> Ask:
 
 
 class Contestant(NamedTuple):
-    """Answers queries with these servers, by process id: of one, its workers are the instances."""
+    """Answers queries with a fleet, whose servers have these process ids: of one server, its
+    workers are the instances."""
 
     ask: Ask
+    fleet: Fleet
     servers: Sequence[int]
 
     def instances(self) -> list[list[int]]:
@@ -257,12 +266,13 @@ class Contestant(NamedTuple):
             return [[each.pid for each in tree] for tree in trees]
         return [[each.pid] for each in trees[0] if WORKER in each.cmdline()]
 
-    def processor_time(self) -> float:
-        """Return the seconds of the processor that the client and all servers have used."""
-        used = time.process_time()
+    def processor_time(self) -> dict[int, float]:
+        """Return the seconds of the processor that the client and all servers have used, by
+        process."""
+        used = {os.getpid(): time.process_time()}
         for each in (each for pid in self.servers for each in processes(pid)):
             with suppress(psutil.NoSuchProcess):
-                used += sum(each.cpu_times()[:4])  # of the process, and of children that ended
+                used[each.pid] = sum(each.cpu_times()[:2])
         return used
 
 
@@ -309,6 +319,7 @@ async def run(
     work: Path,
 ) -> Run:
     """Send queries at random times through a run's spells, and wait for all answers."""
+    await contestant.fleet.drained()
     draw, loop = random.Random(f"{seed}/queries"), asyncio.get_running_loop()
     ends = (spells[-1].ends if spells else WARM_UP / rate) + CALM[0]
     began = loop.time() + 0.1
@@ -337,9 +348,10 @@ async def run(
         number.append(sum(spell.begins <= due for spell in spells))
     found = await asyncio.gather(*answers)
     await asyncio.gather(*disturbances)
-    used = contestant.processor_time() - before
+    used = contestant.processor_time()
+    seconds = sum(each - before.get(pid, 0.0) for pid, each in used.items())
     latencies, said, sources = zip(*found, strict=True)
-    return Run(tuple(drawn), latencies, said, sources, tuple(number), used)
+    return Run(tuple(drawn), latencies, said, sources, tuple(number), seconds)
 
 
 # Results
@@ -445,7 +457,7 @@ def real(
     out: OutFolder = Path("lab/results"),
     work: Work = Path("runs/real"),
     minutes: float = option(10.0, "For the search for a stand-in, once.", unit="min", gt=0),
-    rate: float = option(50.0, "Queries a second.", gt=0),
+    rate: float = option(100.0, "Queries a second.", gt=0),
     differ: float = option(0.01, "The share of answers that may differ.", gt=0, le=1),
     seed: Seed = 0,
     seeds: int = option(1, "Seeds, from SEED on.", ge=1),
@@ -496,6 +508,7 @@ def prepare(data_dir: Path, packages: Path, work: Path, minutes: float, differ: 
         calibrate(work / "int8", inputs)
     if not (work / "repository").exists():
         export_repository(work / "protected", work / "repository", MODEL)
+        shutil.rmtree(work / "repository" / f"{MODEL}-{BACKUP}")
 
 
 def _example(program: Path, *arguments: str) -> None:
@@ -523,12 +536,11 @@ async def _compare(
                     made = await run(contestant, texts, course(seed), rate, seed, work)
                     kept.put(key, made)
                 found[name].append(made)
-    results = {name: pooled(runs) for name, runs in found.items()}
-    tuned = [name for name in results if name.startswith("hedging after")]
-    best = min(tuned, key=lambda name: quantile(results[name].latencies, 0.99))
-    for name in set(tuned) - {best}:
-        del results[name]
-    return results, texts
+            tuned = [name for name in found if name.startswith(HEDGING)]
+            best = min(tuned, key=lambda name: quantile(pooled(found[name]).latencies, 0.99))
+            for name in set(tuned) - {best}:  # after the first seed
+                del contestants[name], found[name]
+    return {name: pooled(runs) for name, runs in found.items()}, texts
 
 
 async def _contestants(
@@ -549,12 +561,12 @@ async def _contestants(
     }
     asks: dict[str, Ask] = {
         BASELINE: fleet.plain,
-        **{f"hedging after {1e3 * each:g} ms": hedged(fleet, each) for each in HEDGED_AFTER},
+        **{f"{HEDGING} {1e3 * each:g} ms": hedged(fleet, each) for each in HEDGED_AFTER},
         f"a default after {1e3 * DEFAULT_AFTER:g} ms": with_default(fleet, texts),
         "a cascade": cascade(fleet, texts, backup),
         **{name: raced(fleet, texts, late) for name, late in lates.items()},
     }
-    contestants = {name: Contestant(ask, pids) for name, ask in asks.items()}
+    contestants = {name: Contestant(ask, fleet, pids) for name, ask in asks.items()}
     for policy in ("none", "hedging", "adaptive"):
         options = ServeOptions(
             policy=PolicyChoice(policy),
@@ -567,8 +579,8 @@ async def _contestants(
         )
         server = await stack.enter_async_context(served(work / "protected", options))
         client = await stack.enter_async_context(Client(server.message))
-        ask = Fleet([client], texts).plain
-        contestants[f"parm serve, {policy}"] = Contestant(ask, [server.pid])
+        own = Fleet([client], texts)
+        contestants[f"parm serve, {policy}"] = Contestant(own.plain, own, [server.pid])
     return contestants
 
 
