@@ -1,0 +1,71 @@
+"""The real figure: courses follow from seeds, quantiles have intervals, slowness is taken back."""
+
+import os
+import subprocess
+from math import inf
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from parity_models.roles import Source
+from parity_models_lab.real import (
+    INSTANCES,
+    Run,
+    Spell,
+    course,
+    interval,
+    plot_tails,
+    pooled,
+    quantile,
+    slow,
+)
+
+
+def test_a_course_follows_from_its_seed_and_one_in_four_has_an_outage() -> None:
+    assert course(1) == course(1) != course(2)
+    assert sum(each.kind == "outage" for seed in range(8) for each in course(seed)) == 2
+    for before, after in zip(course(0), course(0)[1:], strict=False):
+        assert before.ends < after.begins
+        assert after.victim < INSTANCES
+
+
+def run_of(latencies: list[float], spells: list[int]) -> Run:
+    count = len(latencies)
+    return Run((0,) * count, tuple(latencies), (1,) * count, ("model",) * count, tuple(spells), 1.0)
+
+
+def test_quantiles_are_order_statistics_and_intervals_know_how_few_spells_there_were() -> None:
+    assert quantile(np.array([3.0, 1.0, 2.0, inf]), 0.5) == 2
+    assert quantile(np.array([3.0, 1.0, 2.0, inf]), 0.99) == inf
+    calm = [0.01] * 99
+    one = pooled([run_of([*calm, 9.0], [0] * 50 + [1] * 50)])
+    low, high = interval(one, 0.99)
+    assert (low, high) == (0.01, 9.0), "with one spell, there may have been none"
+    many = pooled([run_of([*calm[:48], 9.0, 9.0], [0] * 50) for _ in range(40)])
+    assert interval(many, 0.99) == (9.0, 9.0)
+    failed = pooled([run_of([-1.0, 0.5], [0, 0])])
+    assert failed.latencies.tolist() == [inf, 0.5]
+
+
+@pytest.mark.parametrize("kind", ["stopped", "neighbour", "disk"])
+def test_slowness_begins_and_is_taken_back(kind: str, tmp_path: Path) -> None:
+    children = psutil.Process().children()
+    with subprocess.Popen(["sleep", "60"]) as victim:
+        try:
+            with slow(Spell(kind, 0.0, 1.0, 0), [[victim.pid]], tmp_path):
+                stopped = psutil.Process(victim.pid).status() == psutil.STATUS_STOPPED
+                assert stopped or kind != "stopped"
+            assert psutil.Process(victim.pid).status() != psutil.STATUS_STOPPED
+        finally:
+            os.kill(victim.pid, 9)
+    assert psutil.Process().children() == children
+
+
+def test_tails_are_drawn(tmp_path: Path) -> None:
+    run = run_of([0.01, 0.02, 0.5, -1.0], [0, 0, 1, 1])
+    plot_tails(
+        tmp_path / "real.png", {"no help": pooled([run, run]), Source.BACKUP: pooled([run])}, ""
+    )
+    assert (tmp_path / "real.png").stat().st_size > 10_000
