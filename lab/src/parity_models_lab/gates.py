@@ -3,25 +3,17 @@
 from functools import partial
 from importlib import resources
 from itertools import product
-from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.bundle.bundle import Bundle, open_bundle
-from parity_models.cli.flags import argument
 from parity_models.documents import read_json
-from parity_models.errors import UserError
-from parity_models.evaluation.judging import load_queries, metric_for
-from parity_models.evaluation.outputs import Outputs
 from parity_models.options import option
 from parity_models.scheduling.race import Purse
 from parity_models.scheduling.work import COMPARE
-from parity_models.tasks.metrics import agreement_for
 from parity_models.trust.doubt import Doubts, fit_doubt
-from parity_models.trust.gate import confidences, suited
 from parity_models_lab.latency.reproduce_rivals import BUDGETS, PREDICTIONS
 from parity_models_lab.results import Out, Row, report, simulated
 
@@ -57,14 +49,7 @@ class Promise(NamedTuple):
     differ: float
 
 
-def promises(
-    bundles: list[Path] | None = argument(
-        None, "Bundles with a stand-in, in place of the recorded ones."
-    ),
-    inputs: Path | None = option(None, "Queries that no stand-in was trained on.", metavar="FILE"),
-    streams: int = option(200, "Streams for each budget and level.", ge=1),
-    out: Out = None,
-) -> None:
+def promises(streams: int = option(200, "Streams for each budget.", ge=1), out: Out = None) -> None:
     """Count how often budgets of differing answers are kept while doubts learn.
 
     Half of a task's queries, drawn anew for each stream, calibrate a stand-in; the stream
@@ -75,31 +60,15 @@ def promises(
     as a share of the budget itself. At the stream's end, outputs begin to differ ten times as
     often: "halved after" are the comparisons until doubts count twice.
     """
-    if bundles and inputs is None:
-        raise UserError("give queries for the bundles, too: --inputs FILE")
-    if bundles and inputs:
-        tasks = {path.name: _record(open_bundle(path), inputs) for path in bundles}
-    else:
-        tasks = {
-            each.name.removesuffix(".json"): read_json(each.read_bytes(), Recorded)
-            for each in (PREDICTIONS, *sorted(RECORDED.iterdir(), key=lambda each: each.name))
-        }
+    tasks = {
+        each.name.removesuffix(".json"): read_json(each.read_bytes(), Recorded)
+        for each in (PREDICTIONS, *sorted(RECORDED.iterdir(), key=lambda each: each.name))
+    }
     about = {name: each.about for name, each in tasks.items()}
     jobs = [Promise(*task, differ) for task, differ in product(tasks.items(), BUDGETS)]
     found = dict(simulated(partial(keep, streams=streams), dict(enumerate(jobs))))
     rows = [found[number] for number in range(len(jobs))]
     report(f"Budgets kept, {streams} streams", rows, out and out / "promises.json", about=about)
-
-
-def _record(bundle: Bundle, inputs: Path) -> Recorded:
-    """Return a stand-in's confidence in its answers to the inputs, and which agree."""
-    outputs = Outputs(bundle, load_queries(inputs, bundle))
-    agreement = agreement_for(metric_for(bundle, None), outputs.predictions)
-    for answers in outputs.answers(independent=True).values():
-        sure = confidences(suited(agreement.kind, answers.gave), answers.gave)
-        agreed = agreement(answers.outputs, outputs.predictions[answers.rows])
-        return Recorded(str(bundle.path), tuple(sure.tolist()), tuple(agreed.astype(int).tolist()))
-    raise UserError(f"{bundle.path} has no stand-in whose answers could differ")
 
 
 def keep(promise: Promise, streams: int) -> Row:
