@@ -89,12 +89,19 @@ class Admission:
             self.typical_run = self._runs.quantile(0.5) or 0.0
 
     def refusal(
-        self, now: float, due: float, queries: int, *, waiting: int, lag: float
+        self,
+        now: float,
+        due: float,
+        queries: int,
+        *,
+        waiting: int,
+        lag: float,
+        degraded: bool = False,
     ) -> Refusal | None:
         """Return the reason for refusing these queries, which are due at one time, or None.
 
         `waiting` queries wait for instances; everything also waits `lag` seconds for the server's
-        own process.
+        own process. If the server is `degraded`, stand-ins answer though no instance is up.
         """
         max_queue = self._config.max_queue
         if not waiting:
@@ -103,9 +110,8 @@ class Admission:
             if queries <= min(room, max_queue):
                 return None
         instances = len(self._dispatch.up[DEPLOYED])
-        if not instances:
-            detail = "no instance of the model is up; try again later"
-            return Reason.NO_INSTANCES, detail, self._jittered(self.NO_INSTANCES_RETRY)
+        if not instances and not degraded:
+            return self.no_instances()
         rate = self.capacity(now)
         if waiting + queries > max_queue:
             detail = f"{waiting} queries wait, and at most {max_queue} may (max_queue)"
@@ -133,6 +139,11 @@ class Admission:
             until = f"{queries} queries at once are many: {until}"
         there = f"{waiting} wait for {instances} instances, which answer {rate:.1f} a second"
         return self._overloaded(f"{until}: {there}", beyond)
+
+    def no_instances(self) -> Refusal:
+        """Return the refusal of a query that only an instance of the model could answer."""
+        detail = "no instance of the model is up; try again later"
+        return Reason.NO_INSTANCES, detail, self._jittered(self.NO_INSTANCES_RETRY)
 
     def capacity(self, now: float) -> float:
         """Return how many queries a second the instances answer while all are busy; 0: unknown."""

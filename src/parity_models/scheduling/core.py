@@ -171,8 +171,9 @@ class Scheduler:
             self._fire_timers()  # expired queries do not wait
         due = now + self.config.deadline if deadline is None else deadline
         lag = self.process_load.lag
+        degraded = self.degraded
         refusal = admitted or self._admission.refusal(
-            self.now, due, len(queries), waiting=self.waiting, lag=lag
+            self.now, due, len(queries), waiting=self.waiting, lag=lag, degraded=degraded
         )
         if isinstance(refusal, tuple):
             for query_id in queries:
@@ -192,6 +193,10 @@ class Scheduler:
             self.waiting += 1
             self._holds[query_id] = 1
             self.dispatch.add(original)
+            query.stranded = degraded
+            if degraded:
+                self._check_stranded(query_id)
+                continue
             try:
                 self._policy.arrived(self, query)
             except Exception as error:
@@ -253,6 +258,8 @@ class Scheduler:
                 self._audits.finished(task, usable=usable)
             else:
                 self._predicted(task, usable=usable)
+            if task.role == BACKUP:
+                self._check_stranded(task.subject)
         return self._turn()
 
     def unit_failed(self, now: float, unit: int, detail: str, *, busy: float = 0.0) -> list[Action]:
@@ -265,6 +272,8 @@ class Scheduler:
         known = self.units.get(unit)
         if known is not None and self._end_unit(known, self.now, rest=busy):
             self._try_again(known, detail, turned_away=busy > 0)
+            for task in known.tasks:
+                self._check_stranded(task.subject)
         return self._turn()
 
     def decoded(
@@ -378,7 +387,14 @@ class Scheduler:
         """Return the reason why this many queries, due at one time, would be refused; None if they
         would be admitted. The driver still holds back `held` queries that were admitted."""
         waiting, lag = self.waiting + held, self.process_load.lag
-        return self._admission.refusal(max(self.now, now), due, queries, waiting=waiting, lag=lag)
+        return self._admission.refusal(
+            max(self.now, now), due, queries, waiting=waiting, lag=lag, degraded=self.degraded
+        )
+
+    @property
+    def degraded(self) -> bool:
+        """True while no instance of the deployed model is up, and stand-ins answer."""
+        return not self.dispatch.up[DEPLOYED] and self._policy.stands_in(self)
 
     @property
     def pending(self) -> int:
@@ -437,6 +453,18 @@ class Scheduler:
             self.tell((query_id,), self._policy.refused, self, query, source)
             if query.state in WITHHELD and source is Source.BACKUP:
                 self.queue_again(query.original)
+
+    def _check_stranded(self, query_id: int) -> None:
+        """While no instance of the deployed model is up, have a stand-in answer a query that has
+        arrived since, or fail it at once."""
+        query = self.queries.get(query_id)
+        if query is None or not query.stranded or self.dispatch.up[DEPLOYED]:
+            return
+        self.tell((query_id,), self._policy.stranded, self, query)
+        asked = query.backup
+        if query_id in self.queries and (asked is None or not asked.wanted or asked.has_output):
+            self._actions.append(Fail(query_id, *self._admission.no_instances()))
+            self._end_query(query)
 
     def _too_late(self, query: Query) -> None:
         """End a waiting query that cannot be in time any more, if others wait as well."""

@@ -429,8 +429,7 @@ class Race:
     def begin(self, now: float, view: View) -> Collection[Action]:
         """The query has arrived."""
         rule = self._rule
-        rule.earn(view.busy)
-        self._group = rule.effect.arrived(now)
+        self._enter(now, view)
         if self.exact or not rule.asks or not view.open:
             return JUST_MODEL
         if self._keeps_place(view):
@@ -447,6 +446,15 @@ class Race:
             return ASK_BACKUP, ASK_MODEL
         self.withheld = True
         return ASK_BACKUP, self._wake(now + patience)
+
+    def strand(self, now: float, view: View) -> Collection[Action]:
+        """The query has arrived, and the model cannot be asked."""
+        self._enter(now, view)
+        return self.failed(now, view)
+
+    def _enter(self, now: float, view: View) -> None:
+        self._rule.earn(view.busy)
+        self._group = self._rule.effect.arrived(now)
 
     def started(self, now: float, *, slow: bool = False) -> Collection[Action]:
         """The model, or a copy, runs from now on; on a `slow` instance the query is late."""

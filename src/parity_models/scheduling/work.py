@@ -166,6 +166,8 @@ class Query:
     """The weight of crashes with no other pending query's input in the unit (poison.py)."""
     timer: int = 0
     """The timer of its deadline."""
+    stranded: bool = False
+    """It arrived while no instance of the deployed model was up."""
     alarm: int = 0
     """The policy's last timer for it, which ends with the query; 0: none was set."""
 

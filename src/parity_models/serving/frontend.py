@@ -348,6 +348,7 @@ class Frontend:
         )
         if self.differ is not None:
             metrics.budget(lambda: (self.differ or 0.0, *self.stand_ins.differing()))
+        metrics.degraded.set_function(lambda: scheduler.degraded)
         metrics.lag.set_function(lambda: scheduler.process_load.lag)
         metrics.process_busy.set_function(lambda: scheduler.process_load.busy)
         for state in Redundancy:
@@ -591,7 +592,7 @@ class Frontend:
             self._started
             and not self._closing
             and not self._retired
-            and self.instances_up()[DEPLOYED] > 0
+            and (self.instances_up()[DEPLOYED] > 0 or self.scheduler.degraded)
         )
 
     def queue_depths(self) -> dict[str, int]:
@@ -873,7 +874,9 @@ class Frontend:
         request.unanswered -= 1
         self.metrics.latency(source).observe(at - request.arrived)
         if not request.unanswered and not request.future.done():
-            request.future.set_result(Result(request.answers, request.sources, request.doubts))
+            request.future.set_result(
+                Result(request.answers, request.sources, request.doubts, self.scheduler.degraded)
+            )
 
     def _audit(self, action: Audit) -> None:
         request, prediction = self.in_flight[action.query], self._prediction(action.query)

@@ -102,6 +102,9 @@ class Metrics:
             "parm_queries_unlike",
             "Queries unlike those that stand-ins learned from, which are answered exactly.",
         )
+        self.degraded = gauge(
+            "parm_degraded", "1 while no instance of the model is up, and stand-ins answer."
+        )
         self.lag = gauge(
             "parm_loop_lag_seconds", "Recent wait of reports and timers for this process."
         )

@@ -284,12 +284,13 @@ class Result(Struct, frozen=True, eq=False):
     """The answers to a request: `outputs` (n, *output shape), and the source of each row.
 
     `doubts` (n,) are the probabilities that rows differ from the model's predictions; empty if all
-    are the model's own.
+    are the model's own. `degraded`: no instance of the model was up.
     """
 
     outputs: NDArray[Any]
     sources: Sequence[Source]
     doubts: Sequence[float] = ()
+    degraded: bool = False
 
     @property
     def parameters(self) -> dict[str, str]:
@@ -308,10 +309,12 @@ class Result(Struct, frozen=True, eq=False):
         if self.sources.count(Source.MODEL) == len(self.sources):
             return OF_MODEL
         kinds = ",".join(dict.fromkeys(self.sources))
-        return (SOURCE, kinds), (AGREEMENT, _agreement(max(self.doubts, default=0.0)))
+        known = (SOURCE, kinds), (AGREEMENT, _agreement(max(self.doubts, default=0.0)))
+        return (*known, DEGRADED) if self.degraded else known
 
 
 SOURCE, AGREEMENT = "x-parm-source", "x-parm-agreement"
+DEGRADED = ("x-parm-degraded", "1")
 OF_MODEL = ((SOURCE, str(Source.MODEL)), (AGREEMENT, "1"))
 """The headers of an answer from the model alone."""
 

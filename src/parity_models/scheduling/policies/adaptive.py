@@ -132,14 +132,30 @@ class Adaptive(Policy):
 
     # Events
 
+    def stands_in(self, port: Port) -> bool:
+        self._port = port
+        return port.redundancy_on and self.race_rule.asks and self.open
+
+    def stranded(self, port: Port, query: Query) -> None:
+        race = self._races.get(query.id)
+        actions = (
+            self._race_for(port, query).strand(port.now, self)
+            if race is None
+            else race.failed(port.now, self)
+        )
+        self._carry_out(port, query, actions)
+
     def arrived(self, port: Port, query: Query) -> None:
+        actions = self._race_for(port, query).begin(port.now, self)
+        if actions is not JUST_MODEL:  # the model is asked already
+            self._carry_out(port, query, actions)
+
+    def _race_for(self, port: Port, query: Query) -> Race:
         self._port = port
         race = self._races[query.id] = Race(
             self.race_rule, query.arrived, query.due, exact=query.exact
         )
-        actions = race.begin(port.now, self)
-        if actions is not JUST_MODEL:  # the model is asked already
-            self._carry_out(port, query, actions)
+        return race
 
     def starts(self, port: Port, task: Task) -> None:
         query = port.queries.get(task.subject)

@@ -120,12 +120,14 @@ class Point(Struct, frozen=True):
 
 
 class Frame(Struct, frozen=True):
-    """The state of a server. `differing` says in words how many answers differ from the model's,
+    """The state of a server. `degraded`: no instance of the model is up, and stand-ins answer.
+    `differing` says in words how many answers differ from the model's,
     and `redundancy` whether redundant work is sent; `redundant` counts redundant tasks by kind,
     then by fate."""
 
     policy: str
     ready: bool
+    degraded: bool
     instances: tuple[InstanceView, ...]
     gates: tuple[GateView, ...]
     differing: str
@@ -274,6 +276,7 @@ class Watch(Observer):
         return Frame(
             policy=self._policy,
             ready=frontend.ready,
+            degraded=frontend.scheduler.degraded,
             instances=self.instances(),
             gates=self._gates(),
             differing=frontend.differing,

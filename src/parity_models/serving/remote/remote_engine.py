@@ -9,6 +9,9 @@ fails, as the fault may be its own. A busy upstream stays, and is left alone for
 Faults that overload can cause too (DOUBTS) eject at most half of the instances with one model.
 If an instance is recycled, only it leaves: its upstream is checked, and the others go on unless
 that fails. Error texts of upstreams stay in the log: clients learn only the failed instance.
+
+Stand-ins for which no upstream is named run in threads of this process (OWN instances). They go on
+answering while no upstream is up, and the engine starts without one.
 """
 
 import asyncio
@@ -32,6 +35,7 @@ from parity_models.options import option
 from parity_models.roles import BACKUP, DEPLOYED, parity_role
 from parity_models.serving.backoff import Backoff
 from parity_models.serving.engine import FIXED, Engine, EngineListener, Parts
+from parity_models.serving.local.thread_engine import ThreadEngine
 from parity_models.serving.remote.upstream import (
     DOUBTS,
     TOLERANCE,
@@ -55,6 +59,9 @@ MIN_REST, MAX_REST = 0.2, 5.0
 PATIENCE = 5.0
 """Maximum seconds of a health check, and of each check before an upstream is used."""
 
+OWN = 2
+"""Threads that run stand-ins in this process."""
+
 _OVERHEAD = 2**16
 """Maximum bytes of an answer besides its outputs."""
 
@@ -75,11 +82,15 @@ class UpstreamOptions(Engine.Options):
     )
     parity: str | None = option(
         None,
-        "The same for the parity models, called NAME-parity-0 and so on without a /MODEL.",
+        "The same for the parity models, called NAME-parity-0 and so on without a /MODEL; by "
+        "default they run in this process.",
         metavar="URLS",
     )
     backup: str | None = option(
-        None, "The same for the backup, called NAME-backup without a /MODEL.", metavar="URLS"
+        None,
+        "The same for the backup, called NAME-backup without a /MODEL; by default it runs in this "
+        "process.",
+        metavar="URLS",
     )
     ca_file: str | None = option(
         None,
@@ -218,7 +229,7 @@ class RemoteEngine(Engine):
 
     @classmethod
     def fixed_roles(cls, options: Any, bundle: Bundle) -> Sequence[frozenset[str]]:
-        return roles_of(upstreams_of(options, bundle))
+        return [*roles_of(upstreams_of(options, bundle)), *_own_roles(options, bundle)]
 
     def __init__(
         self, options: UpstreamOptions, parts: Parts, upstreams: Sequence[Upstream] = ()
@@ -226,14 +237,18 @@ class RemoteEngine(Engine):
         self._options = options
         self.parts = parts
         self._upstreams = upstreams or upstreams_of(options, parts.bundle)
+        self._own_roles = [] if upstreams else _own_roles(options, parts.bundle)
+        self._threads = ThreadEngine(ThreadEngine.Options(), parts)
+        self._threads.prefix = "own-"
         self._links: list[_Link] = []
         self._supervisors: list[asyncio.Task[None]] = []
 
     async def start(self, roles: Sequence[frozenset[str]], listener: EngineListener) -> None:
-        if list(roles) != roles_of(self._upstreams):
+        theirs = roles_of(self._upstreams)
+        if list(roles) != [*theirs, *self._own_roles]:
             raise ServingError("the instances to start are not those of the upstreams")
         self.listener = listener
-        used = sorted(frozenset[str]().union(*roles))
+        used = sorted(frozenset[str]().union(*theirs))
         models = {role: await asyncio.to_thread(_known, self.parts.models[role]) for role in used}
         try:
             for number, upstream in enumerate(self._upstreams):
@@ -249,12 +264,18 @@ class RemoteEngine(Engine):
             await asyncio.gather(*(link.check() for link in self._links))
             well = {role for link in self._links if link.fault is None for role in link.models}
             for link in self._links:
-                if link.fault is not None and (missing := link.models.keys() - well):
+                if link.fault is None:
+                    continue
+                wrong = link.fault.fault is Fault.MISMATCH
+                missing = link.models.keys() - well
+                if missing and (wrong or not self._own_roles):
                     raise UpstreamError(
                         link.fault.fault,
                         f"no upstream that runs {min(missing)} is available: {link.upstream.url} "
                         f"{link.fault}",
                     )
+            if self._own_roles:
+                await self._threads.start(self._own_roles, listener)
         except BaseException:
             await self.stop()
             raise
@@ -270,21 +291,28 @@ class RemoteEngine(Engine):
         link = self._link_of(instance)
         if link is not None:
             link.run(instance, unit, role, rows)
+        else:
+            self._threads.run(instance, unit, role, rows)
 
     def cancel(self, instance: str, unit: int) -> None:
         """End the call if the upstream gives up the unit; others are busy until they answer."""
         link = self._link_of(instance)
-        if link is not None and link.client.abandons:
+        if link is None:
+            self._threads.cancel(instance, unit)
+        elif link.client.abandons:
             link.cancel(instance, unit)
 
     def recycle(self, instance: str, why: str) -> None:
         link = self._link_of(instance)
         if link is not None:
             link.recycle(instance, why)
+        else:
+            self._threads.recycle(instance, why)
 
     def running(self) -> Mapping[str, int | None]:
         units = {name: unit for link in self._links for name, unit in link.units.items()}
-        return {instance: unit and unit.number for instance, unit in units.items()}
+        theirs = {instance: unit and unit.number for instance, unit in units.items()}
+        return {**theirs, **self._threads.running()}
 
     async def stop(self) -> None:
         links, self._links = self._links, []
@@ -295,6 +323,7 @@ class RemoteEngine(Engine):
         await asyncio.gather(*tasks, return_exceptions=True)
         for link in links:
             await link.client.close()
+        await self._threads.stop()
 
     def node(self, upstream: Upstream) -> str:
         """Return the upstream's failure domain: its host, or itself if all share one."""
@@ -342,6 +371,14 @@ def connect(upstream: Upstream, options: UpstreamOptions, max_answer: int) -> Up
 def roles_of(upstreams: Sequence[Upstream]) -> list[frozenset[str]]:
     """Return the roles of each instance, in order; an upstream has `concurrency` instances."""
     return [each.roles for each in upstreams for _ in range(each.concurrency)]
+
+
+def _own_roles(options: UpstreamOptions, bundle: Bundle) -> list[frozenset[str]]:
+    """Return the roles of each instance in this process: stand-ins that no upstream runs."""
+    own = {role for role in bundle.manifest.models if role != DEPLOYED}
+    own -= {BACKUP} if options.backup is not None else set()
+    own -= {role for role in own if role != BACKUP} if options.parity is not None else set()
+    return [frozenset(own)] * OWN if own else []
 
 
 def _known(pinned: PinnedModel) -> UpstreamModel:

@@ -119,6 +119,8 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
     """
 
     takes_faults = True
+    prefix = ""
+    """Comes before the names of instances."""
     same_clock: ClassVar[bool] = False
     heartbeat_timeout = inf
     join_timeout = inf
@@ -305,7 +307,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
             self._slots.release()
             return
         for life in count():
-            name = f"{number}.{life}" if life else f"{number}"
+            name = f"{self.prefix}{number}.{life}" if life else f"{self.prefix}{number}"
             began = self._loop.time()
             models = {role: self._models[role] for role in sorted(roles)}
             instance = self._make(number, name, models, partial(self._on_report, name))

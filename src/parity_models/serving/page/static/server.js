@@ -36,8 +36,11 @@ export class Server {
   }
 
   show(frame) {
-    write(this.state, frame.ready ? "ready" : "not ready");
-    this.state.dataset.state = frame.ready ? "up" : "ejected";
+    const off = frame.redundancy.endsWith("switched off");
+    write(this.state, !frame.ready ? "not ready" :
+      frame.degraded ? "degraded: no instance of the model is up, stand-ins answer" :
+      off ? "ready, redundant work is switched off" : "ready");
+    this.state.dataset.state = frame.ready && !frame.degraded ? "up" : "ejected";
     this.element.classList.remove("away");
     write(this.policy, `policy ${frame.policy}`);
     const latest = frame.points.at(-1);
