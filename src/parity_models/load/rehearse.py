@@ -1,91 +1,176 @@
 """A rehearsal of a failure: `rehearse` serves a bundle with an instance that stops now and then.
 
-The same queries meet the same pauses twice: once with the model alone on all instances, once with
-the bundle's stand-ins. Everything is real, and on this machine.
+The same queries meet the same pauses under each policy: no redundancy, hedging, the default. In an
+outage every instance stops, in front of which stand-ins run in the server. Everything is real, and
+on this machine, except that the model may be slowed down, which the result says.
 """
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import uvloop
+from msgspec import structs
 from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 
 from parity_models.bundle.bundle import Bundle, open_bundle
-from parity_models.errors import UserError, spell
-from parity_models.evaluation.judging import GivenInputs, load_queries
+from parity_models.errors import UserError
+from parity_models.evaluation.judging import GivenInputs, load_queries, metric_for
 from parity_models.load import LoadSpec, offer_load
 from parity_models.load.result import LoadReport, report_of
 from parity_models.printed import Printed
-from parity_models.roles import SOURCES
+from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.scheduling.policies import EqualResources
+from parity_models.scheduling.policies import EqualResources, Hedging
 from parity_models.serving.deployment import default_policy, stand_ins_of
+from parity_models.serving.metrics import ANSWERED, COPY
+from parity_models.serving.options import EngineChoice
 from parity_models.serving.server import ServeOptions, Server
-from parity_models.simulation.emulation import Constant, FaultPlan, Pauses
-from parity_models.tensors.queries import rows_in
+from parity_models.simulation.emulation import Constant, Distribution, FaultPlan, Pauses
+from parity_models.tasks.metrics import METRICS, labels_from
+from parity_models.tensors.queries import LABELS, rows_in, take
 from parity_models.tensors.signature import Batch
 
 CALM, LEARNED = 0.4, 150
 """The share of each run before the fault, and the fewest queries, from which the policy learns."""
 
-MAX_RATE = 200.0
+MAX_RATE = 100.0
 """The most queries per second: this machine runs both the load and the servers."""
 
-LOADED = 0.3
-"""The largest offered load, as a share of what the instances can carry."""
+LOADED = 0.5
+"""The offered load, as a share of what the instances can carry."""
+
+COPIES, DEADLINE = 0.3, 5.0
+"""Hedging's copies per query at most, as many as the default policy's; seconds for a query."""
+
+DRAWN, LABELLED = 1000, 2.0
+"""The most queries to draw from, and about how many seconds the model may take to answer them."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The answers under a `policy` during the fault; `copies` of them were given by copies.
+
+    `common` is the share of queries with the commonest class of the model; None: it gives none.
+    """
+
+    policy: str
+    report: LoadReport
+    copies: int
+    common: float | None
+
+    @property
+    def stood_in(self) -> int:
+        """The number of answers of stand-ins."""
+        return sum(self.report.came_from(each) for each in Source if each.stands_in)
+
+    @property
+    def answered(self) -> float:
+        """The share of queries that were answered."""
+        return self.report.answered / self.report.queries
+
+    @property
+    def right(self) -> float | None:
+        """The share of all queries that got the model's own class; None without classes."""
+        if self.common is None:
+            return None
+        return self.answered * (self.report.accuracy or 0.0)
+
+    @property
+    def cells(self) -> Sequence[str]:
+        """The row of a table of runs, without shares."""
+        ms, failed = self.report.latency, self.report.queries - self.report.answered
+        times = (ms.p50_ms, ms.p99_ms, ms.max_ms) if ms else ()
+        model = self.report.answered - self.stood_in - self.copies
+        counts = (f"{each:,}" for each in (model, self.copies, self.stood_in, failed))
+        return (self.policy, *([f"{each:.1f}" for each in times] or "---"), *counts)
 
 
 @dataclass(frozen=True)
 class Rehearsal(Printed):
-    """Both runs of a rehearsal, without stand-ins and with those of a `policy`.
+    """The runs of a rehearsal, each under a policy: while one instance stops now and then, and, if
+    there was one, in an `outage` of all.
 
-    A query usually takes `usual_ms`; `rate` queries are sent a second.
+    A query takes the model `usual_ms`, and `slowed_ms` here; `rate` queries are sent a second.
     """
 
     usual_ms: float
+    slowed_ms: float
     rate: float
-    policy: str
-    without: LoadReport
-    with_stand_ins: LoadReport
+    instances: int
+    runs: Sequence[Run]
+    outage: Sequence[Run] = ()
 
     @property
     def parts(self) -> Sequence[RenderableType]:
-        """A table of both runs, and a sentence on the stand-ins."""
-        title = (
-            f"an instance stops now and then; {self.rate:.0f} queries per second of "
-            f"{self.usual_ms:.1f} ms each; times in ms"
+        """A table of the runs, and what shortened the tail; likewise for an outage."""
+        slowed = f" (slowed down from {self.usual_ms:.1f})"
+        load = (
+            f"{self.rate:.0f} queries per second, {LOADED:.0%} of what {self.instances} instances "
+            f"carry at {self.slowed_ms:.1f} ms each"
+            f"{slowed if self.slowed_ms > 1.05 * self.usual_ms else ''}; times in ms"
         )
-        table = Table(box=box.SIMPLE_HEAD, padding=0, title=title, title_justify="left")
-        table.add_column("policy", overflow="fold")
-        for heading in ("p50", "p99", "longest", *SOURCES, "failed"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        helped = self.with_stand_ins
-        for policy, run in ((EqualResources.name, self.without), (self.policy, helped)):
-            assert run.latency is not None
-            ms = run.latency
-            table.add_row(
-                policy,
-                *(f"{each:.1f}" for each in (ms.p50_ms, ms.p99_ms, ms.max_ms)),
-                *(f"{run.came_from(source):,}" for source in SOURCES),
-                f"{run.queries - run.answered:,}",
-            )
-        stood_in = sum(helped.came_from(each) for each in SOURCES if each.stands_in)
-        said = f"{stood_in:,} of {helped.answered:,} answers were a stand-in's."
-        if not stood_in:
-            said = (
-                "The stand-in answered nothing: no query was late enough, a copy was as good, or "
-                f"the stand-in was not sure; give queries like yours with {spell('inputs')}."
-            )
-        return [table, said]
+        table = _table(f"an instance stops now and then; {load}")
+        for run in self.runs:
+            table.add_row(*run.cells)
+        parts: list[RenderableType] = [table, self.explanation]
+        if self.outage:
+            table = _table("every instance stops", "answered", "right")
+            for run in self.outage:
+                table.add_row(*run.cells, f"{run.answered:.1%}", _share(run.right))
+            alone = self.outage[0]
+            if alone.common is not None and alone.right is not None:
+                right = alone.right + (1 - alone.answered) * alone.common
+                blank = [""] * (len(alone.cells) - 1)
+                table.add_row("time-out, default answer", *blank, "100.0%", _share(right))
+            parts += [table, self.outage_explanation]
+        return parts
+
+    @property
+    def explanation(self) -> str:
+        """A sentence on what shortened the tail."""
+        alone, *_, helped = self.runs
+        assert alone.report.latency is not None
+        assert helped.report.latency is not None
+        before, after = alone.report.latency.p99_ms, helped.report.latency.p99_ms
+        given = f"{helped.copies:,} answers came from copies and {helped.stood_in:,} from stand-ins"
+        if after > 0.9 * before:
+            return f"Nothing shortened the tail: {given}."
+        spared = round(0.01 * alone.report.queries) > helped.copies + helped.stood_in
+        rest = ", so dispatch around the slow instance did most" if spared else ""
+        return f"With {helped.policy}, p99 fell from {before:.1f} to {after:.1f} ms: {given}{rest}."
+
+    @property
+    def outage_explanation(self) -> str:
+        """A sentence on who answered while every instance was stopped."""
+        helped = self.outage[-1]
+        return (
+            f"A copy needs an instance that runs: copies gave {helped.copies:,} answers, stand-ins "
+            f"{helped.stood_in:,} of {helped.report.queries:,}."
+        )
+
+
+def _table(title: str, *more: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=0, title=title, title_justify="left")
+    table.add_column("policy", overflow="fold")
+    for heading in ("p50", "p99", "longest", "model", "copies", "stand-ins", "failed", *more):
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
 
 
 def rehearse(
@@ -95,12 +180,16 @@ def rehearse(
     *,
     instances: int = 4,
     seconds: float = 4.0,
+    outage: bool = False,
+    differ: float | None = None,
     on_run: Callable[[str], None] = lambda text: None,
 ) -> Rehearsal:
-    """Serve a bundle with an instance that stops now and then, with stand-ins and without.
+    """Serve a bundle with an instance that stops now and then, without redundancy, with hedging,
+    and with the default policy.
 
-    The load leaves the instances idle most of the time. A run takes longer than `seconds` if the
-    policy would see fewer than 150 queries before the fault.
+    The instances are half loaded. If this machine can not compute so much, or send so many queries,
+    the model and its stand-ins are slowed down. A run takes longer than `seconds` if the policy
+    would see fewer than 150 queries before the fault.
 
     Args:
         bundle: A bundle with a stand-in, or its folder.
@@ -108,10 +197,12 @@ def rehearse(
             default random ones; stand-ins may not be confident about these.
         instances: The instances of each run.
         seconds: The duration of each run.
+        outage: Rehearse also that all instances stop; stand-ins run in the server in front of them.
+        differ: The share of all answers that may differ from the model's; None: the default.
         on_run: Called with a description of each run before it starts.
 
     Returns:
-        The answers of both runs during the pauses. It prints as a table.
+        The answers of all runs during the faults. It prints as a table.
 
     Raises:
         UserError: For a bundle without a stand-in, or if no query is answered.
@@ -128,7 +219,7 @@ def rehearse(
         batch: Batch = queries.draw(np.random.default_rng(0), 64)
     else:
         batch = load_queries(inputs, opened)
-    coroutine = _rehearse(opened, batch, instances, seconds, on_run)
+    coroutine = _rehearse(opened, batch, instances, seconds, outage, differ, on_run)
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -142,41 +233,148 @@ async def _rehearse(
     queries: Batch,
     instances: int,
     seconds: float,
+    outage: bool,
+    differ: float | None,
     on_run: Callable[[str], None],
 ) -> Rehearsal:
-    options = ServeOptions(port=0, deadline=5.0, instances=1, policy=PolicyChoice("none"))
-    async with Server(bundle, options) as server:
-        times = []
-        for number in range(30):
-            row = number % rows_in(queries)
-            began = time.monotonic()
-            await server.predict({name: each[row : row + 1] for name, each in queries.items()})
-            times.append(time.monotonic() - began)
-    usual = median(times)
-    rate = min(MAX_RATE, LOADED * instances / usual)
+    usual, queries, common = await _measure(bundle, queries)
+    rate = min(MAX_RATE, LOADED * min(instances, os.cpu_count() or 1) / usual)
+    slowed = LOADED * instances / rate
+    policies = [
+        PolicyChoice(EqualResources.name),
+        PolicyChoice(Hedging.name, {"hedge_budget": COPIES}),
+        PolicyChoice(default_policy(bundle)).within(differ),
+    ]
     calm, faulty = max(CALM * seconds, LEARNED / rate), (1 - CALM) * seconds
-    # As in a long garbage collection.
-    pauses = Pauses(max(0.2, 20 * usual), Constant(max(0.1, 10 * usual)), workers=(0,))
-    options = replace(options, instances=instances, faults=FaultPlan(pauses=pauses))
-    runs = []
     with TemporaryDirectory() as folder:
         inputs = f"{folder}/inputs.npz"
         texts = {name: each.astype(str) for name, each in queries.items() if each.dtype.hasobject}
         np.savez(inputs, allow_pickle=False, **{**queries, **texts})
-        for policy in (EqualResources.name, default_policy(bundle)):
-            on_run(f"{policy}: {calm + faulty:.0f} s, {rate:.0f} queries/s")
-            tried = replace(options, policy=PolicyChoice(policy))
-            async with Server(bundle, tried) as server:
-                load = LoadSpec(
-                    url=server.url,
-                    binary=True,
-                    inputs=inputs,
-                    rate=rate,
-                    warm_up=round(rate * calm),
-                    queries=max(1, round(rate * faulty)),
-                )
-                result = await offer_load(load, server.deployment.begin_faults)
-            runs.append(report_of(load, result))
-            if not runs[-1].answered:
-                raise UserError(f"no query was answered with the policy {policy}")
-    return Rehearsal(1e3 * usual, rate, policy, *runs)
+        load = LoadSpec(
+            binary=True,
+            inputs=inputs,
+            rate=rate,
+            warm_up=round(rate * calm),
+            queries=max(1, round(rate * faulty)),
+        )
+        rehearsed = _Rehearsed(bundle, instances, slowed, _slowed(bundle, usual, slowed), common)
+
+        async def run(policy: PolicyChoice, *, gone: bool) -> Run:
+            stopped = "every instance stops, " if gone else ""
+            on_run(f"{policy.name}: {stopped}{calm + faulty:.0f} s, {rate:.0f} queries/s")
+            async with AsyncExitStack() as stack:
+                start = rehearsed.in_front_of_a_fleet if gone else rehearsed.with_instances
+                return await rehearsed.run(load, policy, *await start(stack, policy))
+
+        runs = [await run(policy, gone=False) for policy in policies]
+        for each in runs:
+            if not each.report.answered:
+                raise UserError(f"no query was answered with the policy {each.policy}")
+        without = [await run(policy, gone=True) for policy in policies] if outage else []
+    return Rehearsal(1e3 * usual, 1e3 * slowed, rate, instances, runs, without)
+
+
+async def _measure(bundle: Bundle, queries: Batch) -> tuple[float, Batch, float | None]:
+    """Return the model's usual time for a query in seconds, some of the queries with their labels,
+    the model's classes, and the share of the commonest; None if it gives no classes."""
+    options = ServeOptions(port=0, deadline=DEADLINE, instances=1, policy=PolicyChoice("none"))
+    times, outputs = [], []
+    imitated = bundle.manifest.imitated_output
+    async with Server(bundle, options) as server:
+        for number in range(max(30, min(DRAWN, rows_in(queries)))):
+            row = number % rows_in(queries)
+            began = time.monotonic()
+            answer = await server.predict(take(queries, slice(row, row + 1)))
+            times.append(time.monotonic() - began)
+            if imitated is not None:
+                outputs.append(answer.outputs[imitated.name])
+            if number >= 29 and sum(times) > LABELLED:
+                break
+    queries = take(queries, slice(len(times)))
+    try:
+        metric = metric_for(bundle, None)
+    except UserError:  # of no fixed shape
+        return median(times), queries, None
+    if METRICS[metric].kind != "classes":
+        return median(times), queries, None
+    classes = labels_from(np.concatenate(outputs), metric)[: rows_in(queries)]
+    common = float(np.bincount(classes).max() / len(classes))
+    return median(times), {**queries, LABELS: classes}, common
+
+
+def _slowed(bundle: Bundle, usual: float, slowed: float) -> FaultPlan:
+    """Return a plan by which the model takes `slowed` seconds, and stand-ins as much longer."""
+    if slowed <= usual:
+        return FaultPlan()
+    times, least = bundle.manifest.inference_times, {DEPLOYED: Constant(slowed)}
+    for role in bundle.manifest.models:
+        own = None if times is None else times.backup if role == BACKUP else times.parity
+        if role != DEPLOYED:
+            least[role] = Constant(slowed * (own / times.deployed if times and own else 1.0))
+    return FaultPlan(service_times=dict[str, Distribution](least))
+
+
+@dataclass(frozen=True)
+class _Rehearsed:
+    """A bundle, and the instances that run it: a query takes `slowed` seconds as by the plan."""
+
+    bundle: Bundle
+    instances: int
+    slowed: float
+    plan: FaultPlan
+    common: float | None
+
+    async def with_instances(
+        self, stack: AsyncExitStack, policy: PolicyChoice
+    ) -> tuple[Server, Callable[[], None]]:
+        """Start a server, and return it, and a function that stops an instance now and then."""
+        # As in a long garbage collection.
+        length = Constant(max(0.1, 10 * self.slowed))
+        pauses = Pauses(max(0.2, 20 * self.slowed), length, workers=(0,))
+        server = await self._serve(stack, policy, self.instances)
+        plan = structs.replace(self.plan, pauses=pauses)
+        return server, partial(server.deployment.engine.inject_faults, plan)
+
+    async def in_front_of_a_fleet(
+        self, stack: AsyncExitStack, policy: PolicyChoice
+    ) -> tuple[Server, Callable[[], None]]:
+        """Start servers of an instance each, and one in front of them; return that, and a function
+        that stops the others."""
+        alone = PolicyChoice("none")
+        fleet = [await self._serve(stack, alone, 1) for _ in range(self.instances)]
+        engine = EngineChoice("remote", {"deployed": ",".join(each.url for each in fleet)})
+        options = ServeOptions(port=0, deadline=DEADLINE, policy=policy, engine=engine)
+        server = await stack.enter_async_context(Server(self.bundle, options))
+        stopping: list[asyncio.Future[None]] = []
+
+        def stop() -> None:
+            stopping.extend(asyncio.ensure_future(each.stop()) for each in fleet)
+
+        return server, stop
+
+    async def _serve(self, stack: AsyncExitStack, policy: PolicyChoice, instances: int) -> Server:
+        options = ServeOptions(
+            port=0, deadline=DEADLINE, instances=instances, policy=policy, faults=self.plan
+        )
+        server = await stack.enter_async_context(Server(self.bundle, options))
+        server.deployment.begin_faults()
+        return server
+
+    async def run(
+        self, load: LoadSpec, policy: PolicyChoice, server: Server, fail: Callable[[], None]
+    ) -> Run:
+        """Offer the load; the fault begins with the first counted query."""
+        before = []
+
+        def copies() -> int:
+            labels = {"kind": COPY, "fate": ANSWERED}
+            registry = server.deployment.frontend.metrics.registry
+            return int(registry.get_sample_value("parm_redundant_tasks_total", labels) or 0)
+
+        def begin() -> None:
+            before.append(copies())
+            fail()
+
+        load = replace(load, url=server.url)
+        report = report_of(load, await offer_load(load, begin))
+        return Run(policy.name, report, copies() - before[0], self.common)
