@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from commands import Here, assert_refused
-from fake_upstream import HUNG, FakeUpstream
+from fake_upstream import AWAY, HUNG, WELL, FakeUpstream
 from fleet_servers import PATIENTLY, Parm, kill_and_mend
 from linear_bundles import FEATURES, linear_bundle
 from onnx_models import linear_model
@@ -77,6 +77,40 @@ async def test_a_backup_is_an_upstream_like_others(tmp_path: Path, name: str) ->
             np.testing.assert_allclose(answers.outputs, 2 * predictions(rows), rtol=1e-3)
 
 
+@pytest.mark.parametrize("mode", [AWAY, HUNG])
+async def test_without_an_upstream_stand_ins_answer_and_the_rest_fails_at_once(
+    tmp_path: Path, mode: str
+) -> None:
+    bundle = open_bundle(write_linear_bundle(tmp_path, coded=False, backed=True))
+    async with FakeUpstream("http", WEIGHTS) as model:
+        model.mode = mode
+        engine = EngineChoice("remote", {"deployed": model.url})
+        options = ServeOptions(port=0, engine=engine, differ=1.0, agreement=0)
+        async with (
+            Server(bundle, options) as server,
+            httpx.AsyncClient(base_url=server.url, timeout=60) as client,
+        ):
+            assert (await client.get("/v2/health/ready")).status_code == 200
+            rows = queries(1)
+            answer = await client.post(INFER, json=infer_message(rows))
+            assert answer.is_success, answer.text
+            assert answer.headers["x-parm-source"] == "backup"
+            assert answer.headers["x-parm-degraded"] == "1"
+            assert "parm_degraded 1.0" in (await client.get("/metrics")).text
+            exact = infer_message(rows) | {"parameters": {"redundancy": "exact"}}
+            refused = await client.post(INFER, json=exact)
+            assert refused.status_code == 503
+            assert int(refused.headers["retry-after"]) > 0
+            assert "no instance of the model is up" in refused.text
+            model.mode = WELL
+            while server.deployment.frontend.scheduler.degraded:
+                await asyncio.sleep(0.05)
+            answer = await client.post(INFER, json=exact)
+            assert answer.headers["x-parm-source"] == "model"
+            assert "x-parm-degraded" not in answer.headers
+            assert "parm_degraded 0.0" in (await client.get("/metrics")).text
+
+
 DEPLOYED = "BUNDLE --deployed URL"
 REFUSED = [
     ("BUNDLE --engine remote", "give those of the deployed model with --deployed"),
@@ -91,7 +125,6 @@ REFUSED = [
     (f"{DEPLOYED}?concurrency=0", "is not an upstream"),
     (f"{DEPLOYED} --instances 3", "leave --instances out with the engine remote"),
     (f"{DEPLOYED} --extra-instances 1", "leave --extra-instances out with the engine remote"),
-    (f"{DEPLOYED} --policy parity", "needs instances that run parity-0"),
     (f"{DEPLOYED} --faults {{}}", "faults are not for the engine remote"),
     (f"{DEPLOYED} --ca-file NOWHERE", "cannot read certificates"),
     ("OTHER --deployed URL", "has another model 'model': the sha256 of its file"),
