@@ -1,4 +1,4 @@
-"""`parm rehearse` shows both runs of a failure."""
+"""`parm rehearse` shows the runs of a failure, and of an outage."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import pytest
 from commands import Here, assert_refused
 from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models.bundle.bundle import Bundle
+from parity_models.evaluation.judging import calibrate
 from parity_models.load.rehearse import rehearse
 
 pytestmark = pytest.mark.slow
@@ -23,16 +24,33 @@ def test_a_rehearsal_shows_the_tails(bundle: Bundle, parm_here: Here) -> None:
     told = parm_here("rehearse", str(bundle.path), columns=80)
     assert told.returncode == 0, told.stderr
     assert "…" not in told.stdout, "the table is cut"
-    for said in ("stops now and then", "equal-resources", "adaptive", "backup", "stand-in"):
+    shown = ("stops now and then", "slowed down from", "equal-resources", "hedging", "adaptive")
+    for said in (*shown, "copies", "stand-ins"):
         assert said in told.stdout
+    assert "every instance stops" not in told.stdout
 
 
-def test_both_runs_ask_the_same(bundle: Bundle) -> None:
+def test_all_runs_ask_the_same_and_count_each_answer_once(bundle: Bundle) -> None:
     found = rehearse(bundle, seconds=1.0)
-    alone, helped = found.without, found.with_stand_ins
-    assert alone.sources.keys() == {"model"}
-    assert helped.sources.keys() <= {"model", "backup"}
-    assert alone.queries == helped.queries > 0
+    alone, hedged, helped = found.runs
+    assert (alone.copies, alone.stood_in, hedged.stood_in) == (0, 0, 0)
+    for run in (alone, hedged, helped):
+        assert run.report.queries == alone.report.queries > 0
+        assert 0 <= run.copies + run.stood_in <= run.report.answered
+    assert not found.outage
+
+
+def test_in_an_outage_only_stand_ins_answer(bundle: Bundle) -> None:
+    held_out = np.random.default_rng(1).normal(size=(500, FEATURES)).astype(np.float32)
+    found = rehearse(calibrate(bundle, held_out), held_out, seconds=1.0, outage=True, differ=1.0)
+    alone, hedged, helped = found.outage
+    assert alone.stood_in == hedged.stood_in == 0
+    assert helped.stood_in > max(alone.report.answered, hedged.report.answered)
+    assert helped.right is not None
+    assert helped.right == pytest.approx(helped.answered), "the backup is the model"
+    text = str(found)
+    for said in ("every instance stops", "time-out, default answer", f"{helped.stood_in:,} of"):
+        assert said in text
 
 
 def test_without_a_stand_in_there_is_nothing_to_rehearse(tmp_path: Path, parm_here: Here) -> None:

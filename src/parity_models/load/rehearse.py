@@ -8,7 +8,7 @@ on this machine, except that the model may be slowed down, which the result says
 import asyncio
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -51,6 +51,9 @@ MAX_RATE = 100.0
 LOADED = 0.5
 """The offered load, as a share of what the instances can carry."""
 
+COUNTS = ("model", "copies", "stand-ins")
+"""The sources of answers in the tables."""
+
 COPIES, DEADLINE = 0.3, 5.0
 """Hedging's copies per query at most, as many as the default policy's; seconds for a query."""
 
@@ -88,13 +91,26 @@ class Run:
         return self.answered * (self.report.accuracy or 0.0)
 
     @property
-    def cells(self) -> Sequence[str]:
-        """The row of a table of runs, without shares."""
-        ms, failed = self.report.latency, self.report.queries - self.report.answered
-        times = (ms.p50_ms, ms.p99_ms, ms.max_ms) if ms else ()
-        model = self.report.answered - self.stood_in - self.copies
-        counts = (f"{each:,}" for each in (model, self.copies, self.stood_in, failed))
-        return (self.policy, *([f"{each:.1f}" for each in times] or "---"), *counts)
+    def cells(self) -> dict[str, str]:
+        """The cells of its row, by heading."""
+        ms = self.report.latency
+        times = (ms.p50_ms, ms.p99_ms, ms.max_ms) if ms else (None,) * 3
+        counts = {
+            "model": self.report.answered - self.stood_in - self.copies,
+            "copies": self.copies,
+            "stand-ins": self.stood_in,
+            "failed": self.report.queries - self.report.answered,
+        }
+        return {
+            "policy": self.policy,
+            **{
+                heading: "-" if each is None else f"{each:.1f}"
+                for heading, each in zip(("p50", "p99", "longest"), times, strict=True)
+            },
+            **{heading: f"{each:,}" for heading, each in counts.items()},
+            "answered": f"{self.answered:.1%}",
+            "right": "" if self.right is None else f"{self.right:.1%}",
+        }
 
 
 @dataclass(frozen=True)
@@ -121,20 +137,18 @@ class Rehearsal(Printed):
             f"carry at {self.slowed_ms:.1f} ms each"
             f"{slowed if self.slowed_ms > 1.05 * self.usual_ms else ''}; times in ms"
         )
-        table = _table(f"an instance stops now and then; {load}")
-        for run in self.runs:
-            table.add_row(*run.cells)
+        usual = [run.cells for run in self.runs]
+        headings = ("p50", "p99", "longest", *COUNTS, "failed")
+        table = _table(f"an instance stops now and then; {load}", headings, usual)
         parts: list[RenderableType] = [table, self.explanation]
         if self.outage:
-            table = _table("every instance stops", "answered", "right")
-            for run in self.outage:
-                table.add_row(*run.cells, f"{run.answered:.1%}", _share(run.right))
-            alone = self.outage[0]
+            rows, alone = [run.cells for run in self.outage], self.outage[0]
             if alone.common is not None and alone.right is not None:
                 right = alone.right + (1 - alone.answered) * alone.common
-                blank = [""] * (len(alone.cells) - 1)
-                table.add_row("time-out, default answer", *blank, "100.0%", _share(right))
-            parts += [table, self.outage_explanation]
+                default = {"policy": "time-out, default answer", "answered": "100.0%"}
+                rows.append({**default, "right": f"{right:.1%}"})
+            headings = ("p99", *COUNTS, "answered", "right")
+            parts += [_table("every instance stops", headings, rows), self.outage_explanation]
         return parts
 
     @property
@@ -161,16 +175,14 @@ class Rehearsal(Printed):
         )
 
 
-def _table(title: str, *more: str) -> Table:
+def _table(title: str, headings: Sequence[str], rows: Sequence[Mapping[str, str]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=0, title=title, title_justify="left")
     table.add_column("policy", overflow="fold")
-    for heading in ("p50", "p99", "longest", "model", "copies", "stand-ins", "failed", *more):
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row["policy"], *(row.get(heading, "") for heading in headings))
     return table
-
-
-def _share(share: float | None) -> str:
-    return "" if share is None else f"{share:.1%}"
 
 
 def rehearse(
