@@ -36,6 +36,7 @@ class FakeFrontend:
     """The part of a frontend that a watch reads."""
 
     ready = True
+    degraded = False
     asked = 0
     redundancy = "redundant work: on"
     differing = ""
