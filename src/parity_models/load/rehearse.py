@@ -138,8 +138,9 @@ class Rehearsal(Printed):
             f"{slowed if self.slowed_ms > 1.05 * self.usual_ms else ''}; times in ms"
         )
         usual = [run.cells for run in self.runs]
-        headings = ("p50", "p99", "longest", *COUNTS, "failed")
-        table = _table(f"an instance stops now and then; {load}", headings, usual)
+        times = ("p50", "p99", "longest")
+        title = f"an instance stops now and then; {load}"
+        table = _table(title, (*times, *COUNTS, "failed"), usual)
         parts: list[RenderableType] = [table, self.explanation]
         if self.outage:
             rows, alone = [run.cells for run in self.outage], self.outage[0]
@@ -147,8 +148,8 @@ class Rehearsal(Printed):
                 right = alone.right + (1 - alone.answered) * alone.common
                 default = {"policy": "time-out, default answer", "answered": "100.0%"}
                 rows.append({**default, "right": f"{right:.1%}"})
-            headings = ("p99", *COUNTS, "answered", "right")
-            parts += [_table("every instance stops", headings, rows), self.outage_explanation]
+            shown = ("p99", *COUNTS, "answered", "right")
+            parts += [_table("every instance stops", shown, rows), self.outage_explanation]
         return parts
 
     @property
