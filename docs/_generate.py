@@ -127,7 +127,6 @@ def _functions(command: str) -> list[str]:
         "parity": ["train_parity"],
         "backup": ["train_backup"],
         "bundle": ["make_bundle"],
-        "plan": ["plan", "advise"],
         "export": ["export_repository"],
         "load": ["offer_load"],
     }

@@ -30,7 +30,6 @@ def stub() -> dict[str, Any]:
         ("train_backup", "TrainingOptions"),
         ("plan", "Goal"),
         ("simulate", "SimulationOptions"),
-        ("advise", "SimulationOptions"),
         ("serve", "ServeOptions"),
     ],
 )

@@ -45,7 +45,6 @@ from parity_models.serving.server import ServeOptions as ServeOptions
 from parity_models.serving.server import Server as Server
 from parity_models.serving.server import Serving
 from parity_models.simulation.emulation import FaultPlan
-from parity_models.sizing.access_log import LogAdvice as LogAdvice
 from parity_models.sizing.comparison import Comparison as Comparison
 from parity_models.sizing.plan import Goal as Goal
 from parity_models.sizing.plan import Plans as Plans
@@ -131,14 +130,6 @@ class _ServeOptions(TypedDict, total=False):
     state: Path | None
     journal: Path | None
 
-def advise(  # parity_models.sizing.access_log
-    log_file: Path | str,
-    bundle: _Bundle | None = None,
-    /,
-    *,
-    options: SimulationOptions | None = None,
-    **given: Unpack[_SimulationOptions],
-) -> LogAdvice: ...
 def plan(  # parity_models.sizing.plan
     bundle: _Bundle | None = None, /, *, options: Goal | None = None, **given: Unpack[_Goal]
 ) -> Plans: ...

@@ -17,7 +17,6 @@ from aiohttp import web
 
 import parity_models as pm
 from parity_models.bundle.bundle import Bundle
-from parity_models.sizing.access_log import LEAST, AccessLog
 from parity_models.trust.gate import confidences
 from ports import free_ports
 from served import INFER, gated_bundle, infer_message, predictions, queries
@@ -169,20 +168,6 @@ async def test_the_stand_in_answers_what_is_late_and_sure(
     status, found = await waiting
     assert status == 200
     np.testing.assert_allclose(found, predictions(UNSURE[:2]), rtol=1e-3, atol=1e-5)
-
-
-async def test_its_access_log_is_one_that_plans_are_made_from(
-    proxied: tuple[httpx.AsyncClient, Model, str], tmp_path: Path
-) -> None:
-    client, _, _ = proxied
-    for _ in range(LEAST):
-        assert (await ask(client, SURE[:1]))[0] == 200
-    async with asyncio.timeout(PATIENCE):
-        while (tmp_path / "access.log").read_bytes().count(b"\n") < LEAST:
-            await asyncio.sleep(0.05)
-    log = AccessLog.read(tmp_path / "access.log")
-    assert (len(log.servers), log.slots) == (1, 1)
-    assert len(log.arrivals) >= LEAST
 
 
 def merge(into: Any, patch: Any) -> Any:

@@ -161,7 +161,7 @@ def test_the_command_says_what_to_serve_and_with_what(
     assert "…" not in told.stdout, "the table is cut"
     assert json.loads(out.read_text())["plans"]
     assert_refused(parm_here(*loaded, "--p99", "1ms"), "no plan fits: the nearest is")
-    assert_refused(parm_here(*of), "give --rate, --instances, or an access log (parm plan --log)")
+    assert_refused(parm_here(*of), "give --rate or --instances")
     calm.write_text("no plan")
     assert_refused(parm_here(*of, "--rate", "9"), str(calm))
 

@@ -35,7 +35,6 @@ def size(bundle: pm.Bundle) -> None:
     assert_type(pm.plan(service_time=0.02, rate=200, p99=0.05), pm.Plans)
     assert_type(pm.plan(bundle, options=pm.Goal(rate=200, p99=0.05)), pm.Plans)
     assert_type(pm.simulate(bundle, rate=200, policies=["hedging", "adaptive"]), pm.Comparison)
-    assert_type(pm.advise("access.csv", backup_time=0.004, instances=8), pm.LogAdvice)
     pm.simulate(bundle, p99=0.05)  # type: ignore[call-arg]
 
 

@@ -8,8 +8,6 @@ from rich.console import Console
 from parity_models.cli.common import Json, write_json
 from parity_models.cli.flags import Without, argument
 from parity_models.errors import UserError
-from parity_models.options import option
-from parity_models.sizing.access_log import advise
 from parity_models.sizing.plan import Goal
 from parity_models.sizing.plan import plan as find_plan
 
@@ -18,11 +16,6 @@ def plan(
     bundle: Path | None = argument(None, "The bundle to be served."),
     *,
     goal: Annotated[Goal, Without("queries", "seed")],
-    log: Path | None = option(
-        None,
-        "An access log, CSV or JSON lines: say what hedging and a stand-in would change.",
-        metavar="FILE",
-    ),
     json: Json = None,
 ) -> None:
     """Find the policy and the number of instances that serve a load within a goal.
@@ -32,14 +25,7 @@ def plan(
     Without --instances, plan finds the fewest that suffice. If no plan fits, the nearest one is
     printed, and the exit status is 2.
     """
-    console = Console()
-    if log is not None:
-        with console.status("reading the log, and simulating"):
-            advice = advise(log, bundle, options=goal)
-        write_json(json, {"rows": advice.rows, "per_try_timeout": advice.timeout})
-        advice.show()
-        return
-    with console.status("simulating"):
+    with Console().status("simulating"):
         found = find_plan(bundle, options=goal)
     write_json(json, {"goal": goal, "rate": found.rate, "plans": found.plans})
     found.show()

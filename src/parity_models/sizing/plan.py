@@ -176,8 +176,7 @@ def plan(
     goal = gather(Goal, options, given)
     if goal.rate is None and goal.instances is None:
         raise UserError(
-            f"there is no load to plan for; give {spell('rate')}, {spell('instances')}, or an "
-            "access log (parm plan --log)"
+            f"there is no load to plan for; give {spell('rate')} or {spell('instances')}"
         )
     opened = bundle if bundle is None or isinstance(bundle, Bundle) else open_bundle(bundle)
     found = Planner(service_of(opened, goal), goal).plans()
