@@ -303,6 +303,16 @@ def test_a_forked_process_goes_on_with_threads_of_its_own(bundle: Bundle, tmp_pa
         caller = threading.Thread(target=late.call, args=(release.wait,))
         caller.start()
         time.sleep(0.05)
+        asking = threading.Event()
+
+        def ask() -> None:
+            while not asking.is_set():
+                late._client.submit(backup.answer, ROWS, run_options()).result()
+
+        backup = late._client.backup
+        assert backup is not None
+        asker = threading.Thread(target=ask)
+        asker.start()
         assert late._client.lock.acquire()
         try:  # a thread of the parent may hold it
             for _ in range(3):
@@ -310,6 +320,8 @@ def test_a_forked_process_goes_on_with_threads_of_its_own(bundle: Bundle, tmp_pa
                 assert first == last == "backup"
         finally:
             late._client.lock.release()
+        asking.set()
+        asker.join()
         release.set()
         caller.join()
         assert late.call(lambda: MODEL, ROWS).source == "model"
