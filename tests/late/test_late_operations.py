@@ -1,6 +1,7 @@
 """Late chooses servers, tells kinds of calls apart, is watched, paused, forked and tested."""
 
 import asyncio
+import faulthandler
 import json
 import os
 import threading
@@ -265,7 +266,7 @@ def answers_in_child(late: Late, rows: Any) -> str:
     child = os.fork()
     if not child:  # whatever happens, this process ends here
         try:
-            threading.Timer(20, os._exit, [1]).start()
+            faulthandler.dump_traceback_later(20, exit=True)
 
             def failing() -> Any:
                 raise RefusedError
@@ -303,6 +304,17 @@ def test_a_forked_process_goes_on_with_threads_of_its_own(bundle: Bundle, tmp_pa
         caller = threading.Thread(target=late.call, args=(release.wait,))
         caller.start()
         time.sleep(0.05)
+        asking = threading.Event()
+
+        def ask() -> None:
+            while not asking.is_set():
+                late._client.submit(answer, ROWS, run_options()).result()
+
+        backup = late._client.backup
+        assert backup is not None
+        answer = backup.answer
+        asker = threading.Thread(target=ask)
+        asker.start()
         assert late._client.lock.acquire()
         try:  # a thread of the parent may hold it
             for _ in range(3):
@@ -310,6 +322,8 @@ def test_a_forked_process_goes_on_with_threads_of_its_own(bundle: Bundle, tmp_pa
                 assert first == last == "backup"
         finally:
             late._client.lock.release()
+        asking.set()
+        asker.join()
         release.set()
         caller.join()
         assert late.call(lambda: MODEL, ROWS).source == "model"

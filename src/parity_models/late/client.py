@@ -94,7 +94,8 @@ class Client:
         self.random = Random()
         self.servers = Servers(servers, self.random)
         self.threads = Threads()
-        self.lock = threading.RLock()
+        self.lock, self.running = threading.RLock(), threading.RLock()
+        """The second is held while the stand-in runs, so that no process is forked meanwhile."""
         self._kinds: dict[str, Kind] = {}
         self.computed: set[Future[Any]] = set()
         """The runs of stand-ins that have not ended."""
@@ -155,7 +156,8 @@ class Client:
         def compute() -> tuple[T | Refusal, float]:
             started = now()
             try:
-                output = ask(backup.read(inputs() if callable(inputs) else inputs), run)
+                with self.running:
+                    output = ask(backup.read(inputs() if callable(inputs) else inputs), run)
             except Exception as error:  # of rows that do not fit; the call itself goes on
                 _log.warning("the backup cannot read the rows: %s", error)
                 return Refusal.FAILED, now() - started
@@ -205,7 +207,7 @@ class Client:
 
     def after_fork(self) -> None:
         """Go on in a forked process, which has none of the threads and none of the calls."""
-        self.lock = threading.RLock()
+        self.lock, self.running = threading.RLock(), threading.RLock()
         self.threads.reset()
         self.computed.clear()
         self.compared.clear()
@@ -217,13 +219,35 @@ class Client:
 
 _clients: WeakSet[Client] = WeakSet()
 
+_forked: list[Client] = []
+"""The clients that a fork waits for, as a lock of ONNX Runtime that is held by a thread which the
+new process does not have would never be released there."""
+
+_forking = threading.RLock()
+
+
+def _before_fork() -> None:
+    _forking.acquire()
+    for client in [*_clients]:
+        client.running.acquire()
+        _forked.append(client)
+
 
 def _after_fork() -> None:
-    for client in _clients:
+    for client in _forked:
+        client.running.release()
+    _forked.clear()
+    _forking.release()
+
+
+def _in_child() -> None:
+    clients = [*_forked]
+    _after_fork()
+    for client in clients:
         client.after_fork()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
 
 
 class Kind:
