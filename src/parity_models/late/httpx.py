@@ -2,8 +2,9 @@
 
 import re
 from datetime import timedelta
+from functools import partial
 from time import monotonic as now
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import msgspec
@@ -12,7 +13,6 @@ from parity_models.late.driver import LateAnswer
 from parity_models.late.late import Late
 from parity_models.late.values import arrays_in
 from parity_models.roles import Source
-from parity_models.tensors.signature import Named
 
 
 class LateTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
@@ -33,41 +33,34 @@ class LateTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
     def __init__(
         self, late: Late, model: str, transport: httpx.BaseTransport | httpx.AsyncBaseTransport
     ) -> None:
-        self._late, self._inner = late, transport
+        self._late, self._inner = late, cast(Any, transport)
         self._path = re.compile(rf".*/v2/models/{re.escape(model)}(/versions/[^/]+)?/infer")
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        assert isinstance(self._inner, httpx.BaseTransport)
-        send, started = self._inner.handle_request, now()
-
-        def call(*_: Any) -> httpx.Response:
-            response = send(request)
+        def call(*_: Any) -> Any:
+            response = self._inner.handle_request(request)
             response.read()
             response.request = request
             return response
 
-        message = self._message(request.read()) if self._matches(request) else None
+        started, raced = now(), self._path.fullmatch(request.url.path)
+        message = self._message(request.read()) if raced else None
         if message is None:
-            return send(request)
-        return message.response(self._late.call(call, message.rows), started)
+            return cast(httpx.Response, self._inner.handle_request(request))
+        return message.response(self._late.call(call, partial(arrays_in, message.inputs)), started)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        assert isinstance(self._inner, httpx.AsyncBaseTransport)
-        send, started = self._inner.handle_async_request, now()
-
-        async def call(*_: Any) -> httpx.Response:
-            response = await send(request)
+        async def call(*_: Any) -> Any:
+            response = await self._inner.handle_async_request(request)
             await response.aread()
             response.request = request
             return response
 
-        message = self._message(await request.aread()) if self._matches(request) else None
+        started, raced = now(), self._path.fullmatch(request.url.path)
+        message = self._message(await request.aread()) if raced else None
         if message is None:
-            return await send(request)
-        return message.response(await self._late(call, message.rows), started)
-
-    def _matches(self, request: httpx.Request) -> bool:
-        return self._path.fullmatch(request.url.path) is not None
+            return cast(httpx.Response, await self._inner.handle_async_request(request))
+        return message.response(await self._late(call, partial(arrays_in, message.inputs)), started)
 
     def _message(self, body: bytes) -> "_Message | None":
         """Return a request that stand-ins could answer; None for any other."""
@@ -76,17 +69,15 @@ class LateTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
         except msgspec.DecodeError:
             return None
         backup, wanted = self._late._client.backup, message.outputs
-        if backup and wanted != [{"name": backup.output.name}] and (wanted or backup.other_outputs):
+        if backup and (wanted or backup.other_outputs) and wanted != [{"name": backup.output.name}]:
             return None
-        has_parameters = message.parameters or any("parameters" in each for each in message.inputs)
-        return None if has_parameters else message
+        with_parameters = message.parameters or any("parameters" in x for x in message.inputs)
+        return None if with_parameters else message
 
     def close(self) -> None:
-        assert isinstance(self._inner, httpx.BaseTransport)
         self._inner.close()
 
     async def aclose(self) -> None:
-        assert isinstance(self._inner, httpx.AsyncBaseTransport)
         await self._inner.aclose()
 
 
@@ -98,9 +89,6 @@ class _Message(msgspec.Struct, forbid_unknown_fields=True):
     parameters: dict[str, Any] = {}
     id: str = ""
     model_name: str = ""
-
-    def rows(self) -> Named:
-        return arrays_in(self.inputs)
 
     def response(self, answer: LateAnswer, started: float) -> httpx.Response:
         """Return the answer to this request, which was sent at `started`."""

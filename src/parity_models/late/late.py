@@ -229,11 +229,7 @@ class Late:
             answer.cancel()  # if the caller was interrupted
 
     def answers(
-        self,
-        rows: Callable[..., ArrayLike | Batch],
-        *,
-        kind: str | None = None,
-        form: Form | None = None,
+        self, rows: Callable[..., ArrayLike | Batch], *, form: Form | None = None
     ) -> Callable[[Callable[P, R]], Callable[P, R]]:
         """Decorate a function that makes a call, async or blocking, and returns its answer.
 
@@ -245,31 +241,28 @@ class Late:
         Args:
             rows: Returns the rows of a call, or a text, from the arguments of the function. It is
                 called in a thread, once the stand-in is asked.
-            kind: The kind of its calls; None: its own.
             form: The form of its answers; None: learned from the first good one.
 
         """
 
         def decorate(function: Callable[P, R]) -> Callable[P, R]:
-            own = kind or f"{function.__module__}.{function.__qualname__}"
-
-            def race_of(args: Any, named: Any) -> tuple[Callable[..., Any], Inputs]:
+            def race_of(args: Any, named: Any) -> Any:
                 def inputs() -> ArrayLike | Batch:
                     made = rows(*args, **named)
                     return np.array([made], object) if isinstance(made, str) else made
 
                 return lambda *server: function(*server, *args, **named), inputs
 
-            @wraps(function)
-            async def awaited(*args: P.args, **named: P.kwargs) -> Any:
-                return (await self(*race_of(args, named), kind=own, form=form)).value
+            options: Any = {"kind": f"{function.__module__}.{function.__qualname__}", "form": form}
 
-            @wraps(function)
+            async def awaited(*args: P.args, **named: P.kwargs) -> Any:
+                return (await self(*race_of(args, named), **options)).value
+
             def blocking(*args: P.args, **named: P.kwargs) -> Any:
-                return self.call(*race_of(args, named), kind=own, form=form).value
+                return self.call(*race_of(args, named), **options).value
 
             made: Any = awaited if iscoroutinefunction(function) else blocking
-            return made  # type: ignore[no-any-return]
+            return wraps(function)(made)
 
         return decorate
 
