@@ -90,7 +90,8 @@ def triton(repository: Path) -> Iterator[tuple[int, int, int]]:
     """Serve a repository of models while the context lasts; gives the ports of HTTP and gRPC, and
     the process's id.
 
-    Raises UserError if Triton is not installed, and LoadError, with the end of its log, if it ends or hangs.
+    Raises UserError if Triton is not installed, and LoadError, with the end of its log, if it ends
+    or hangs.
     """
     if not (ROOT / ".servers" / "triton").exists():
         raise UserError(f"{ROOT} has no Triton to compare with; run make servers there")
