@@ -8,6 +8,7 @@ import selectors
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -22,7 +23,15 @@ from parity_models.errors import LoadError, ServingError, UserError
 from parity_models.serving.client import model_path
 from parity_models.serving.garbage import freeze_modules
 from parity_models.serving.server import ServeOptions, Server
-from parity_models_lab.processes import READY, Child, child, commands, run_child, tell
+from parity_models_lab.processes import (
+    READY,
+    START_TIMEOUT,
+    Child,
+    child,
+    commands,
+    run_child,
+    tell,
+)
 
 BEGIN_FAULTS = b"begin faults\n"
 """Starts the clock of the server's fault plan."""
@@ -81,7 +90,8 @@ def triton(repository: Path) -> Iterator[tuple[int, int, int]]:
     """Serve a repository of models while the context lasts; gives the ports of HTTP and gRPC, and
     the process's id.
 
-    Raises UserError if Triton is not installed, and LoadError, with the end of its log, if it ends.
+    Raises UserError if Triton is not installed, and LoadError, with the end of its log, if it ends
+    or hangs.
     """
     if not (ROOT / ".servers" / "triton").exists():
         raise UserError(f"{ROOT} has no Triton to compare with; run make servers there")
@@ -95,9 +105,10 @@ def triton(repository: Path) -> Iterator[tuple[int, int, int]]:
             stderr=log,
         )
         try:
+            until = time.monotonic() + START_TIMEOUT
             while not _is_ready(port):
-                if process.poll() is not None:
-                    raise LoadError(f"Triton ended: {Path(log.name).read_text()[-2000:]}")
+                if process.poll() is not None or time.monotonic() > until:
+                    raise LoadError(f"Triton is not ready: {Path(log.name).read_text()[-2000:]}")
                 selectors.DefaultSelector().select(0.1)
             yield port, grpc_port, process.pid
         finally:
