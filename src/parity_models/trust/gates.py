@@ -209,8 +209,10 @@ class OutputGate:
         envelope = self._envelope
         if envelope is None:
             return _not_finite(rows)
-        tensors = tensors_in(rows)
-        unlike = envelope.unlike(dict(zip(self._names, tensors, strict=True)))
+        if rows.dtype.names is None:
+            unlike = envelope.unlike({self._names[0]: rows})
+        else:
+            unlike = envelope.unlike(dict(zip(self._names, tensors_in(rows), strict=True)))
         return np.flatnonzero(unlike).tolist() if unlike.any() else ()
 
     def impossible(self, outputs: Array) -> Sequence[int]:
