@@ -171,7 +171,7 @@ class Scheduler:
             self._fire_timers()  # expired queries do not wait
         due = now + self.config.deadline if deadline is None else deadline
         lag = self.process_load.lag
-        degraded = self.degraded
+        degraded = not self.dispatch.up[DEPLOYED] and self.degraded
         refusal = admitted or self._admission.refusal(
             self.now, due, len(queries), waiting=self.waiting, lag=lag, degraded=degraded
         )

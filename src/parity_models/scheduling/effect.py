@@ -66,7 +66,7 @@ class Effect:
 
     def __init__(self) -> None:
         self.state = Redundancy.ON
-        self._acts_from = inf
+        self.acts_from = inf
         """The time from which `arrived` matters."""
         self._limit, self._known_from = 0.0, inf
         self._counted = self._delayed = 0
@@ -81,10 +81,8 @@ class Effect:
         """The numbers of ended and of delayed queries, for helped queries and for others."""
 
     def arrived(self, now: float) -> int:
-        """Return the group of a query that arrives: the number of its test, negative if the test
-        leaves the query alone; 0 outside of tests."""
-        if now < self._acts_from:
-            return 0
+        """Return the group of a query that arrives at `acts_from` or later: the number of its test,
+        negative if the test leaves the query alone. That of other queries is 0."""
         if self.state is not Redundancy.TESTING:
             self._begin_test()
         if now >= self._slice_until and self._slice_left <= 0:
@@ -99,7 +97,7 @@ class Effect:
         if group > 0 if tested else self.state is not Redundancy.PAUSED:
             return arrived
         swamped = self.state is Redundancy.PAUSED and self._swamped
-        return self._acts_from if swamped else arrived + self._limit
+        return self.acts_from if swamped else arrived + self._limit
 
     def ended(self, now: float, group: int, latency: float, limit: float) -> None:
         """A query of this group has ended after `latency` seconds; the limit is `limit` now."""
@@ -124,7 +122,7 @@ class Effect:
 
     def _begin_test(self) -> None:
         self._counted = self._delayed = 0
-        self._acts_from = -inf
+        self.acts_from = -inf
         self._test += 1
         self._results = {True: [0, 0], False: [0, 0]}
         self._slice_until, self._slice_left = 0.0, 0
@@ -143,11 +141,11 @@ class Effect:
             return
         few = delayed <= TOLERATED * helped and better >= -error
         if better > error or few:
-            self.state, self._acts_from = Redundancy.ON, inf
+            self.state, self.acts_from = Redundancy.ON, inf
             self._test_from, self._pause = now + self._interval, FIRST_PAUSE
             self._interval = min(MAX_INTERVAL, 2 * self._interval)
         else:
-            self.state, self._acts_from = Redundancy.PAUSED, now + self._pause
+            self.state, self.acts_from = Redundancy.PAUSED, now + self._pause
             self._swamped = swamped
-            self._test_from, self._interval = self._acts_from, FIRST_INTERVAL
+            self._test_from, self._interval = self.acts_from, FIRST_INTERVAL
             self._pause = min(MAX_INTERVAL, 2 * self._pause)

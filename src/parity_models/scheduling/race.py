@@ -429,7 +429,9 @@ class Race:
     def begin(self, now: float, view: View) -> Collection[Action]:
         """The query has arrived."""
         rule = self._rule
-        self._enter(now, view)
+        rule.earn(view.busy)
+        if now >= rule.effect.acts_from:
+            self._group = rule.effect.arrived(now)
         if self.exact or not rule.asks or not view.open:
             return JUST_MODEL
         if self._keeps_place(view):
@@ -449,12 +451,10 @@ class Race:
 
     def strand(self, now: float, view: View) -> Collection[Action]:
         """The query has arrived, and the model cannot be asked."""
-        self._enter(now, view)
-        return self.failed(now, view)
-
-    def _enter(self, now: float, view: View) -> None:
         self._rule.earn(view.busy)
-        self._group = self._rule.effect.arrived(now)
+        if now >= self._rule.effect.acts_from:
+            self._group = self._rule.effect.arrived(now)
+        return self.failed(now, view)
 
     def started(self, now: float, *, slow: bool = False) -> Collection[Action]:
         """The model, or a copy, runs from now on; on a `slow` instance the query is late."""

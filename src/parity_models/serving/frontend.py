@@ -860,22 +860,24 @@ class Frontend:
         if source is Source.MODEL:
             made = request.outputs[query, source]
             request.answers[row] = made.output
+            self.stand_ins.answers += 1
             if made.instance != self._originals[query].instance:
                 self._redundant(COPY, ANSWERED)()
         else:
             self._redundant(PARITY if source is Source.RECONSTRUCTION else source, ANSWERED)()
             answers = request.answers if self._imitated is None else request.answers[self._imitated]
             answers[row] = served(request.outputs[query, source].output)
+            self.stand_ins.answered(source, action.doubt)
         request.sources[row] = source
         if action.doubt:
             request.doubts = request.doubts or [0.0] * len(request.rows)
             request.doubts[row] = action.doubt
-        self.stand_ins.answered(source, action.doubt)
         request.unanswered -= 1
         self.metrics.latency(source).observe(at - request.arrived)
         if not request.unanswered and not request.future.done():
+            degraded = not self.scheduler.dispatch.up[DEPLOYED] and self.scheduler.degraded
             request.future.set_result(
-                Result(request.answers, request.sources, request.doubts, self.scheduler.degraded)
+                Result(request.answers, request.sources, request.doubts, degraded)
             )
 
     def _audit(self, action: Audit) -> None:

@@ -179,13 +179,14 @@ class Envelope(msgspec.Struct, frozen=True, eq=False, forbid_unknown_fields=True
         """Return for each of n queries whether it is unlike the training queries, or not finite:
         (n,). It takes some 5 to 10 µs for each input of a row."""
         sizes = sizes_in(queries, self.inputs) if self.longest else {}
-        unlike = np.zeros(len(next(iter(queries.values()))), np.bool_)
+        count = len(next(iter(queries.values())))
+        unlike = np.zeros(count, np.bool_)
         for axis, found in sizes.items():
             unlike |= found > self.longest[axis]
         for tensor, part in zip(self.inputs, self.parts, strict=True):
             array = queries[tensor.name]
-            rows: Iterable[Array] = contents(tensor, array, sizes) if sizes else array
-            for i, row in enumerate(rows):
+            whole = [] if sizes else [array[i, ...] for i in range(count)]
+            for i, row in enumerate(contents(tensor, array, sizes) if sizes else whole):
                 if not part.like(row):
                     unlike[i] = True
         return unlike

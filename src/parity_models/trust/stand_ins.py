@@ -104,7 +104,9 @@ class StandIns:
             for source, calibration in gate.calibrations.items()
         }
         """The judge of each stand-in's outputs."""
-        self._answers, self._planned = 0, 0.0
+        self.answers = 0
+        """All answers since the budget last changed, the model's among them."""
+        self._planned = 0.0
         self._gate_turned = gate_turned
         self._one_in, self._random = one_in, Random(0)
         for source, judge in self.judges.items():
@@ -149,8 +151,8 @@ class StandIns:
     # The budget
 
     def answered(self, source: Source, doubt: float) -> None:
-        """Count an answer, to a query that differs with the probability `doubt`."""
-        self._answers += 1
+        """Count an answer of a stand-in, which differs with the probability `doubt`."""
+        self.answers += 1
         if source in self.judges and not self._faults.has_doubts:
             self.judges[source].answered(doubt)
         else:
@@ -158,17 +160,17 @@ class StandIns:
 
     def change_budget(self, differ: float) -> None:
         """Audit another share of answers that may differ, and count answers anew."""
-        self.differ, self._answers, self._planned = differ, 0, 0.0
+        self.differ, self.answers, self._planned = differ, 0, 0.0
         for judge in self.judges.values():
             judge.change(differ)
 
     def differing(self) -> tuple[float, float]:
         """Return the share of all answers that differ, estimated, and its upper bound (95 %): since
         the start, or the last change of the budget."""
-        if not self._answers:
+        if not self.answers:
             return 0.0, 1.0
         parts = [judge.differing for judge in self.judges.values()] + [(self._planned,) * 2]
-        estimate, most = (sum(each) / self._answers for each in zip(*parts, strict=True))
+        estimate, most = (sum(each) / self.answers for each in zip(*parts, strict=True))
         return min(1.0, estimate), min(1.0, most)
 
     # Comparisons

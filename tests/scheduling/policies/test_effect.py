@@ -26,7 +26,8 @@ class Stream:
     def run(self, seconds: float) -> None:
         for _ in range(round(seconds * 100)):
             self.now += 0.01
-            group = self.effect.arrived(self.now)
+            acts = self.now >= self.effect.acts_from
+            group = self.effect.arrived(self.now) if acts else 0
             helps = self.effect.helps_from(group, self.now) <= self.now
             self.helped += helps
             late = self._random.random() < self.late[helps]
