@@ -242,6 +242,8 @@ class StandIns:
         Reconstructions from the same parity outputs are not independent of each other.
         """
         assert self._code is not None
+        if not predictions:  # the group is over
+            return
         parity_outputs = [made.output if made else None for made in parities]
         have = tuple(made is not None for made in parities)
         slot = self._random.randrange(len(predictions))
