@@ -335,7 +335,7 @@ def test_validation_runs_every_policy_for_real_under_disturbances(
         "--out", tmp_path / "out", "--work", tmp_path / "work",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "out" / "validation.json").read_text())
+    result = json.loads((tmp_path / "out" / "mine.json").read_text())
     assert [row["policy"] for row in result["rows"]] == ["no redundancy", "adaptive parity"]
     assert all(row["p50 real"] > 10 for row in result["rows"])
     assert result["overheads"][0]["held"] >= 0
