@@ -244,7 +244,10 @@ def _in_child() -> None:
     clients = [*_forked]
     _after_fork()
     for client in clients:
-        client.after_fork()
+        try:
+            client.after_fork()
+        except Exception:  # the others go on all the same
+            _log.exception("a forked process keeps nothing that this Late learns")
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
