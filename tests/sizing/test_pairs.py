@@ -84,8 +84,8 @@ def test_answers_of_another_kind_are_refused(bundle: pm.Bundle, folder: Path) ->
 
 def test_clients_get_labels_from_the_model_and_from_stand_ins(bundle: pm.Bundle) -> None:
     with pm.serve(bundle, stand_in_only=True, port=0, agreement=0) as upstream:
-        options = {"engine": f"remote@deployed={upstream.url}", "policy": "none", "port": 0}
-        with pm.serve(bundle, **options) as server:  # type: ignore[arg-type]
+        engine = f"remote@deployed={upstream.url}"
+        with pm.serve(bundle, engine=engine, policy="none", port=0) as server:
             result = server.predict({"text": texts(3, seed=4)})
     assert result.outputs["answer"].ravel().tolist() == [*CLASSES]
 

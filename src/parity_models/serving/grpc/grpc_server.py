@@ -10,6 +10,7 @@ try:
     from parity_models.serving.grpc.over_ngh2 import GrpcServer
 except ModuleNotFoundError:
     with needs("grpc", "gRPC"):
+        # Either is a Service with the same methods, which mypy takes for two types of one name.
         from parity_models.serving.grpc.over_grpcio import (  # type: ignore[assignment]
             GrpcServer,
         )
