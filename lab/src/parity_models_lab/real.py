@@ -2,10 +2,10 @@
 
 Intents of Banking77 by MiniLM-L6 and a classifier, in four instances on two cores: four Tritons,
 each with one instance of its Python backend, behind a client that prefers the instance with the
-fewest calls in flight; or the four workers of `parm serve`. Instances are slow because neighbours
-compute on their core, because they are stopped, because the disk is busy; now and then all are
-stopped for five seconds. All contestants get the same queries at the same times, and the same
-slowness.
+fewest calls in flight, or behind Envoy; or the four workers of `parm serve`. Instances are slow
+because neighbours compute on their core, because they are stopped, because the disk is busy; now
+and then all are stopped for five seconds. All contestants get the same queries at the same times,
+and the same slowness.
 """
 
 import asyncio
@@ -45,6 +45,7 @@ from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.protocol import read_response, write_request
 from parity_models.serving.remote.export import export_repository
 from parity_models.serving.server import ServeOptions
+from parity_models_lab.envoy import envoy, hedging
 from parity_models_lab.plots import PALETTE, save, style, tail_axes
 from parity_models_lab.results import OutFolder, ResultCache, Row, Seed, Work, code_digest, report
 from parity_models_lab.served import ROOT, processes, served, triton
@@ -56,7 +57,8 @@ TIMEOUT = 10.0
 DEFAULT_AFTER = 0.05
 """Seconds after which a default answers, where that is all that is done."""
 
-HEDGING, HEDGED_AFTER = "hedging after", (0.015, 0.03, 0.06, 0.12)
+HEDGING, ENVOY_HEDGING = "hedging after", "Envoy, hedging after"
+HEDGED_AFTER = (0.015, 0.03, 0.06, 0.12)
 """Delays of copies, of which the best in the first seed is taken."""
 
 LATE = 0.05
@@ -155,8 +157,10 @@ Ask = Callable[[int], Awaitable[tuple[int, str]]]
 class Fleet:
     """Servers of the model, of which a call goes to the one with the fewest calls in flight."""
 
-    def __init__(self, clients: Sequence[Client], texts: Texts) -> None:
-        self._clients, self._texts = clients, texts
+    def __init__(
+        self, clients: Sequence[Client], texts: Texts, headers: Mapping[str, str] | None = None
+    ) -> None:
+        self._clients, self._texts, self._headers = clients, texts, headers or {}
         self._in_flight = [0] * len(clients)
         self._draw = random.Random(0)
 
@@ -181,7 +185,8 @@ class Fleet:
         body, headers = self._texts.requests[text]
         try:
             path = f"/v2/models/{MODEL}/infer"
-            content, length = await self._clients[at].ask("POST", path, body, headers)
+            client, headers = self._clients[at], {**headers, **self._headers}
+            content, length = await client.ask("POST", path, body, headers)
         finally:
             self._in_flight[at] -= 1
         answer = read_response(content, length)
@@ -253,11 +258,12 @@ def raced(fleet: Fleet, texts: Texts, late: Late) -> Ask:
 
 class Contestant(NamedTuple):
     """Answers queries with a fleet, whose servers have these process ids: of one server, its
-    workers are the instances."""
+    workers are the instances. A proxy in front of them is not one of them."""
 
     ask: Ask
     fleet: Fleet
     servers: Sequence[int]
+    proxy: tuple[int, ...] = ()
 
     def instances(self) -> list[list[int]]:
         """Return the processes of each instance, some of which may have been started again."""
@@ -270,7 +276,7 @@ class Contestant(NamedTuple):
         """Return the seconds of the processor that the client and all servers have used, by
         process."""
         used = {os.getpid(): time.process_time()}
-        for each in (each for pid in self.servers for each in processes(pid)):
+        for each in (each for pid in (*self.servers, *self.proxy) for each in processes(pid)):
             with suppress(psutil.NoSuchProcess):
                 used[each.pid] = sum(each.cpu_times()[:2])
         return used
@@ -536,10 +542,11 @@ async def _compare(
                     made = await run(contestant, texts, course(seed), rate, seed, work)
                     kept.put(key, made)
                 found[name].append(made)
-            tuned = [name for name in found if name.startswith(HEDGING)]
-            best = min(tuned, key=lambda name: quantile(pooled(found[name]).latencies, 0.99))
-            for name in set(tuned) - {best}:  # after the first seed
-                del contestants[name], found[name]
+            for kind in (HEDGING, ENVOY_HEDGING):
+                tuned = [name for name in found if name.startswith(kind)]
+                best = min(tuned, key=lambda name: quantile(pooled(found[name]).latencies, 0.99))
+                for name in set(tuned) - {best}:  # after the first seed
+                    del contestants[name], found[name]
     return {name: pooled(runs) for name, runs in found.items()}, texts
 
 
@@ -547,18 +554,27 @@ async def _contestants(
     stack: AsyncExitStack, work: Path, texts: Texts, differ: float
 ) -> dict[str, Contestant]:
     """Start all servers, and return the contestants."""
-    pids, clients = list[int](), list[Client]()
+    pids, ports, clients = list[int](), list[int](), list[Client]()
     for number in range(INSTANCES):
         with _on_core(number):
             port, _, pid = stack.enter_context(triton((work / "repository").resolve()))
         pids.append(pid)
+        ports.append(port)
         clients.append(await stack.enter_async_context(Client(f"http://127.0.0.1:{port}")))
     fleet = Fleet(clients, texts)
     backup = GatedBackup(open_bundle(work / "protected"), budgeted=True)
     lates = {
         name: stack.enter_context(Late(work / folder, differ=differ))
-        for name, folder in (("Late", "protected"), ("Late, int8 as the stand-in", "int8"))
+        for name, folder in (
+            ("Late", "protected"),
+            ("Late, int8 as the stand-in", "int8"),
+            ("Late behind Envoy", "protected"),
+        )
     }
+    url, proxy = stack.enter_context(envoy(ports, HEDGED_AFTER))
+    client = await stack.enter_async_context(Client(url))
+    proxied = Fleet([client], texts)
+    behind = lates.pop("Late behind Envoy")
     asks: dict[str, Ask] = {
         BASELINE: fleet.plain,
         **{f"{HEDGING} {1e3 * each:g} ms": hedged(fleet, each) for each in HEDGED_AFTER},
@@ -566,7 +582,18 @@ async def _contestants(
         "a cascade": cascade(fleet, texts, backup),
         **{name: raced(fleet, texts, late) for name, late in lates.items()},
     }
+    through_envoy: dict[str, Ask] = {
+        "no help, Envoy": proxied.plain,
+        **{
+            f"{ENVOY_HEDGING} {1e3 * each:g} ms": Fleet([client], texts, hedging(each)).plain
+            for each in HEDGED_AFTER
+        },
+        "Late behind Envoy": raced(proxied, texts, behind),
+    }
     contestants = {name: Contestant(ask, fleet, pids) for name, ask in asks.items()}
+    contestants |= {
+        name: Contestant(ask, fleet, pids, (proxy,)) for name, ask in through_envoy.items()
+    }
     for policy in ("none", "hedging", "adaptive"):
         options = ServeOptions(
             policy=PolicyChoice(policy),
