@@ -16,8 +16,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from math import ceil, inf
 from pathlib import Path
@@ -63,6 +63,9 @@ HEDGED_AFTER = (0.015, 0.03, 0.06, 0.12)
 
 LATE = 0.05
 """Seconds from which on a query is late: those of the runs without help."""
+
+CONTINUED = 0.02
+"""Seconds after which the next of several stopped processes goes on."""
 
 BEGIN, CALM, SPELL, OUTAGE = 1.0, (0.8, 1.6), (0.8, 1.6), 5.0
 """Seconds: before the first spell of slowness, between two, of a spell, and of an outage."""
@@ -282,8 +285,8 @@ class Contestant(NamedTuple):
         return used
 
 
-@contextmanager
-def slow(spell: Spell, instances: Sequence[Sequence[int]], work: Path) -> Iterator[None]:
+@asynccontextmanager
+async def slow(spell: Spell, instances: Sequence[Sequence[int]], work: Path) -> AsyncIterator[None]:
     """Make instances slow while the context lasts."""
     started: list[subprocess.Popen[bytes]] = []
     stopped = list[int]()
@@ -300,7 +303,9 @@ def slow(spell: Spell, instances: Sequence[Sequence[int]], work: Path) -> Iterat
         _signal(stopped, signal.SIGSTOP)
         yield
     finally:
-        _signal(stopped, signal.SIGCONT)
+        for pid in reversed(stopped):  # Triton gives up a backend that stays behind
+            _signal([pid], signal.SIGCONT)
+            await asyncio.sleep(CONTINUED)
         for each in started:
             os.killpg(each.pid, signal.SIGKILL)
             each.wait()
@@ -342,7 +347,7 @@ async def run(
 
     async def disturb(spell: Spell) -> None:
         await asyncio.sleep(began + spell.begins - loop.time())
-        with slow(spell, contestant.instances(), work):
+        async with slow(spell, contestant.instances(), work):
             await asyncio.sleep(began + spell.ends - loop.time())
 
     disturbances = [asyncio.create_task(disturb(each)) for each in spells]
