@@ -38,7 +38,7 @@ from parity_models.training.network_plans import (
 )
 from parity_models.training.networks.network import EachSlot, served
 from parity_models.training.networks.queried import Queried
-from parity_models.training.problems import Distillation, one_slot
+from parity_models.training.problems import Distillation
 from parity_models.training.teacher import Queries, Teacher
 from parity_models.trust.calibration import LEVELS, estimate_coverage
 from parity_models.trust.gate import HEAD, AnsweredClass, Calibration, StandIn, confidences, suited
@@ -247,9 +247,9 @@ class Candidate:
         if self._code is None:
             backup = self._model(models[0], head=self._choose_head())
             return Exported(backup=backup, backup_training=training)
-        one = models[0] if self._code.by_slot else one_slot(models[0])
         if self._code.by_slot:
             models = [EachSlot(models[0], self._code.k)]
+        one = models[0].network if isinstance(models[0], EachSlot) else None
         parity = [self._model(each, self._code, slotwise=one is not None) for each in models]
         slot = None if one is None else self._model(one, slot=True)
         return Exported(self._code.spec, parity, slot, training)
