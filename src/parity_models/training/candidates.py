@@ -27,7 +27,7 @@ from parity_models.training.distillation import (
     valid,
 )
 from parity_models.training.export import export
-from parity_models.training.fit import Budget, Fitted, RunOptions, fit
+from parity_models.training.fit import Budget, Fitted, Run, RunOptions
 from parity_models.training.head import Head, choose_head
 from parity_models.training.network_plans import (
     Factory,
@@ -197,18 +197,17 @@ class Candidate:
     ) -> Fitted:
         """Train within the `budget`, by default the recipe's, and be no worse than before."""
         with computing(self.recipe.threaded):
-            fitted = fit(
+            run = Run(
                 self._problem,
                 self.recipe,
                 budget or Budget(self.recipe.usual_epochs(self._problem.steps)),
                 seed=self.context.seed if seed is None else seed,
                 checkpoint=checkpoint,
                 options=self.options | (options or {}),
-                resume=resume,
                 on_progress=on_progress,
-                began=began,
-                known=self.score if self.trained else None,
+                began=time.monotonic() if began is None else began,
             )
+            fitted = run.fit(resume=resume, known=self.score if self.trained else None)
         self.score = fitted.score
         self.seconds += fitted.seconds
         self.epochs += fitted.epochs
