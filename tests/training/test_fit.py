@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from parity_models.training import fit as fitting
 from parity_models.training.device import NARROW, place
-from parity_models.training.fit import Budget, Fitted, fit
+from parity_models.training.fit import Budget, Fitted, Run
 from parity_models.training.network_plans import recipe_for
 
 
@@ -52,7 +52,8 @@ class Slow:
 
 def fitted(problem: Slow, budget: Budget, folder: Path, known: float | None = None) -> Fitted:
     recipe, checkpoint = recipe_for(None, "deployed", (1,)), folder / "checkpoint"
-    return fit(problem, recipe, budget, seed=0, checkpoint=checkpoint, options={}, known=known)
+    run = Run(problem, recipe, budget, seed=0, checkpoint=checkpoint, options={})
+    return run.fit(known=known)
 
 
 def test_no_epoch_begins_that_could_not_be_judged_in_time(tmp_path: Path, clock: Clock) -> None:

@@ -15,7 +15,7 @@ from parity_models.errors import UserError
 from parity_models.registry import load_own
 from parity_models.training.network_plans import build_models, parity_network, recipe_for
 from parity_models.training.networks import MLP, SmallResNet, build_network
-from parity_models.training.networks.network import Slotwise
+from parity_models.training.networks.network import EachSlot
 from parity_models.training.networks.queried import Shape
 
 SUM = CodeSpec("sum", "subtraction", 2)
@@ -31,7 +31,7 @@ def built(network: str, spec: CodeSpec, shape: Shape) -> nn.Module:
 @pytest.mark.parametrize(
     ("spec", "shape", "network", "expected"),
     [
-        (STACK, (1, 9, 9), "resnet-small", Slotwise),
+        (STACK, (1, 9, 9), "resnet-small", EachSlot),
         (CodeSpec("stack", "subtraction", 2), (1, 9, 9), "resnet-small", SmallResNet),
         (CodeSpec("stack", "separate", 8), (1, 6, 6), "resnet-small", SmallResNet),  # too small
         (STACK, (3, 40), "mlp@0.5", MLP),

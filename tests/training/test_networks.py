@@ -15,7 +15,7 @@ from parity_models.tensors.queries import take
 from parity_models.tensors.signature import Axis, Signature, Tensor
 from parity_models.training.export import export, floats
 from parity_models.training.networks import MLP, NETWORKS, Text, build_network
-from parity_models.training.networks.network import Slotwise
+from parity_models.training.networks.network import EachSlot, Folded
 from parity_models.training.networks.queried import Grid, Shape, describe, find_tables
 from text_models import WORDS, texts
 
@@ -79,9 +79,10 @@ def test_networks_refuse_other_inputs(name: str, inputs: Shape, grid: Grid, reas
 # One network in every slot
 
 
-def slotwise(k: int, shape: Shape) -> Slotwise:
+def slotwise(k: int, shape: Shape) -> EachSlot:
     torch.manual_seed(0)
-    return Slotwise(k, shape, lambda folded: build_network("resnet-small", folded, (10,)))
+    folded = Folded(k, shape, lambda each: build_network("resnet-small", each, (10,)))
+    return EachSlot(folded, k, shape)
 
 
 @pytest.mark.parametrize(("k", "shape"), [(3, (3, 9, 11)), (8, (1, 28, 28))])

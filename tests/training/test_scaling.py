@@ -8,12 +8,9 @@ import torch
 from torch import nn
 
 from own_models import STACK
-from parity_models.codes import Code, CodeSpec
+from parity_models.codes import CodeSpec
 from parity_models.evaluation.outputs import deployed_predictor
 from parity_models.training import TrainingOptions
-from parity_models.training.network_plans import parity_network
-from parity_models.training.problems import one_slot, scaled
-from parity_models.trust.envelope import channel_axis
 from trainings import evaluate, train_parity
 
 SCALES = np.array([1e-2, 1, 30, 4e3, 0.5, 200])
@@ -40,18 +37,3 @@ def test_values_of_any_scale_are_learned(spec: CodeSpec | None, tmp_path: Path) 
     found = accuracy.degraded_accuracy if spec else accuracy.backup_accuracy
     assert found is not None
     assert found > 0.95
-
-
-def test_one_slot_is_a_scaled_network_for_one_query() -> None:
-    torch.manual_seed(1)
-    shape, code = (2, 9, 11), CodeSpec("stack", "separate", 3)
-    network = parity_network("resnet-small", Code(code, shape, (10,))).make()
-    stacked = (3 * shape[0], *shape[1:])
-    inputs, targets = 100 * torch.randn(16, *stacked), 100 * torch.randn(16, 3, 10)
-    module = scaled(network, inputs, targets, channel_axis(stacked))
-    module(inputs)
-    slot = one_slot(module.eval())
-    assert slot is not None
-    slot.eval()
-    with torch.no_grad():
-        torch.testing.assert_close(slot(inputs[:, : shape[0]]), module(inputs)[:, 0])

@@ -149,7 +149,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainingContex
 
 def searched(context: TrainingContext, seconds: float, *names: str) -> Found:
     """Search among these backups."""
-    return search.search(context, dict.fromkeys(names, 0.9), seconds, Callbacks())
+    return search.Search(context, seconds, Callbacks()).run(dict.fromkeys(names, 0.9))
 
 
 def interrupt(patch: pytest.MonkeyPatch, owner: object, name: str, at: int) -> None:

@@ -29,7 +29,7 @@ from parity_models.training.device import (
     run_reduced,
 )
 from parity_models.training.export import WEIGHTS, export, floats
-from parity_models.training.fit import Budget, RunOptions, fit
+from parity_models.training.fit import Budget, Run, RunOptions
 from parity_models.training.network_plans import single_network
 from parity_models.training.networks import NETWORKS, Queried
 from parity_models.training.teacher import Queries, TrainingOptions
@@ -107,17 +107,17 @@ def train_deployed(
     checkpoint = out.with_name(f"{out.name}.checkpoint")
     budget = Budget(options.epochs, options.seconds)
     with computing(recipe.threaded):
-        fitted = fit(
+        run = Run(
             _Labelled(module, task, dataset, steps, mirrored),
             recipe,
             Budget(recipe.usual_epochs(steps)) if budget == Budget() else budget,
             seed=options.seed,
             checkpoint=checkpoint,
             options={"task": task.name, "inputs": sha256, "seed": options.seed, **said},
-            resume=options.resume,
             on_progress=(callbacks or Callbacks()).on_progress,
             began=began,
         )
+        fitted = run.fit(resume=options.resume)
     training = Training(
         task=task.name,
         inputs=len(dataset.train),

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from parity_models.codes import Code, CodeSpec, Decoder, Encoder
-from parity_models.codes.coder import Array, Shape
+from parity_models.codes import Code, CodeSpec, Encoder, SubtractionDecoder
+from parity_models.codes.coder import Array, Coder, Shape
 from parity_models.options import option
 from parity_models.training.network_plans import Factory, NetworkPlan, parity_network
 
@@ -49,16 +49,18 @@ def _perceptron(*units: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Learned(Coder.Options):
+    """The options of a learned encoder or decoder."""
+
+    weights: str = option("", "File of weights, in the safetensors format.")
+
+
 class LearnedEncoder(Encoder):
     """k queries in, r parity queries of the same shape out, by a network."""
 
     floating = True
-
-    @dataclass(frozen=True, kw_only=True)
-    class Options(Encoder.Options):
-        """The encoder's options."""
-
-        weights: str = option("", "File of weights, in the safetensors format.")
+    Options = Learned
 
     def __init__(self, k: int, r: int, query_shape: Shape, options: Any = None) -> None:
         super().__init__(k, r, query_shape, options)
@@ -105,18 +107,12 @@ class ConvolutionalEncoder(LearnedEncoder):
         return nn.Sequential(*layers, nn.Conv2d(inner, self.r * channels, 1))
 
 
-class MLPDecoder(Decoder):
+class MLPDecoder(SubtractionDecoder):
     """Three fully connected layers over k predictions and r parity outputs, zeros in place of what
-    is not available, to k predictions. Parity outputs are held near the sum of predictions."""
+    is not available, to k predictions. Parity outputs are held near sums of predictions."""
 
     name = "mlp"
-    sums = True
-
-    @dataclass(frozen=True, kw_only=True)
-    class Options(Decoder.Options):
-        """The decoder's options."""
-
-        weights: str = option("", "File of weights, in the safetensors format.")
+    Options = Learned
 
     def __init__(self, k: int, r: int, output_shape: Shape, options: Any = None) -> None:
         super().__init__(k, r, output_shape, options)
@@ -126,15 +122,6 @@ class MLPDecoder(Decoder):
             torch.manual_seed(1)
             network = _perceptron((k + r) * values, inner, inner, k * values)
             self.module = _read(network, self.options.weights)
-
-    def targets(self, predictions: Sequence[Array], j: int) -> Array:
-        return sum(predictions)
-
-    def decodable(
-        self, available: tuple[bool, ...], parities: tuple[bool, ...]
-    ) -> tuple[bool, ...]:
-        enough = self.k - sum(available) <= sum(parities)
-        return tuple(enough and not here for here in available)
 
     def decode(
         self, predictions: Sequence[Array | None], parity_outputs: Sequence[Array | None]

@@ -58,7 +58,7 @@ from parity_models.training.candidates import TrainingContext
 from parity_models.training.device import BATCH as PREDICTED
 from parity_models.training.device import Rows, choose_device, place, predict
 from parity_models.training.distillation import distill, envelope_of
-from parity_models.training.search import FINALISTS, Found, propose, search, search_log
+from parity_models.training.search import FINALISTS, Found, Search, propose, search_log
 from parity_models.training.teacher import (
     HELD_OUT,
     Model,
@@ -306,7 +306,7 @@ def protect(
         running = (FINALISTS + 1) * context.row_seconds * 2 * len(test)
         finishing = min(FINISHING + running, MOST_FINISHING * total)
         seconds = max(end - finishing - time.monotonic(), LEAST_SEARCHING * total)
-        return _finish(context, search(context, proposals, seconds, said), out, chosen)
+        return _finish(context, Search(context, seconds, said).run(proposals), out, chosen)
 
 
 def _imitate(
@@ -341,7 +341,7 @@ def _imitate(
             answered_classes(bare, options.answer_only),
         )
         train = fit_texts if any(x.dtype.hasobject for x in queries.values()) else search_log
-        made = train(teacher, learning, targets, kind, metric, options, seconds, callbacks)
+        made = train(teacher, learning, targets, metric, options, seconds, callbacks)
         about |= {"imitated": teacher.bundle.manifest.imitated, "backup": made.backup}
         about |= {"backup_training": made.backup_training}
         about["envelope"] = fit_envelope(teacher.signature.inputs, learning, held_out, targets)

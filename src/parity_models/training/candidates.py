@@ -27,7 +27,7 @@ from parity_models.training.distillation import (
     valid,
 )
 from parity_models.training.export import export
-from parity_models.training.fit import Budget, Fitted, RunOptions, fit
+from parity_models.training.fit import Budget, Fitted, Run, RunOptions
 from parity_models.training.head import Head, choose_head
 from parity_models.training.network_plans import (
     Factory,
@@ -38,7 +38,7 @@ from parity_models.training.network_plans import (
 )
 from parity_models.training.networks.network import EachSlot, served
 from parity_models.training.networks.queried import Queried
-from parity_models.training.problems import Distillation, one_slot
+from parity_models.training.problems import Distillation
 from parity_models.training.teacher import Queries, Teacher
 from parity_models.trust.calibration import LEVELS, estimate_coverage
 from parity_models.trust.gate import HEAD, AnsweredClass, Calibration, StandIn, confidences, suited
@@ -197,18 +197,17 @@ class Candidate:
     ) -> Fitted:
         """Train within the `budget`, by default the recipe's, and be no worse than before."""
         with computing(self.recipe.threaded):
-            fitted = fit(
+            run = Run(
                 self._problem,
                 self.recipe,
                 budget or Budget(self.recipe.usual_epochs(self._problem.steps)),
                 seed=self.context.seed if seed is None else seed,
                 checkpoint=checkpoint,
                 options=self.options | (options or {}),
-                resume=resume,
                 on_progress=on_progress,
-                began=began,
-                known=self.score if self.trained else None,
+                began=time.monotonic() if began is None else began,
             )
+            fitted = run.fit(resume=resume, known=self.score if self.trained else None)
         self.score = fitted.score
         self.seconds += fitted.seconds
         self.epochs += fitted.epochs
@@ -247,9 +246,9 @@ class Candidate:
         if self._code is None:
             backup = self._model(models[0], head=self._choose_head())
             return Exported(backup=backup, backup_training=training)
-        one = models[0] if self._code.by_slot else one_slot(models[0])
         if self._code.by_slot:
             models = [EachSlot(models[0], self._code.k)]
+        one = models[0].network if isinstance(models[0], EachSlot) else None
         parity = [self._model(each, self._code, slotwise=one is not None) for each in models]
         slot = None if one is None else self._model(one, slot=True)
         return Exported(self._code.spec, parity, slot, training)

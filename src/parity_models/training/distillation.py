@@ -134,6 +134,23 @@ class DistillationData:
     metric: str
     transform: OutputTransform
 
+    @classmethod
+    def of(
+        cls, queries: Queries, inputs: Rows, predictions: Tensor, held_out: Rows, predicted: Tensor
+    ) -> "DistillationData":
+        """Return the data of `queries`, whose rows are on the device of F's predictions.
+
+        Raises UserError for a metric that cannot judge them.
+        """
+        some = predictions[0].cpu().numpy()
+        kind = recognise(some, queries.metric)
+        metric = choose_metric(queries.metric or USUAL[kind], some.shape[1:])
+        right = queries.validation_labels
+        if right is None:
+            right = labels_from(predicted.cpu().numpy(), metric)
+        transform = OutputTransform.of(kind, predictions)
+        return cls(inputs, predictions, held_out, predicted, right, metric, transform)
+
     @property
     def mirrored(self) -> bool:
         """True if there are predictions for queries flipped left to right."""
@@ -168,21 +185,7 @@ def distill(
             "the deployed model predicts the same for all inputs, so nothing can be learned from "
             "it; check that they are scaled as the model expects them"
         )
-    some = predictions[0].cpu().numpy()
-    kind = recognise(some, queries.metric)
-    metric = choose_metric(queries.metric or USUAL[kind], some.shape[1:])
-    right = queries.validation_labels
-    if right is None:
-        right = labels_from(predicted.cpu().numpy(), metric)
-    return DistillationData(
-        inputs,
-        predictions,
-        held_out,
-        predicted,
-        right,
-        metric,
-        OutputTransform.of(kind, predictions),
-    )
+    return DistillationData.of(queries, inputs, predictions, held_out, predicted)
 
 
 def envelope_of(data: DistillationData, teacher: Teacher) -> Envelope:

@@ -1,10 +1,8 @@
 """A torch network as an ONNX model that takes batches of any size, and as weights in a bundle."""
 
 import inspect
-import logging
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
@@ -47,7 +45,8 @@ def export(network: nn.Module, inputs: Sequence[Tensor], *outputs: str) -> bytes
     )
     first = next(iter(inspect.signature(frozen.forward).parameters.values()))
     takes_any = first.kind is inspect.Parameter.VAR_POSITIONAL
-    with _quiet(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of the exporter, about its own internals
         program = torch.onnx.export(
             frozen,
             tuple(torch.from_numpy(each.zeros(2)) for each in specs),
@@ -60,22 +59,6 @@ def export(network: nn.Module, inputs: Sequence[Tensor], *outputs: str) -> bytes
     assert program is not None
     content: bytes = program.model_proto.SerializeToString()
     return content
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the exporter's messages about its own internals; errors still come as exceptions."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def load_deployed(bundle: Bundle) -> nn.Module:

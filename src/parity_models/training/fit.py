@@ -83,20 +83,9 @@ class Fitted:
     diverged: bool = False
 
 
-def fit(
-    problem: Problem,
-    recipe: Effort,
-    budget: Budget,
-    *,
-    seed: int,
-    checkpoint: Path | None,
-    options: RunOptions,
-    resume: bool = False,
-    on_progress: OnProgress | None = None,
-    began: float | None = None,
-    known: float | None = None,
-) -> Fitted:
-    """Train the problem's module until the budget is spent, and leave it at its best epoch.
+@dataclass
+class Run:
+    """A training run of a problem's module, and the state that its checkpoint holds.
 
     An epoch's randomness depends only on `seed` and its number, so that a resumed run gives the
     same result as an uninterrupted one. Ctrl-C ends training early.
@@ -108,24 +97,9 @@ def fit(
         seed: Fixes the order of the data.
         checkpoint: The file, if any, that holds all that is needed to continue after every epoch.
         options: All that determines the run's result, except chance.
-        resume: Continue from the checkpoint.
         on_progress: Called several times a second.
         began: The time.monotonic() from which the budget counts; by default now.
-        known: The score of a module that was trained before: training does not make it worse.
-
-    Raises TrainingError if the first epoch diverges, if the checkpoint cannot be written, and if
-    there is none to resume from, or its run had other options.
     """
-    began = time.monotonic() if began is None else began
-    run = _Run(problem, recipe, budget, seed, checkpoint, options, on_progress, began)
-    if resume:
-        run.load()
-    return run.to_the_end(known)
-
-
-@dataclass
-class _Run:
-    """One training run and its state, which the checkpoint holds."""
 
     problem: Problem
     recipe: Effort
@@ -133,8 +107,8 @@ class _Run:
     seed: int
     checkpoint: Path | None
     options: RunOptions
-    on_progress: OnProgress | None
-    began: float
+    on_progress: OnProgress | None = None
+    began: float = field(default_factory=lambda: time.monotonic())
     epochs: int = 0
     best_epoch: int = 0
     best_score: float | None = None
@@ -149,8 +123,16 @@ class _Run:
         self.module = self.problem.module
         self.optimizer = self.recipe.optimizer(self.module.parameters())
 
-    def to_the_end(self, known: float | None) -> Fitted:
-        """Train epoch after epoch. Raises TrainingError if the first one diverges."""
+    def fit(self, *, resume: bool = False, known: float | None = None) -> Fitted:
+        """Train the module until the budget is spent, and leave it at its best epoch.
+
+        With `resume` it continues from the checkpoint. `known` is the score of a module that was
+        trained before: training does not make it worse. Raises TrainingError if the first epoch
+        diverges, if the checkpoint cannot be written, and if there is none to resume from, or its
+        run had other options.
+        """
+        if resume:
+            self._load()
         interrupted = resumable = False
         self.spent = self._used(self.epochs)
         try:
@@ -259,7 +241,7 @@ class _Run:
         finally:
             new.unlink(missing_ok=True)
 
-    def load(self) -> None:
+    def _load(self) -> None:
         """Continue from the checkpoint.
 
         Raises TrainingError if it is missing or damaged, or its run had other options.

@@ -17,7 +17,7 @@ from parity_models.registry import is_own, load_own, say
 from parity_models.tensors.signature import Signature, Tensor
 from parity_models.training.export import OUTPUT, export, floats
 from parity_models.training.networks import MLP, NETWORKS, Effort, Network, SmallResNet, family
-from parity_models.training.networks.network import Slotwise, copy_weights
+from parity_models.training.networks.network import EachSlot, Folded, copy_weights
 from parity_models.training.networks.queried import Grid, Queried, Shape
 
 SUMS_EPOCHS = 4
@@ -168,10 +168,11 @@ def build_models(network: NetworkPlan, r: int, deployed: nn.Module) -> tuple[nn.
     models = nn.ModuleList(network.make() for _ in range(r))
     started = False
     for j, model in enumerate(models if network.recipe.from_deployed else ()):
-        if isinstance(model, Slotwise):
+        single = model.network if isinstance(model, EachSlot) else None
+        if isinstance(single, Folded):
             # It begins as F would on images shrunk by area averaging. Models that start alike stay
             # alike, and their mean is no better than each: only one begins with F's first layer.
-            alike = copy_weights(model.network, deployed, prod(model.fold.block), shared=j == 0)
+            alike = copy_weights(single.network, deployed, prod(single.block), shared=j == 0)
         else:  # the head begins with the weights for the mean of the places
             alike = copy_weights(model, deployed, prod(network.places))
         started = started or alike

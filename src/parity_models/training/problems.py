@@ -19,7 +19,7 @@ from parity_models.codes import Code
 from parity_models.tasks.metrics import score
 from parity_models.training.device import BATCH, Rows, mirror, predict, run_reduced
 from parity_models.training.distillation import SQUARED_ERROR, DistillationData, valid
-from parity_models.training.networks.network import Effort, SelfScaling, Slotwise, served
+from parity_models.training.networks.network import EachSlot, Effort, SelfScaling, served
 from parity_models.trust.envelope import channel_axis
 
 Answers = tuple[NDArray[Any], NDArray[np.int64]]
@@ -70,18 +70,18 @@ class Distillation:
 
     @torch.no_grad()
     def _scale(self) -> None:
-        """Scale queries, and outputs of values by their targets; with a code, by some groups."""
+        """Scale queries, and outputs of values by their targets. Where a code mixes the queries,
+        parity queries are scaled, by some groups."""
         data, code = self.data, self._code
-        classes = data.transform.of_classes
+        targets = None if data.transform.of_classes else self._targets[0]
         if isinstance(self.module, SelfScaling):
-            if not classes:
-                offset, scale, _ = _spread(self._targets[0], ())
+            if targets is not None:
+                offset, scale, _ = _spread(targets, ())
                 self.module = Scaled(self.module, scale, offset)
             return
         (inputs,) = data.inputs.tensors
         channels = channel_axis(tuple(inputs.shape[1:]))
         if code is None:
-            targets = None if classes else self._targets[0]
             self.module = scaled(self.module, inputs, targets, channels)
             return
         order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
@@ -90,9 +90,13 @@ class Distillation:
         parities = self._encoded([data.inputs[each] for each in rows])
         models = nn.ModuleList()
         for j, model in enumerate(self.models):
-            targets = None if classes else code.targets(list(self._targets[0, rows]), j)
-            (parity,) = parities[j].tensors
-            models.append(scaled(model, parity, targets, channels))
+            if isinstance(model, EachSlot):
+                model.network = scaled(model.network, inputs, targets, channels)
+            else:
+                sums = None if targets is None else code.targets(list(targets[rows]), j)
+                (parity,) = parities[j].tensors
+                model = scaled(model, parity, sums, channels)
+            models.append(model)
         self.module = models
 
     def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
@@ -264,23 +268,6 @@ class Scaled(SelfScaling):
         if not isinstance(self.network, SelfScaling):
             return self
         return Scaled(served(self.network), self.scale, self.offset)
-
-
-def one_slot(module: nn.Module) -> nn.Module | None:
-    """Return the first slot of a Slotwise network, scaled or not, as a network for one query alone;
-    None for others."""
-    if not isinstance(module, Scaled):
-        return module.slot if isinstance(module, Slotwise) else None
-    network = module.network
-    if not isinstance(network, Slotwise):
-        return None
-    rows = network.query_shape[0]
-    shift, inverse = (
-        each[:rows] if each.ndim and len(each) == network.k * rows else each
-        for each in (module.shift, module.inverse)
-    )
-    scale, offset = (each[0] if each.ndim else each for each in (module.scale, module.offset))
-    return Scaled(network.slot, scale, offset, shift, inverse)
 
 
 def _spread(values: Tensor, alike: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,11 +18,10 @@ from parity_models.bundle.onnx_model import OnnxModel
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import TrainingError
 from parity_models.progress import Callbacks, OnProgress, Progress
-from parity_models.tasks.metrics import OutputKind, labels_from
 from parity_models.tensors.signature import Array, Batch, Sizes, padded
 from parity_models.training.candidates import Candidate, Exported, TrainingContext, code_for
 from parity_models.training.device import Rows, choose_device
-from parity_models.training.distillation import DistillationData, OutputTransform
+from parity_models.training.distillation import DistillationData
 from parity_models.training.export import export
 from parity_models.training.fit import Budget
 from parity_models.training.network_plans import parity_network, single_network
@@ -180,27 +179,21 @@ class Found:
     interrupted: bool
 
 
-def search(
-    context: TrainingContext, proposals: Mapping[str, float], seconds: float, callbacks: Callbacks
-) -> Found:
-    """Train backups of the proposed networks for this many seconds, and each at least once.
-
-    Raises TrainingError if no candidate could be trained, and KeyboardInterrupt if Ctrl-C came
-    before the first was.
-    """
-    return _Search(context, seconds, callbacks).run(proposals)
-
-
-class _Search:
-    """One search, and the candidates that it dropped."""
+class Search:
+    """One search for backups, of some seconds, and the candidates that it dropped."""
 
     def __init__(self, context: TrainingContext, seconds: float, callbacks: Callbacks) -> None:
-        self._lesson = context
+        self._context = context
         self._callbacks = callbacks
         self._dropped: dict[str, str] = {}
         self._began, self._seconds = time.monotonic(), seconds
 
     def run(self, proposals: Mapping[str, float]) -> Found:
+        """Train backups of the proposed networks, each at least once.
+
+        Raises TrainingError if no candidate could be trained, and KeyboardInterrupt if Ctrl-C came
+        before the first was.
+        """
         left, interrupted, end = self._entrants(proposals), False, self._began
         try:
             for rung, share in enumerate(RUNGS):
@@ -224,16 +217,15 @@ class _Search:
         entrants: list[Candidate] = []
         left = RUNGS[0] * self._seconds
         for network, share in proposals.items():
-            left -= max(LEAST_SECONDS, JUDGED * share * self._lesson.judging)
+            left -= max(LEAST_SECONDS, JUDGED * share * self._context.judging)
             if left >= 0 or len(entrants) < 2:
-                entrants.append(Candidate(network, self._lesson, share=share))
+                entrants.append(Candidate(network, self._context, share=share))
             else:
                 self._dropped[f"backup {network}"] = "not tried: there are not enough minutes"
         return entrants
 
     def _rung(self, candidates: Sequence[Candidate], rung: int, end: float) -> None:
         """Train each until `end` at the latest; drop any that cannot be trained."""
-        context = self._lesson
         for place, candidate in enumerate(candidates):
             slot = max(0.0, (end - time.monotonic()) / (len(candidates) - place))
             if rung > 0 and slot <= JUDGED * candidate.judging:  # it stays as it is
@@ -244,7 +236,7 @@ class _Search:
             try:
                 fitted = candidate.fit(
                     Budget(seconds=max(SHORTEST, slot - candidate.judging)),
-                    seed=context.seed + rung,
+                    seed=self._context.seed + rung,
                     on_progress=self._reporting(where, slot, best),
                 )
                 if first or fitted.best_epoch:
@@ -282,32 +274,19 @@ def search_log(
     teacher: Teacher,
     queries: Batch,
     targets: Array,
-    kind: OutputKind,
     metric: str,
     options: TeachingOptions,
     seconds: float,
     callbacks: Callbacks,
 ) -> Exported:
     """Return the best backup for a model that is elsewhere, by its outputs for `queries`."""
-    signature, device, cut = (
-        teacher.signature,
-        choose_device(options.device),
-        len(targets) // HELD_OUT,
-    )
+    signature, device = teacher.signature, choose_device(options.device)
     rows, outputs = padded(queries, signature, ()), torch.from_numpy(targets).to(device)
+    cut = len(targets) // HELD_OUT
     learned = Queries(rows[cut:], rows[:cut], metric=metric)
-    data = DistillationData(
-        Rows.of(learned.train, signature, device),
-        outputs[None, cut:],
-        Rows.of(learned.validation, signature, device),
-        outputs[:cut],
-        labels_from(targets[:cut], metric),
-        metric,
-        OutputTransform.of(kind, outputs[None, cut:]),
-    )
-    queried = teacher.describe(rows)
-    context = TrainingContext(
-        teacher, nn.Identity(), learned, data, queried, options.seed, AGREEMENT
-    )
-    found = search(context, propose(teacher, queried, ()), seconds, callbacks)
+    inputs, held_out = (Rows.of(each, signature, device) for each in (rows[cut:], rows[:cut]))
+    data = DistillationData.of(learned, inputs, outputs[None, cut:], held_out, outputs[:cut])
+    queried, model = teacher.describe(rows), nn.Identity()
+    context = TrainingContext(teacher, model, learned, data, queried, options.seed, AGREEMENT)
+    found = Search(context, seconds, callbacks).run(propose(teacher, queried, ()))
     return max(found.finalists, key=lambda each: (each.covered, each.score)).exported()

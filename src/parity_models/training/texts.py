@@ -21,7 +21,7 @@ from parity_models.bundle.bundle import NewModel, Training
 from parity_models.bundle.onnx_model import TEXT_FEATURES
 from parity_models.errors import TrainingError
 from parity_models.progress import Callbacks, OnProgress, Progress
-from parity_models.tasks.metrics import OutputKind
+from parity_models.tasks.metrics import OutputKind, recognise
 from parity_models.tensors.features import HASHED_TEXT, TextFeatures
 from parity_models.tensors.signature import Array, Batch, Named, TensorSpec
 from parity_models.tensors.texts import write_texts
@@ -45,7 +45,6 @@ def fit_texts(
     teacher: Teacher,
     queries: Batch,
     targets: Floats,
-    kind: OutputKind,
     metric: str,
     options: TeachingOptions,
     seconds: float,
@@ -64,6 +63,7 @@ def fit_texts(
     kept = np.argsort(-seen, kind="stable")[: MAX_WEIGHTS // targets.shape[1]]
     kept = kept[seen[kept] >= FEWEST]
     inputs = _normalised(ids, rarity, features.buckets)[:, kept]
+    kind = recognise(targets, metric)
     of_classes = kind in ("logits", "probabilities")
     center, scale = np.zeros(targets.shape[1], np.float32), 1.0
     if kind == "logits":

@@ -137,7 +137,7 @@ class Network(ABC):
         """Return a module that takes (n, *parity_shape) of `code` and gives (n,
         *parity_output_shape).
 
-        By default it is made by `build`: for each slot separately (see Slotwise), or for the whole
+        By default it is made by `build`: for each slot separately (see EachSlot), or for the whole
         parity query. Raises TrainingError for a code that it does not support.
         """
         outputs = code.output_shape
@@ -145,11 +145,12 @@ class Network(ABC):
         images = len(code.query_shape) == 3 and code.parity_shape[1:] == code.query_shape[1:]
         if stacked and images and cls.slot_by_slot(options):
             with suppress(TrainingError):  # folded queries are too small for it
-                return Slotwise(
+                folded = Folded(
                     code.k,
                     code.query_shape,
                     lambda shape: cls.build(options, Queried.of(shape), outputs),
                 )
+                return EachSlot(folded, code.k, code.query_shape)
         return cls.build(options, Queried.of(code.parity_shape, grid), code.parity_output_shape)
 
 
@@ -194,69 +195,60 @@ def tiles(code: Code) -> Grid:
     return grid if code.decoder.reads_off else (1, 1)
 
 
-# One network that answers k stacked images at about the cost of one
+# One network that answers k queries
 
 
-class Fold(nn.Module):
-    """Folds each block of k pixels (MAX_FOLD at most) of images (n, *query_shape) into the channels
-    of one pixel, which gives images of `shape` (space to depth)."""
+class EachSlot(SelfScaling):
+    """Runs `network`, for single queries, on each of k queries. It gives (n, k, *outputs).
 
-    def __init__(self, k: int, query_shape: Shape) -> None:
+    The queries lie along a new first axis of each input (n, k, *shape); or they are images of
+    `query_shape`, stacked along their channels. The slots share the network, so they do not disturb
+    each other, and a group of k trains it k times. `network` answers one query in 1 / k of the
+    time.
+    """
+
+    def __init__(self, network: nn.Module, k: int, query_shape: Shape | None = None) -> None:
         super().__init__()
-        channels, height, width = self.query_shape = query_shape
-        pixels = min(k, MAX_FOLD)
-        rows = 1 if height == 1 else round(pixels**0.5)
-        self.block = rows, columns = rows, ceil(pixels / rows)
-        self.shape = (channels * rows * columns, ceil(height / rows), ceil(width / columns))
+        self.network, self._k, self._query_shape = network, k, query_shape
 
-    def forward(self, queries: Tensor) -> Tensor:
-        (channels, height, width), (rows, columns) = self.query_shape, self.block
-        beyond = (0, -width % columns, 0, -height % rows)
-        if any(beyond):
-            queries = functional.pad(queries, beyond, mode="replicate")
-        blocks = queries.reshape(-1, channels, self.shape[1], rows, self.shape[2], columns)
-        inside_first = blocks.permute(0, 1, 3, 5, 2, 4)
-        return inside_first.reshape(-1, *self.shape)
+    def served(self) -> nn.Module:
+        return EachSlot(served(self.network), self._k, self._query_shape)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        if self._query_shape is None:
+            queries = [each.flatten(0, 1) for each in inputs]
+        else:
+            queries = [each.reshape(-1, *self._query_shape) for each in inputs]
+        outputs: Tensor = self.network(*queries)
+        return outputs.reshape(-1, self._k, *outputs.shape[1:])
 
 
-class Slotwise(nn.Module):
-    """Runs the network that `build` makes on each of k images stacked along their channels.
+class Folded(nn.Module):
+    """Runs the network that `build` makes on folded images: takes (n, *query_shape).
 
-    Takes (n, k * channels, height, width), gives (n, k, *outputs). Images are folded first: no
+    Each block of k pixels (MAX_FOLD at most) becomes the channels of one pixel (space to depth). No
     pixel is lost, only the network's first layer grows, and k images take about as long as one does
-    unfolded. The slots share the network, so they do not disturb each other, and a group of k
-    trains it k times. `slot` is the network for one query alone, in 1 / k of the time.
+    unfolded.
     """
 
     def __init__(self, k: int, query_shape: Shape, build: Callable[[Shape], nn.Module]) -> None:
         super().__init__()
-        self.k, self.query_shape = k, query_shape
-        self.fold = Fold(k, query_shape)
-        self.network = build(self.fold.shape)
+        channels, height, width = self._query_shape = query_shape
+        pixels = min(k, MAX_FOLD)
+        rows = 1 if height == 1 else round(pixels**0.5)
+        self.block = rows, columns = rows, ceil(pixels / rows)
+        self._shape = (channels * rows * columns, ceil(height / rows), ceil(width / columns))
+        self.network = build(self._shape)
 
-    @property
-    def slot(self) -> nn.Module:
-        return nn.Sequential(self.fold, self.network)
-
-    def forward(self, input: Tensor) -> Tensor:
-        outputs: Tensor = self.network(self.fold(input.reshape(-1, *self.query_shape)))
-        return outputs.reshape(-1, self.k, *outputs.shape[1:])
-
-
-class EachSlot(SelfScaling):
-    """Runs `network`, for single queries, on each of k queries along a new first axis of inputs:
-    takes (n, k, *shape) of each input, gives (n, k, *outputs)."""
-
-    def __init__(self, network: nn.Module, k: int) -> None:
-        super().__init__()
-        self.network, self._k = network, k
-
-    def served(self) -> nn.Module:
-        return EachSlot(served(self.network), self._k)
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        outputs: Tensor = self.network(*(each.flatten(0, 1) for each in inputs))
-        return outputs.reshape(-1, self._k, *outputs.shape[1:])
+    def forward(self, queries: Tensor) -> Tensor:
+        (channels, height, width), (rows, columns) = self._query_shape, self.block
+        beyond = (0, -width % columns, 0, -height % rows)
+        if any(beyond):
+            queries = functional.pad(queries, beyond, mode="replicate")
+        blocks = queries.reshape(-1, channels, self._shape[1], rows, self._shape[2], columns)
+        inside_first = blocks.permute(0, 1, 3, 5, 2, 4)
+        outputs: Tensor = self.network(inside_first.reshape(-1, *self._shape))
+        return outputs
 
 
 @torch.no_grad()
