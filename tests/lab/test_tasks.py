@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import shutil
 import struct
 from pathlib import Path
 
@@ -135,6 +136,18 @@ def test_made_boxes_hold_the_garment_and_are_the_same_every_time(
     longer = 64 * np.maximum(right - left, bottom - top)
     assert ((longer > 19) & (longer < 49)).all()
     np.testing.assert_array_equal(data.train.inputs, again.train.inputs)
+
+
+@pytest.mark.skipif(
+    shutil.which(made.PROGRAM) is None, reason=f"speech is made by the package {made.PROGRAM}"
+)
+@pytest.mark.slow
+def test_made_speech_has_speakers_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(made, "SPEAKERS", 10)
+    monkeypatch.setattr(made, "TAKES", 1)
+    data, words = find_task("made-speech").load(), len(made.WORDS)
+    assert sizes(data) == [8 * words, words, words]
+    assert (data.input_shape, data.output_shape) == ((1, 40, 50), (words,))
 
 
 @pytest.mark.slow
