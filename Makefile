@@ -105,9 +105,9 @@ dist: setup ## Build the wheel and the sdist, list what they bring, and try both
 	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[release]'
 	.ci/dist
 
-protos: setup ## Make the files that come from .proto files again
+protos: setup ## Compile the .proto files again
 	cd src/parity_models/serving/grpc && $(CURDIR)/$(BIN)/python -m grpc_tools.protoc --proto_path=. \
-	  --descriptor_set_out=inference.binpb --pyi_out=. inference.proto health.proto reflection.proto
+	  --descriptor_set_out=protos.binpb inference.proto health.proto reflection.proto
 
 clean: ## Remove .venv, .servers and caches
 	rm -rf $(VENV) $(SERVERS) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -4,7 +4,7 @@ import sys
 import tarfile
 import zipfile
 
-NEEDED = ("parity_models/py.typed", "parity_models/serving/grpc/inference.binpb")
+NEEDED = ("parity_models/py.typed", "parity_models/serving/grpc/protos.binpb")
 
 
 def main(wheel: str, sdist: str) -> None:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from parity_models.roles import Source
 from parity_models.serving import protocol, rest_codec
 from parity_models.serving.grpc import codec as grpc_codec
-from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
 from parity_models.serving.grpc.messages import FIELDS
+from parity_models.serving.grpc.protos import ModelInferRequest, ModelInferResponse
 from parity_models.serving.models import Result, ServedModel
 from parity_models.serving.remote import clients
 from parity_models.tensors.signature import DATATYPES, Layout, Signature, cut, pack, padded

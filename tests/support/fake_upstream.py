@@ -15,7 +15,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from numpy.typing import NDArray
 
-from parity_models.serving.grpc.inference_pb2 import (
+from parity_models.serving.grpc.protos import (
     ModelInferRequest,
     ModelInferResponse,
     ModelMetadataResponse,
@@ -235,7 +235,7 @@ class FakeUpstream:
 
     # gRPC
 
-    async def _ready_grpc(self, request: bytes, context: Any) -> bytes:
+    async def _ready_grpc(self, request: bytes, context: Any) -> Any:
         name = ModelReadyRequest.FromString(request).name
         if name != "model":
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no model {name}")
@@ -243,18 +243,18 @@ class FakeUpstream:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "a token is needed")
         return ModelReadyResponse(ready=self.mode != AWAY).SerializeToString()
 
-    async def _about_grpc(self, request: bytes, context: Any) -> bytes:
+    async def _about_grpc(self, request: bytes, context: Any) -> Any:
         if self._software is None:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not here")
         return ServerMetadataResponse(name=self._software).SerializeToString()
 
-    async def _metadata_grpc(self, request: bytes, context: Any) -> bytes:
+    async def _metadata_grpc(self, request: bytes, context: Any) -> Any:
         about = ModelMetadataResponse(name="model", versions=["1"])
         about.inputs.add(name="input", datatype="FP32", shape=self._shape)
         about.outputs.add(name="output", datatype="FP32", shape=(-1, *self._weights.shape[1:]))
         return about.SerializeToString()
 
-    async def _infer_grpc(self, request: bytes, context: Any) -> bytes:
+    async def _infer_grpc(self, request: bytes, context: Any) -> Any:
         held = self.mode == HELD
         await self._asked(context.invocation_metadata())
         if self.mode == ERROR and not held:

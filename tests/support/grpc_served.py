@@ -8,7 +8,7 @@ import grpc
 
 from http_served import Echo, eventually
 from parity_models.serving.grpc.grpc_server import GrpcServer
-from parity_models.serving.grpc.inference_pb2 import ModelInferRequest
+from parity_models.serving.grpc.protos import ModelInferRequest
 from parity_models.serving.inference import Inference
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
@@ -71,4 +71,4 @@ def request(rows: int = 1) -> bytes:
     message = ModelInferRequest(model_name="model")
     message.inputs.add(name="x", datatype="FP32", shape=(rows, 4))
     message.raw_input_contents.append(bytes(16 * rows))
-    return message.SerializeToString()
+    return bytes(message.SerializeToString())

@@ -30,7 +30,7 @@ from parity_models.bundle.bundle import Bundle
 from parity_models.errors import LoadError
 from parity_models.progress import Progress, progress_bars
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.grpc import inference_pb2 as pb
+from parity_models.serving.grpc import protos as pb
 from parity_models.serving.protocol import write_request
 from parity_models.serving.server import ServeOptions
 from parity_models.tensors.signature import Tensor, TensorSpec

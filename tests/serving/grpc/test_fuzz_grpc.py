@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from fuzzing import fuzz, mutated
 from grpc_served import method, request, serving
-from parity_models.serving.grpc.inference_pb2 import ModelInferRequest
 from parity_models.serving.grpc.messages import SERVICE
+from parity_models.serving.grpc.protos import ModelInferRequest
 
 pytestmark = pytest.mark.usefixtures("transport")
 
@@ -27,7 +27,7 @@ def typed() -> bytes:
     message.parameters["timeout"].int64_param = 5_000_000
     message.parameters["redundancy"].string_param = "exact"
     message.parameters["tenant"].string_param = "a"
-    return message.SerializeToString(deterministic=True)
+    return bytes(message.SerializeToString(deterministic=True))
 
 
 MESSAGES = mutated(st.sampled_from([request(1), request(3), typed(), b"\x0a\x05model"]))

@@ -20,7 +20,7 @@ from parity_models.serving.errors import (
     OverloadedError,
     UnavailableError,
 )
-from parity_models.serving.grpc.inference_pb2 import (
+from parity_models.serving.grpc.protos import (
     ModelInferRequest,
     ModelInferResponse,
     ServerReadyRequest,

@@ -23,7 +23,8 @@ from http2_client import (
     prefixed,
 )
 from http_served import eventually
-from parity_models.serving.grpc import over_ngh2, reflection_pb2
+from parity_models.serving.grpc import over_ngh2
+from parity_models.serving.grpc.protos import ServerReflectionRequest, ServerReflectionResponse
 
 HEALTH = "/grpc.health.v1.Health/Check"
 REFLECT = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
@@ -88,10 +89,7 @@ async def test_another_protocol_gets_415_and_another_method_unimplemented() -> N
 
 
 async def test_reflection_answers_each_message_of_a_stream() -> None:
-    ask, answer = (
-        reflection_pb2.ServerReflectionRequest,
-        reflection_pb2.ServerReflectionResponse,
-    )
+    ask, answer = ServerReflectionRequest, ServerReflectionResponse
     async with serving() as (served, _), connected(served.address) as client:
         stream = client.ask(None, path=REFLECT)
         asked = [ask(list_services="*"), ask(file_by_filename="nothing"), ask()]
@@ -267,7 +265,7 @@ async def test_reflection_that_is_not_read_ends() -> None:
     async with serving() as (served, _):
         settings = {ngh2.Setting.INITIAL_WINDOW_SIZE: 0}
         async with connected(served.address, settings) as client:
-            ask = reflection_pb2.ServerReflectionRequest(list_services="*").SerializeToString()
+            ask = ServerReflectionRequest(list_services="*").SerializeToString()
             stream = client.ask(None, path=REFLECT)
             for _ in range(20):
                 client.h2.send_data(stream, prefixed(ask) * 1000)

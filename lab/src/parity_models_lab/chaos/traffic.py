@@ -17,7 +17,7 @@ import numpy as np
 from parity_models.roles import Source
 from parity_models.serving.client import Client, ClientError, StatusError
 from parity_models.serving.errors import InvalidRequestError
-from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
+from parity_models.serving.grpc.protos import ModelInferRequest, ModelInferResponse
 from parity_models.serving.protocol import HEADER_LENGTH, read_response, write_request
 from parity_models_lab.chaos.known_model import INPUTS, LONG, MODEL, OUTPUTS, Floats
 from parity_models_lab.chaos.server import POISON, TestedServer

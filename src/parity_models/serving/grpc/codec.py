@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, TooLargeError
-from parity_models.serving.grpc import inference_pb2 as pb
+from parity_models.serving.grpc import protos as pb
 from parity_models.serving.grpc.messages import FIELDS, read_contents
 from parity_models.serving.inference import InferRequest, LazyTensor, request_of
 from parity_models.serving.models import Result, ServedModel

@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.serving.errors import InvalidRequestError
-from parity_models.serving.grpc import inference_pb2 as pb
+from parity_models.serving.grpc import protos as pb
 from parity_models.serving.protocol import SLICE_VALUES, Yield, no_wait
 from parity_models.tensors.signature import TensorSpec
 from parity_models.tensors.texts import BYTES, as_texts
 
-SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+SERVICE = pb.POOL.FindServiceByName("inference.GRPCInferenceService")
 
 MODEL_SHA256 = "model-sha256"
 """The trailing metadata of ModelMetadata that names the hash of the deployed model's file."""

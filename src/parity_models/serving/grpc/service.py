@@ -31,8 +31,7 @@ from parity_models.serving.errors import (
     RequestError,
     UnavailableError,
 )
-from parity_models.serving.grpc import health_pb2, reflection_pb2
-from parity_models.serving.grpc import inference_pb2 as pb
+from parity_models.serving.grpc import protos as pb
 from parity_models.serving.grpc.codec import (
     MAX_METADATA_BYTES,
     decode,
@@ -54,9 +53,8 @@ _log = logging.getLogger(__name__)
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
-HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
-REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
-_POOL = pb.DESCRIPTOR.pool
+HEALTH = pb.POOL.FindServiceByName("grpc.health.v1.Health")
+REFLECTION = pb.POOL.FindServiceByName("grpc.reflection.v1alpha.ServerReflection")
 
 _HEALTH_INTERVAL = 0.25
 """Seconds between two looks at the readiness that a stream watches."""
@@ -305,10 +303,10 @@ class Service(ABC):
                     "at a time (max_connections); try again later",
                     why=Refused.MAX_CONNECTIONS,
                 )
-            service, last = read_message(health_pb2.HealthCheckRequest, rpc.body).service, None
+            service, last = read_message(pb.HealthCheckRequest, rpc.body).service, None
             while True:
                 stopping = self.stopping
-                response = health_pb2.HealthCheckResponse(status=self._health)
+                response = pb.HealthCheckResponse(status=self._health)
                 if service not in _SERVICES:
                     response.status = response.SERVICE_UNKNOWN
                 if response != last:
@@ -323,16 +321,14 @@ class Service(ABC):
     @property
     def _health(self) -> Any:
         """The status of grpc.health.v1."""
-        response = health_pb2.HealthCheckResponse
+        response = pb.HealthCheckResponse
         ready = not self._models.why_unready and not self.stopping
         return response.SERVING if ready else response.NOT_SERVING
 
     def reflect(self, data: bytes | memoryview) -> bytes:
         """Answer a message of ServerReflectionInfo. Raises a RequestError."""
-        request = read_message(reflection_pb2.ServerReflectionRequest, data)
-        response = reflection_pb2.ServerReflectionResponse(
-            valid_host=request.host, original_request=request
-        )
+        request = read_message(pb.ServerReflectionRequest, data)
+        response = pb.ServerReflectionResponse(valid_host=request.host, original_request=request)
         kind = request.WhichOneof("message_request")
         try:
             if kind == "list_services":
@@ -340,7 +336,7 @@ class Service(ABC):
                     response.list_services_response.service.add(name=service.full_name)
             elif kind in ("file_by_filename", "file_containing_symbol"):
                 by_name = kind == "file_by_filename"
-                find = _POOL.FindFileByName if by_name else _POOL.FindFileContainingSymbol
+                find = pb.POOL.FindFileByName if by_name else pb.POOL.FindFileContainingSymbol
                 file = find(getattr(request, kind)).serialized_pb
                 response.file_descriptor_response.file_descriptor_proto.append(file)
             else:
@@ -353,32 +349,32 @@ class Service(ABC):
 
     # Methods, by the protocol's names
 
-    async def Check(self, request: health_pb2.HealthCheckRequest, rpc: Rpc) -> Message:
+    async def Check(self, request: pb.HealthCheckRequest, rpc: Rpc) -> Any:
         if request.service not in _SERVICES:
             raise NotFoundError(f"this server has no service {request.service[:80]!r}")
-        return health_pb2.HealthCheckResponse(status=self._health)
+        return pb.HealthCheckResponse(status=self._health)
 
-    async def ServerLive(self, request: pb.ServerLiveRequest, rpc: Rpc) -> Message:
+    async def ServerLive(self, request: pb.ServerLiveRequest, rpc: Rpc) -> Any:
         return pb.ServerLiveResponse(live=True)
 
-    async def ServerReady(self, request: pb.ServerReadyRequest, rpc: Rpc) -> Message:
+    async def ServerReady(self, request: pb.ServerReadyRequest, rpc: Rpc) -> Any:
         return pb.ServerReadyResponse(ready=not self._models.why_unready)
 
-    async def ServerMetadata(self, request: pb.ServerMetadataRequest, rpc: Rpc) -> Message:
+    async def ServerMetadata(self, request: pb.ServerMetadataRequest, rpc: Rpc) -> Any:
         if self._models.only is not None:
             rpc.trailing = bundle_of(self._models.only)
         return pb.ServerMetadataResponse(
             name=SOFTWARE, version=__version__, extensions=self._models.extensions
         )
 
-    async def ModelReady(self, request: pb.ModelReadyRequest, rpc: Rpc) -> Message:
+    async def ModelReady(self, request: pb.ModelReadyRequest, rpc: Rpc) -> Any:
         try:
             version = self._models.find(request.name, request.version or None)
         except UnavailableError:
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=not version.why_unready)
 
-    async def ModelMetadata(self, request: pb.ModelMetadataRequest, rpc: Rpc) -> Message:
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, rpc: Rpc) -> Any:
         version = self._models.find(request.name, request.version or None)
         about = version.model.metadata
         rpc.trailing = bundle_of(version)
@@ -391,7 +387,7 @@ class Service(ABC):
             response.outputs.add(name=each.name, datatype=each.datatype, shape=each.shape)
         return response
 
-    async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, rpc: Rpc) -> Message:
+    async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, rpc: Rpc) -> Any:
         response = pb.RepositoryIndexResponse()
         for each in self._models.index():
             if each.state == "READY" or not request.ready:
@@ -400,16 +396,14 @@ class Service(ABC):
                 )
         return response
 
-    async def RepositoryModelLoad(
-        self, request: pb.RepositoryModelLoadRequest, rpc: Rpc
-    ) -> Message:
+    async def RepositoryModelLoad(self, request: pb.RepositoryModelLoadRequest, rpc: Rpc) -> Any:
         given = {name: parameter_of(request, name) for name in request.parameters}
         await self._models.load(request.model_name, given)
         return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(
         self, request: pb.RepositoryModelUnloadRequest, rpc: Rpc
-    ) -> Message:
+    ) -> Any:
         await self._models.unload(request.model_name)
         return pb.RepositoryModelUnloadResponse()
 
