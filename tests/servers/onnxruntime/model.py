@@ -10,7 +10,6 @@ from typing import Any
 
 sys.path.append(os.environ["PYTHONPATH"])  # which Triton's Python does not look at
 
-import numpy as np
 import onnxruntime
 import triton_python_backend_utils as triton
 
@@ -27,10 +26,8 @@ class TritonPythonModel:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
-        # By DLPack: Triton's own conversions were built for NumPy 1.
         rows = {
-            name: np.from_dlpack(triton.get_input_tensor_by_name(request, name))
-            for name in self._inputs
+            name: triton.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs
         }
         asked = request.requested_output_names()
         try:
@@ -38,8 +35,5 @@ class TritonPythonModel:
         except Exception as error:
             return triton.InferenceResponse([], triton.TritonError(str(error)))
         return triton.InferenceResponse(
-            [
-                triton.Tensor.from_dlpack(name, output)
-                for name, output in zip(asked, outputs, strict=True)
-            ]
+            [triton.Tensor(name, output) for name, output in zip(asked, outputs, strict=True)]
         )
