@@ -23,7 +23,7 @@ from parity_models.trust.gate import (
     GateLevel,
     StandIn,
 )
-from parity_models.trust.gates import ChosenGate, choose_gates, closed, doubtful
+from parity_models.trust.gates import Gate, choose_gates, closed, doubtful
 
 ROLES = {"deployed", "parity-0", "backup"}
 
@@ -92,7 +92,7 @@ def test_the_notes_on_a_closed_gate_name_fewer_comparisons_the_better_it_agrees(
     def after(differed: int) -> int:
         curve = DoubtCurve((0.0,), (differed / 500,), 500, ((500, differed, float(differed)),))
         known = Calibration("classes", 0.0, "scores", 500, 0.05, curve=curve)
-        (note,) = closed({Source.BACKUP: ChosenGate(known, 0.95)})
+        (note,) = closed({Source.BACKUP: Gate(known, 0.95)})
         return int(note.split("after some ")[1].split()[0].replace(",", ""))
 
     assert after(1) < after(10) < after(15)

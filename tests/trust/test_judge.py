@@ -16,11 +16,10 @@ from parity_models.trust.gate import (
     NOTHING,
     AnsweredClass,
     Calibration,
-    ClassLevel,
     GateLevel,
     confidences,
 )
-from parity_models.trust.gates import ChosenGate
+from parity_models.trust.gates import Gate
 from parity_models.trust.judge import FIRST, StandInJudge, learned_in_service
 
 CLASSES = 3
@@ -62,7 +61,7 @@ def calibration(queries: int = 400, **more: Any) -> Calibration:
 def judge(
     known: Calibration, level: float = LEVEL, shown: GateLevel | None = None, **more: Any
 ) -> StandInJudge:
-    return StandInJudge(known, ChosenGate(known, level, shown), **more)
+    return StandInJudge(known, Gate(known, level, shown), **more)
 
 
 SHOWN = GateLevel(LEVEL, 0.0, 0.5, 0.95)
@@ -158,7 +157,7 @@ def test_values_without_confidence_are_judged_alike() -> None:
 def one_sided() -> StandInJudge:
     """It may answer the classes 0, from a threshold on, and 2, which is not shown."""
     only = AnsweredClass(0, "a"), AnsweredClass(2, "c", 0.95)
-    shown = GateLevel(LEVEL, NOTHING, 0.2, 0.95, (ClassLevel(LEVEL, 0.5, 0.2, 0.95, number=0),))
+    shown = GateLevel(LEVEL, NOTHING, 0.2, 0.95, (GateLevel(LEVEL, 0.5, 0.2, 0.95, number=0),))
     return judge(calibration(answer_only=only), shown=shown)
 
 

@@ -18,7 +18,7 @@ from parity_models.tensors.signature import Batch, padded
 from parity_models.trust.evidence import EvidenceStore
 from parity_models.trust.gate import served
 from parity_models.trust.gates import (
-    ChosenGate,
+    Gate,
     OutputGate,
     calibrations_of,
     choose_gates,
@@ -126,7 +126,7 @@ class GatedBackup:
         )
 
     @property
-    def gate(self) -> ChosenGate | None:
+    def gate(self) -> Gate | None:
         """The gate, if it has one."""
         return self._gates.get(Source.BACKUP)
 

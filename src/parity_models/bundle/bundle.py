@@ -43,7 +43,8 @@ from parity_models.roles import BACKUP, DEPLOYED, parity_role
 from parity_models.tensors.queries import renamed
 from parity_models.tensors.signature import Array, Layout, Named, Signature, Tensor
 from parity_models.trust.envelope import ENVELOPE, Envelope, decode_envelope, encode_envelope
-from parity_models.trust.gate import HEAD, Calibration, Gates, StandIn
+from parity_models.trust.gate import HEAD, Calibration, StandIn
+from parity_models.trust.gates import Gates
 from parity_models.trust.golden import GOLDEN_FILE, STORED, check_golden, encode_golden, golden
 from parity_models.trust.judge import learned_in_service
 

@@ -8,7 +8,6 @@ other.
 
 import logging
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
 from fcntl import LOCK_EX, LOCK_NB, flock
 from itertools import pairwise
 from math import isfinite
@@ -91,11 +90,6 @@ class Evidence(msgspec.Struct, forbid_unknown_fields=True):
         at = self.thresholds
         return (*((one + other) / 2 for one, other in pairwise(at)), *at[-1:])
 
-    def judge(self, doubt: Callable[[float], float]) -> None:
-        """Expect as many differences as by these doubts of confidences."""
-        for i, (count, middle) in enumerate(zip(self.compared, self.middles, strict=True)):
-            self.expected[i] = count * doubt(middle)
-
     @property
     def total(self) -> int:
         """The number of comparisons."""
@@ -169,7 +163,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def evidence_of(
-    bundle: "Digested", folder: Path | None = None, *, keep: bool = True
+    bundle: Digested, folder: Path | None = None, *, keep: bool = True
 ) -> "EvidenceStore":
     """Return the evidence on the stand-ins of `bundle`, kept in `folder`, by default within it."""
     folder = bundle.path / "evidence" if folder is None else folder

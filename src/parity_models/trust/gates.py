@@ -1,21 +1,25 @@
-"""The gates of a server's stand-ins: the level of agreement that each must keep."""
+"""The gates of a bundle's and a server's stand-ins: the level of agreement that each must keep."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import UserError, spell
+from parity_models.printed import Printed
 from parity_models.roles import BACKUP, Source, source_of
 from parity_models.tensors.signature import tensors_in
 from parity_models.trust.agreement import comparisons_to_open
 from parity_models.trust.doubt import Doubts, queries_to_show
 from parity_models.trust.envelope import Envelope
 from parity_models.trust.gate import AGREEMENT, NOTHING, Calibration, GateLevel, StandIn, served
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 Array = NDArray[Any]
 
@@ -31,12 +35,17 @@ class Calibrated(Protocol):
 
 
 @dataclass(frozen=True)
-class ChosenGate:
+class Gate:
     """The gate of a stand-in: its `level`, and what calibration has `shown` of it, if anything."""
 
     calibration: Calibration
     level: float
     shown: GateLevel | None = None
+
+    @classmethod
+    def at(cls, calibration: Calibration, level: float = AGREEMENT) -> Self:
+        """Return the gate of a level, with the lowest calibrated one that promises as much."""
+        return cls(calibration, level, calibration.at_least(level))
 
     @property
     def coverage(self) -> float:
@@ -46,11 +55,8 @@ class ChosenGate:
     @property
     def classes(self) -> dict[str, float]:
         """The levels of the classes that it lets through, by name; empty if it lets all through."""
-        names, shown = self.calibration.allowed, self.shown
-        levels = {each.number: max(self.level, each.level) for each in self.calibration.answer_only}
-        if shown is not None:
-            levels |= {each.number: each.level for each in shown.classes}
-        return {names[number]: level for number, level in levels.items()}
+        names = self.calibration.allowed
+        return {names[each]: level for each, (level, _) in self.starts.items() if each is not None}
 
     @property
     def starts(self) -> Mapping[int | None, tuple[float, float]]:
@@ -68,7 +74,7 @@ class ChosenGate:
 
 def choose_gates(
     bundle: Calibrated, roles: Collection[str], agreement: float | None, *, budgeted: bool = False
-) -> dict[Source, ChosenGate]:
+) -> dict[Source, Gate]:
     """Choose the gate of each stand-in of `bundle` that instances with these `roles` run.
 
     A gate whose level calibration has not shown starts closed, and opens on evidence.
@@ -106,7 +112,7 @@ def choose_gates(
             continue
         shown = calibration.at_least(agreement) if agreement else calibration.at_most(AGREEMENT)
         level = agreement or (AGREEMENT if shown is None else shown.level)
-        chosen[source] = ChosenGate(calibration, level, shown)
+        chosen[source] = Gate(calibration, level, shown)
     return chosen
 
 
@@ -148,7 +154,7 @@ def doubtful(bundle: Calibrated, roles: Collection[str], differ: float) -> Itera
             )
 
 
-def closed(gates: Mapping[Source, ChosenGate]) -> Iterator[str]:
+def closed(gates: Mapping[Source, Gate]) -> Iterator[str]:
     """Yield a note on each gate that starts closed."""
     for source, gate in gates.items():
         curve = gate.calibration.curve
@@ -181,6 +187,43 @@ def _used(roles: Collection[str]) -> list[StandIn]:
     return found
 
 
+class Gates(Printed, dict[StandIn, Calibration]):
+    """The gates of a bundle's stand-ins: for each level the agreement and the coverage."""
+
+    service: Callable[[], Iterable[str]] = tuple
+    """Says what service has taught of each stand-in."""
+
+    @property
+    def parts(self) -> "Sequence[RenderableType]":
+        """A table, and sentences on stand-ins without a gate."""
+        from rich.table import Table  # here: a server prints no gates
+
+        table = Table(title="gates: where stand-ins may answer", title_justify="left")
+        table.add_column("stand-in", min_width=14)
+        for column in ("level", "agreement", "coverage", "queries"):
+            table.add_column(column, justify="right")
+        for stand_in, calibration in self.items():
+            name, queries = str(stand_in), f"{calibration.queries:,}"
+            for level in calibration.levels:
+                for each in (level, *level.classes):
+                    if each.number is not None:
+                        name = f"  {calibration.allowed[each.number]}"
+                    shares = f"{each.agreement:.4f}", f"{each.coverage:.1%}"
+                    table.add_row(name, f"{each.level:g}", *shares, queries)
+                    name = queries = ""
+        notes = [*closed({Source(name): Gate.at(each) for name, each in self.items()})]
+        notes += (
+            f"{name}: {each.curve.queries:,} queries show budgets from "
+            f"{each.curve.smallest_shown:.2%} of all answers on ({spell('differ')})"
+            for name, each in self.items()
+            if each.curve is not None
+        )
+        notes += self.service()
+        if not self:
+            notes.append("no stand-in is calibrated, so none answers until enough were compared")
+        return [*([table] if any(each.levels for each in self.values()) else []), *notes]
+
+
 class OutputGate:
     """Decides which inputs stand-ins may see, and which of their outputs are possible.
 
@@ -194,7 +237,7 @@ class OutputGate:
 
     def __init__(
         self,
-        chosen: Mapping[Source, ChosenGate] | None = None,
+        chosen: Mapping[Source, Gate] | None = None,
         envelope: Envelope | None = None,
         calibrations: Mapping[Source, Calibration] | None = None,
     ) -> None:

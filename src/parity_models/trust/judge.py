@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from parity_models.roles import Source
 from parity_models.tasks.metrics import Agreement
 from parity_models.trust.agreement import LEARNED_RISK, Comparison, LearningGate
-from parity_models.trust.doubt import KNOTS, Doubts
+from parity_models.trust.doubt import Doubts, quantiles
 from parity_models.trust.evidence import Digested, Evidence, GateState, Learned, evidence_of
 from parity_models.trust.gate import (
     AGREEMENT,
@@ -30,16 +30,16 @@ from parity_models.trust.gate import (
     DoubtCurve,
     classes_of,
     confidences,
+    refused,
     served,
     suited,
 )
-from parity_models.trust.gates import Calibrated, ChosenGate
+from parity_models.trust.gates import Calibrated, Gate
 
 Array = NDArray[Any]
 
 FIRST: Final = 200
 """Comparisons of a stand-in without a calibration from which thresholds are taken."""
-
 
 MAX_TURNS: Final = 64
 """The most turns of a gate that are remembered."""
@@ -119,7 +119,7 @@ class StandInJudge:
     def __init__(
         self,
         calibration: Calibration,
-        gate: ChosenGate | None = None,
+        gate: Gate | None = None,
         differ: float | None = None,
         learned: Learned | None = None,
         others: Sequence[Learned] = (),
@@ -137,8 +137,7 @@ class StandInJudge:
         self._gates: dict[bool, dict[int | None, LearningGate]] = {False: {}, True: {}}
         """For queries in time and late ones (True), and by class; by None for all classes."""
         self._limits: dict[int | None, float] = {}
-        self._barred: list[int] = []
-        self._by_class = False
+        self._barred: set[int] = set()
         self._first: list[Comparison] = []
         self.turns: deque[Turn] = deque(maxlen=MAX_TURNS)
         """The last times that the gate opened further or stepped back."""
@@ -147,7 +146,7 @@ class StandInJudge:
         if calibration.curve is not None:
             self._begin(calibration.curve)
         elif kept:
-            self._begin(DoubtCurve(kept[0].thresholds, (1.0,) * len(kept[0].thresholds)))
+            self._begin_unknown(kept[0].thresholds)
 
     def _begin(self, curve: DoubtCurve) -> None:
         """Judge outputs by this curve and its thresholds."""
@@ -184,6 +183,10 @@ class StandInJudge:
             learned.gates[name] = state
         self._set_limits()
         self._count_again()
+
+    def _begin_unknown(self, thresholds: tuple[float, ...]) -> None:
+        """Judge outputs by these thresholds; nothing is known of their doubts yet."""
+        self._begin(DoubtCurve(thresholds, (1.0,) * len(thresholds)))
 
     @property
     def is_open(self) -> bool:
@@ -227,14 +230,14 @@ class StandInJudge:
         if self.doubts is not None:
             self.doubts.change(differ)
 
-    def _doubts_at(self, sure: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.ones(len(sure)) if self.doubts is None else self.doubts.of(sure)
-
     def judge(self, outputs: Array) -> Verdict:
         """Return the verdict on `outputs` (n, *output shape). Refused are those below the gate,
         those that are not finite and, with a budget, all while nothing is known of doubts."""
         sure = self._confidences(outputs)
-        return Verdict(self._refused(sure, outputs), self._doubts_at(sure))
+        doubts = np.ones(len(sure)) if self.doubts is None else self.doubts.of(sure)
+        if self.gate is not None:
+            return Verdict(refused(sure, outputs, self._limits, self._barred), doubts)
+        return Verdict(np.isnan(sure) | (self.doubts is None and self._differ < 1), doubts)
 
     def compare(
         self,
@@ -304,9 +307,7 @@ class StandInJudge:
 
     def _begin_with_first(self) -> None:
         """Take thresholds from the first comparisons."""
-        sure = np.array([each.confidence for each in self._first])
-        knots = np.unique(np.quantile(sure, np.linspace(0, 1, KNOTS)).round(4)).tolist()
-        self._begin(DoubtCurve(tuple(knots), (1.0,) * len(knots)))
+        self._begin_unknown(quantiles(np.array([each.confidence for each in self._first])))
         for each in self._first:
             self._saw(each, late=False)
         self._first.clear()
@@ -324,40 +325,21 @@ class StandInJudge:
             self._confidence = suited(self._agrees.kind, outputs)
         return confidences(self._confidence, outputs)
 
-    def _refused(self, sure: NDArray[np.float64], outputs: Array) -> NDArray[np.bool_]:
-        if self.gate is None:
-            return np.isnan(sure) | (self.doubts is None and self._differ < 1)
-        if not self._by_class:
-            answered = sure >= self._limits.get(None, NOTHING)
-        else:
-            said = classes_of(outputs)
-            answered = np.zeros(len(sure), np.bool_)
-            for number, limit in self._limits.items():
-                chosen = said == number if number is not None else ~np.isin(said, self._barred)
-                answered |= chosen & (sure >= limit)
-        return np.logical_not(answered)
-
     def _set_limits(self) -> None:
         """Compute the thresholds, by class, and the classes that are barred, from all gates."""
         late = self._gates[True]
         gates = [(number, gate, late[number]) for number, gate in self._gates[False].items()]
         self._limits = {number: max(one.threshold, other.threshold) for number, one, other in gates}
-        self._barred = sorted({each for _, *both in gates for gate in both for each in gate.barred})
-        self._by_class = bool(self._barred) or None not in self._limits
+        self._barred = {each for _, *both in gates for gate in both for each in gate.barred}
 
 
 def learned_in_service(bundle: _Bundle) -> Iterator[str]:
     """Yield what service has taught of each stand-in of `bundle`, if it was compared."""
     store = evidence_of(bundle, keep=False)
     for name, calibration in bundle.gates.items():
-        source = Source(name)
-        gate = ChosenGate(calibration, AGREEMENT, calibration.at_least(AGREEMENT))
-        judge = StandInJudge(calibration, gate, others=store.learned_by_others(source))
-        total = sum(
-            each.comparisons.total
-            for each in store.learned_by_others(source)
-            if each.comparisons is not None
-        )
+        others = store.learned_by_others(Source(name))
+        judge = StandInJudge(calibration, Gate.at(calibration), others=others)
+        total = sum(each.comparisons.total for each in others if each.comparisons is not None)
         if total:
             yield (
                 f"{name}: service has added {total:,} comparisons; a gate of {AGREEMENT:g} now "
