@@ -19,9 +19,19 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
-from late_targets import KNOWN, MODEL, ROWS, RefusedError, Target, in_turn, know_backup, learned
+from late_targets import (
+    KNOWN,
+    MODEL,
+    ROWS,
+    SAID,
+    RefusedError,
+    Target,
+    in_turn,
+    know_backup,
+    labelled,
+    learned,
+)
 from parity_models import Form, Late, UserError
-from parity_models.bundle.backup import GatedBackup
 from parity_models.bundle.bundle import Bundle
 from parity_models.errors import DataError
 from parity_models.late import client as client_module
@@ -364,16 +374,6 @@ class Label(NamedTuple):
     """An answer with a label, as that of a client of a large model."""
 
     name: str
-
-
-LABELS = [f"label {number}" for number in range(MODEL.shape[1])]
-SAID = LABELS[int(MODEL.argmax())]
-
-
-def labelled(bundle: Bundle) -> GatedBackup:
-    backup = GatedBackup(bundle, budgeted=True)
-    backup.labels = LABELS
-    return backup
 
 
 @pytest.mark.parametrize("per_call", [False, True])

@@ -87,15 +87,6 @@ def test_it_starts_where_calibration_says_and_opens_further() -> None:
     assert turn.answers - turn.agreed == 80
 
 
-def test_a_closed_gate_says_nothing_until_it_opens() -> None:
-    judged = judge(calibration())
-    assert not judged.is_open
-    assert judged.coverage == 0
-    assert judged.judge(outputs(50)).refused.all()
-    learn(judged, outputs(2000))
-    assert judged.is_open
-
-
 def test_it_steps_back_from_a_class_and_the_class_returns() -> None:
     judged = judge(calibration(), shown=msgspec.structs.replace(SHOWN, threshold=-100.0))
     learn(judged, outputs(1000))

@@ -4,14 +4,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import UserError, spell
 from parity_models.printed import Printed
-from parity_models.roles import BACKUP, Source, source_of
+from parity_models.roles import Source, source_of
 from parity_models.tensors.signature import tensors_in
 from parity_models.trust.agreement import comparisons_to_open
 from parity_models.trust.doubt import Doubts, queries_to_show
@@ -119,10 +119,11 @@ def choose_gates(
 def calibrations_of(bundle: Calibrated, roles: Collection[str]) -> dict[Source, Calibration]:
     """Return the calibrations of the stand-ins that instances with these `roles` run; for one that
     is not calibrated, one of 0 queries that compares classes."""
-    known = bundle.gates
+    known, used = bundle.gates, {source_of(role) for role in roles}
     return {
         Source(each): known.get(each, Calibration("classes", 0.0, "scores", 0, 0.0))
-        for each in _used(roles)
+        for each in get_args(StandIn)
+        if each in used
     }
 
 
@@ -176,15 +177,6 @@ def closed(gates: Mapping[Source, Gate]) -> Iterator[str]:
                 else f"it may open after some {after:,} comparisons in service"
             )
         )
-
-
-def _used(roles: Collection[str]) -> list[StandIn]:
-    found: list[StandIn] = []
-    if any(source_of(role) is Source.RECONSTRUCTION for role in roles):
-        found.append("reconstruction")
-    if BACKUP in roles:
-        found.append("backup")
-    return found
 
 
 class Gates(Printed, dict[StandIn, Calibration]):
