@@ -63,10 +63,10 @@ class Evidence(msgspec.Struct, forbid_unknown_fields=True):
         if any(d > n for d, n in zip(self.differed, self.compared, strict=True)):
             raise ValueError("not more comparisons can differ than there are")
 
-    def add(self, confidence: float, *, differed: bool, doubt: float = 0.0, count: int = 1) -> None:
+    def add(self, confidence: float, *, differed: bool, doubt: float = 0.0) -> None:
         """Count a comparison of an output with this confidence and doubt."""
         at = max(0, bisect_right(self.thresholds, confidence) - 1)
-        self.compared[at] += count
+        self.compared[at] += 1
         self.differed[at] += differed
         self.expected[at] += doubt
 
