@@ -24,7 +24,7 @@ from parity_models.late.events import OnEvent
 from parity_models.late.values import Form
 from parity_models.roles import Source
 from parity_models.tensors.signature import Batch
-from parity_models.trust.evidence import evidence_of
+from parity_models.trust.gates import evidence_of
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -25,13 +25,13 @@ from parity_models.serving.page.watch import Watch
 from parity_models.serving.request_log import request_id
 from parity_models.simulation.emulation import FaultPlan
 from parity_models.simulation.journal import Journal
-from parity_models.trust.evidence import evidence_of
 from parity_models.trust.gates import (
     OutputGate,
     calibrations_of,
     choose_gates,
     closed,
     doubtful,
+    evidence_of,
 )
 from parity_models.trust.golden import golden
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 from math import isfinite
 from pathlib import Path
 from time import monotonic, time
-from typing import IO, Annotated, Final, Protocol, Self
+from typing import IO, Annotated, Final, Self
 
 import msgspec
 import numpy as np
@@ -145,29 +145,11 @@ class Learned(msgspec.Struct, forbid_unknown_fields=True):
         return max((each.changed for each in self.gates.values()), default=0.0)
 
 
-class Digested(Protocol):
-    """A bundle: its folder, and a digest of all that evidence on its stand-ins depends on."""
-
-    @property
-    def path(self) -> Path: ...
-
-    @property
-    def stand_ins_digest(self) -> str: ...
-
-
 class _File(msgspec.Struct, forbid_unknown_fields=True):
     format: int
     bundle: str
     written: float
     stand_ins: dict[Source, Learned]
-
-
-def evidence_of(
-    bundle: Digested, folder: Path | None = None, *, keep: bool = True
-) -> "EvidenceStore":
-    """Return the evidence on the stand-ins of `bundle`, kept in `folder`, by default within it."""
-    folder = bundle.path / "evidence" if folder is None else folder
-    return EvidenceStore(folder, bundle.stand_ins_digest, keep=keep)
 
 
 class EvidenceStore:

@@ -16,6 +16,7 @@ from parity_models.tensors.signature import tensors_in
 from parity_models.trust.agreement import comparisons_to_open
 from parity_models.trust.doubt import Doubts, queries_to_show
 from parity_models.trust.envelope import Envelope
+from parity_models.trust.evidence import EvidenceStore
 from parity_models.trust.gate import AGREEMENT, NOTHING, Calibration, GateLevel, StandIn, served
 
 if TYPE_CHECKING:
@@ -24,14 +25,26 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 
-class Calibrated(Protocol):
-    """A bundle: the calibrations of its stand-ins, and its folder, which messages name."""
+class StandInBundle(Protocol):
+    """A bundle: its folder, the calibrations of its stand-ins, and a digest of all that evidence on
+    these depends on."""
 
     @property
     def path(self) -> Path: ...
 
     @property
     def gates(self) -> Mapping[StandIn, Calibration]: ...
+
+    @property
+    def stand_ins_digest(self) -> str: ...
+
+
+def evidence_of(
+    bundle: StandInBundle, folder: Path | None = None, *, keep: bool = True
+) -> EvidenceStore:
+    """Return the evidence on the stand-ins of `bundle`, kept in `folder`, by default within it."""
+    folder = bundle.path / "evidence" if folder is None else folder
+    return EvidenceStore(folder, bundle.stand_ins_digest, keep=keep)
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,11 @@ class Gate:
 
 
 def choose_gates(
-    bundle: Calibrated, roles: Collection[str], agreement: float | None, *, budgeted: bool = False
+    bundle: StandInBundle,
+    roles: Collection[str],
+    agreement: float | None,
+    *,
+    budgeted: bool = False,
 ) -> dict[Source, Gate]:
     """Choose the gate of each stand-in of `bundle` that instances with these `roles` run.
 
@@ -116,7 +133,7 @@ def choose_gates(
     return chosen
 
 
-def calibrations_of(bundle: Calibrated, roles: Collection[str]) -> dict[Source, Calibration]:
+def calibrations_of(bundle: StandInBundle, roles: Collection[str]) -> dict[Source, Calibration]:
     """Return the calibrations of the stand-ins that instances with these `roles` run; for one that
     is not calibrated, one of 0 queries that compares classes."""
     known, used = bundle.gates, {source_of(role) for role in roles}
@@ -127,7 +144,7 @@ def calibrations_of(bundle: Calibrated, roles: Collection[str]) -> dict[Source, 
     }
 
 
-def doubtful(bundle: Calibrated, roles: Collection[str], differ: float) -> Iterator[str]:
+def doubtful(bundle: StandInBundle, roles: Collection[str], differ: float) -> Iterator[str]:
     """Yield a note on each stand-in whose calibration says too little for a budget `differ`."""
     calibrate = f"parm calibrate {bundle.path} --inputs FILE"
     for source, calibration in calibrations_of(bundle, roles).items() if 0 < differ < 1 else ():

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from itertools import product
 from time import time
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
@@ -21,7 +21,7 @@ from parity_models.roles import Source
 from parity_models.tasks.metrics import Agreement
 from parity_models.trust.agreement import LEARNED_RISK, Comparison, LearningGate
 from parity_models.trust.doubt import Doubts, quantiles
-from parity_models.trust.evidence import Digested, Evidence, GateState, Learned, evidence_of
+from parity_models.trust.evidence import Evidence, GateState, Learned
 from parity_models.trust.gate import (
     AGREEMENT,
     EVERYTHING,
@@ -34,7 +34,7 @@ from parity_models.trust.gate import (
     served,
     suited,
 )
-from parity_models.trust.gates import Calibrated, Gate
+from parity_models.trust.gates import Gate, StandInBundle, evidence_of
 
 Array = NDArray[Any]
 
@@ -43,10 +43,6 @@ FIRST: Final = 200
 
 MAX_TURNS: Final = 64
 """The most turns of a gate that are remembered."""
-
-
-class _Bundle(Calibrated, Digested, Protocol):
-    """A bundle: its folder, its calibrations, and a digest of its stand-ins."""
 
 
 class Verdict(NamedTuple):
@@ -333,7 +329,7 @@ class StandInJudge:
         self._barred = {each for _, *both in gates for gate in both for each in gate.barred}
 
 
-def learned_in_service(bundle: _Bundle) -> Iterator[str]:
+def learned_in_service(bundle: StandInBundle) -> Iterator[str]:
     """Yield what service has taught of each stand-in of `bundle`, if it was compared."""
     store = evidence_of(bundle, keep=False)
     for name, calibration in bundle.gates.items():

@@ -8,15 +8,15 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from random import Random
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import Counter, Gauge
 
 from parity_models.codes import Code
 from parity_models.roles import Source, source_of
 from parity_models.scheduling.actions import Run
+from parity_models.serving.metrics import Metrics
 from parity_models.simulation.emulation import FaultPlan
 from parity_models.trust.evidence import EvidenceStore
 from parity_models.trust.gates import OutputGate
@@ -40,22 +40,6 @@ _log = logging.getLogger(__name__)
 def _number(query: int) -> int:
     """Return a query's number in a fault plan, which counts from 0; ids begin with 1."""
     return query - 1
-
-
-class Metrics(Protocol):
-    """The server's metrics of stand-ins."""
-
-    audit_factor: Gauge
-    audited_answers: Counter
-    audited_differed: Counter
-    compared_answers: Counter
-    disagreed_answers: Counter
-    gate_agreement: Gauge
-    gate_coverage: Gauge
-    gate_open: Gauge
-    gate_turns: Counter
-    impossible: Counter
-    refused_answers: Counter
 
 
 class StandIns:
