@@ -19,7 +19,7 @@ from parity_models.trust.gate import (
     GateLevel,
     confidences,
 )
-from parity_models.trust.gates import Gate, evidence_of
+from parity_models.trust.gates import UNKNOWN, Gate, evidence_of
 from parity_models.trust.judge import FIRST, StandInJudge, learned_in_service
 
 CLASSES = 3
@@ -61,7 +61,7 @@ def calibration(queries: int = 400, **more: Any) -> Calibration:
 def judge(
     known: Calibration, level: float = LEVEL, shown: GateLevel | None = None, **more: Any
 ) -> StandInJudge:
-    return StandInJudge(known, Gate(known, level, shown), **more)
+    return StandInJudge(Gate(known, level, shown), **more)
 
 
 SHOWN = GateLevel(LEVEL, 0.0, 0.5, 0.95)
@@ -102,7 +102,7 @@ def test_it_steps_back_from_a_class_and_the_class_returns() -> None:
 
 
 def test_without_a_gate_only_what_is_no_output_is_refused() -> None:
-    judged = StandInJudge(calibration())
+    judged = StandInJudge(Gate(calibration()))
     some = outputs(4)
     some[1, 1] = np.nan
     verdict = judged.judge(some)
@@ -213,7 +213,7 @@ def test_a_gate_that_another_server_closed_starts_closed() -> None:
     first = judge(calibration(), shown=SHOWN)
     assert learn(first, outputs(100, 3), wrong=[0, 1, 2])
     assert not first.is_open
-    second = StandInJudge(calibration(), first.gate, others=[first.learned])
+    second = StandInJudge(first.gate, others=[first.learned])
     assert not second.is_open
     learn(second, outputs(6000, 4))
     assert second.is_open
@@ -234,9 +234,6 @@ def test_late_answers_are_audited() -> None:
 
 
 # Without a calibration
-
-
-UNKNOWN = Calibration("classes", 0.0, "scores", 0, 0.0)
 
 
 def test_without_a_calibration_it_starts_closed_and_takes_thresholds_from_the_first() -> None:
@@ -262,10 +259,10 @@ def test_without_a_calibration_it_starts_closed_and_takes_thresholds_from_the_fi
 
 
 def test_without_a_calibration_but_with_a_budget_doubts_fall_from_1() -> None:
-    judged = StandInJudge(UNKNOWN, differ=0.01)
+    judged = StandInJudge(Gate(UNKNOWN), differ=0.01)
     assert (judged.judge(outputs(9)).doubts == 1).all()
     assert judged.judge(outputs(9)).refused.all(), "a large budget would pay for some"
-    assert not StandInJudge(UNKNOWN, differ=1.0).judge(outputs(9)).refused.any()
+    assert not StandInJudge(Gate(UNKNOWN), differ=1.0).judge(outputs(9)).refused.any()
     learn(judged, outputs(2000))
     assert judged.judge(outputs(9)).doubts.max() < 0.05
 

@@ -98,6 +98,7 @@ class ServedModel:
             gates={
                 source: GateMetadata(gate.level, gate.coverage, gate.classes)
                 for source, gate in gates.items()
+                if gate.level is not None
             },
             **more,
         )

@@ -126,7 +126,7 @@ def stand_in_only(bundle: Bundle, options: ServeOptions) -> ServedVersion:
     model = ServedModel.of(
         bundle,
         options.name,
-        {} if backup.gate is None else {Source.BACKUP: backup.gate},
+        {Source.BACKUP: backup.gate},
         max_rows=options.max_queue,
         stood_in=frozenset({backup.output.name}),
     )

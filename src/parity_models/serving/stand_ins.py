@@ -78,14 +78,13 @@ class StandIns:
         """The share of all answers that may differ; None without a budget."""
         self.judges = {
             source: StandInJudge(
-                calibration,
-                gate.chosen.get(source),
+                each,
                 differ,
                 None if store is None else store.learned(source),
                 () if store is None else store.learned_by_others(source),
                 partial(self._turned, source),
             )
-            for source, calibration in gate.calibrations.items()
+            for source, each in gate.gates.items()
         }
         """The judge of each stand-in's outputs."""
         self.answers = 0
@@ -101,7 +100,7 @@ class StandIns:
         metrics.audit_factor.labels(source).set_function(lambda: judge.factor)
         for counted in (metrics.audited_answers, metrics.audited_differed):
             counted.labels(source)
-        if judge.gate is not None:
+        if judge.gate.level is not None:
             metrics.gate_open.labels(source).set_function(lambda: judge.is_open)
             metrics.gate_agreement.labels(source).set(judge.gate.level)
             metrics.gate_coverage.labels(source).set_function(lambda: judge.coverage)
@@ -122,9 +121,9 @@ class StandIns:
             verdict = judge.judge(outputs)
             doubts = verdict.doubts.tolist()
             unsure = np.flatnonzero(verdict.refused).tolist()
-            if judge.gate is not None or not faults.has_doubts:
+            if judge.gate.level is not None or not faults.has_doubts:
                 rows.update(unsure)
-            if judge.gate is not None:
+            if judge.gate.level is not None:
                 reason = "gate" if judge.is_open else "closed"
                 self._metrics.refused_answers.labels(source, reason).inc(len(unsure))
         rows.update(at for at, each in enumerate(queries) if faults.refuses(_number(each), source))

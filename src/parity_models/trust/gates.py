@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self, get_args
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,12 +47,19 @@ def evidence_of(
     return EvidenceStore(folder, bundle.stand_ins_digest, keep=keep)
 
 
+UNKNOWN: Final = Calibration("classes", 0.0, "scores", 0, 0.0)
+"""Of a stand-in that is not calibrated: classes are compared."""
+
+
 @dataclass(frozen=True)
 class Gate:
-    """The gate of a stand-in: its `level`, and what calibration has `shown` of it, if anything."""
+    """The gate of a stand-in: its `level`, and what calibration has `shown` of it, if anything.
+
+    Without a level, there is no gate: every output may answer.
+    """
 
     calibration: Calibration
-    level: float
+    level: float | None = None
     shown: GateLevel | None = None
 
     @classmethod
@@ -75,11 +82,13 @@ class Gate:
     def starts(self) -> Mapping[int | None, tuple[float, float]]:
         """The level and the first threshold of each class that may answer, by number; of all by
         None, if all may."""
-        shown, only = self.shown, self.calibration.answer_only
+        level, shown, only = self.level, self.shown, self.calibration.answer_only
+        if level is None:
+            return {}
         if not only:
-            return {None: (self.level, NOTHING if shown is None else shown.threshold)}
+            return {None: (level, NOTHING if shown is None else shown.threshold)}
         starts: dict[int | None, tuple[float, float]]
-        starts = {each.number: (max(self.level, each.level), NOTHING) for each in only}
+        starts = {each.number: (max(level, each.level), NOTHING) for each in only}
         if shown is not None:
             starts |= {each.number: (each.level, each.threshold) for each in shown.classes}
         return starts
@@ -94,7 +103,8 @@ def choose_gates(
 ) -> dict[Source, Gate]:
     """Choose the gate of each stand-in of `bundle` that instances with these `roles` run.
 
-    A gate whose level calibration has not shown starts closed, and opens on evidence.
+    A gate whose level calibration has not shown starts closed, and opens on evidence. A stand-in
+    that is not calibrated has the calibration UNKNOWN.
 
     Args:
         bundle: Has the calibrations.
@@ -109,15 +119,17 @@ def choose_gates(
             gate.
 
     """
-    known = calibrations_of(bundle, roles)
-    if agreement and not known:
+    used = {source_of(role) for role in roles}
+    stand_ins = [each for each in get_args(StandIn) if each in used]
+    if agreement and not stand_ins:
         raise UserError(
             "this policy has no stand-in whose agreement could be chosen; leave "
             f"{spell('agreement')} out, or serve with a policy that uses the bundle's parity "
             "model or backup"
         )
     chosen = {}
-    for source, calibration in known.items():
+    for stand_in in stand_ins:
+        source, calibration = Source(stand_in), bundle.gates.get(stand_in, UNKNOWN)
         if agreement == 0 and calibration.allowed:
             classes = ", ".join(calibration.allowed.values())
             raise UserError(
@@ -126,6 +138,7 @@ def choose_gates(
                 f"every class: parm calibrate {bundle.path} --inputs FILE --answer-only all"
             )
         if agreement == 0 or (budgeted and agreement is None and not calibration.allowed):
+            chosen[source] = Gate(calibration)
             continue
         shown = calibration.at_least(agreement) if agreement else calibration.at_most(AGREEMENT)
         level = agreement or (AGREEMENT if shown is None else shown.level)
@@ -133,22 +146,11 @@ def choose_gates(
     return chosen
 
 
-def calibrations_of(bundle: StandInBundle, roles: Collection[str]) -> dict[Source, Calibration]:
-    """Return the calibrations of the stand-ins that instances with these `roles` run; for one that
-    is not calibrated, one of 0 queries that compares classes."""
-    known, used = bundle.gates, {source_of(role) for role in roles}
-    return {
-        Source(each): known.get(each, Calibration("classes", 0.0, "scores", 0, 0.0))
-        for each in get_args(StandIn)
-        if each in used
-    }
-
-
-def doubtful(bundle: StandInBundle, roles: Collection[str], differ: float) -> Iterator[str]:
+def doubtful(gates: Mapping[Source, Gate], bundle: Path, differ: float) -> Iterator[str]:
     """Yield a note on each stand-in whose calibration says too little for a budget `differ`."""
-    calibrate = f"parm calibrate {bundle.path} --inputs FILE"
-    for source, calibration in calibrations_of(bundle, roles).items() if 0 < differ < 1 else ():
-        curve = calibration.curve
+    calibrate = f"parm calibrate {bundle} --inputs FILE"
+    for source, gate in gates.items() if 0 < differ < 1 else ():
+        calibration, curve = gate.calibration, gate.calibration.curve
         if curve is None:
             yield (
                 f"the {source} is not calibrated, so it answers nothing until enough of its "
@@ -176,13 +178,14 @@ def closed(gates: Mapping[Source, Gate]) -> Iterator[str]:
     """Yield a note on each gate that starts closed."""
     for source, gate in gates.items():
         curve = gate.calibration.curve
+        if gate.level is None or gate.shown is not None:
+            continue
         if curve is None:
             yield (
                 f"the gate of the {source} starts closed, as it is not calibrated; it opens once "
                 f"enough outputs were compared with the model's to show an agreement of "
                 f"{gate.level:g}"
             )
-        if curve is None or gate.shown is not None:
             continue
         after = comparisons_to_open(curve, gate.level)
         yield (
@@ -237,22 +240,18 @@ class OutputGate:
     """Decides which inputs stand-ins may see, and which of their outputs are possible.
 
     Args:
-        chosen: The gate of each stand-in, by the source of its answers.
+        gates: The gate of each stand-in, by the source of its answers.
         envelope: The inputs that the stand-ins learned from. Without one, only rows with non-finite
             values are unlike, or impossible.
-        calibrations: The calibrations of stand-ins, with a gate or without.
 
     """
 
     def __init__(
         self,
-        chosen: Mapping[Source, Gate] | None = None,
+        gates: Mapping[Source, Gate] | None = None,
         envelope: Envelope | None = None,
-        calibrations: Mapping[Source, Calibration] | None = None,
     ) -> None:
-        self.chosen = chosen or {}
-        self.calibrations = {source: each.calibration for source, each in self.chosen.items()}
-        self.calibrations |= calibrations or {}
+        self.gates = gates or {}
         self._envelope = envelope
         self._names = [] if envelope is None else [each.name for each in envelope.inputs]
 

@@ -26,7 +26,6 @@ from parity_models.trust.gate import (
     AGREEMENT,
     EVERYTHING,
     NOTHING,
-    Calibration,
     DoubtCurve,
     classes_of,
     confidences,
@@ -103,8 +102,7 @@ class StandInJudge:
     """Judges the outputs of one stand-in.
 
     Args:
-        calibration: Its calibration; one of 0 queries if there is none.
-        gate: Its gate, if it has one.
+        gate: Its gate, and calibration.
         differ: The share of all answers that may differ; None if there is no such budget.
         learned: What it has learned before, which is kept up to date.
         others: What other servers have learned.
@@ -114,14 +112,13 @@ class StandInJudge:
 
     def __init__(
         self,
-        calibration: Calibration,
-        gate: Gate | None = None,
+        gate: Gate,
         differ: float | None = None,
         learned: Learned | None = None,
         others: Sequence[Learned] = (),
         on_turn: Callable[[Turn], None] = lambda turn: None,
     ) -> None:
-        self.gate = gate
+        self.gate, calibration = gate, gate.calibration
         self._on_turn = on_turn
         self.learned = Learned() if learned is None else learned
         self.doubts: Doubts | None = None
@@ -154,8 +151,6 @@ class StandInJudge:
             if each.comparisons is not None:
                 known += each.comparisons
         self.doubts = Doubts(curve, self._differ, known, learned.comparisons)
-        if self.gate is None:
-            return
         now, starts = time(), self.gate.starts
         for late, number in product((False, True), starts):
             level, threshold = starts[number]
@@ -187,14 +182,15 @@ class StandInJudge:
     @property
     def is_open(self) -> bool:
         """True if any output may answer."""
-        return self.gate is None or any(each < NOTHING for each in self._limits.values())
+        limits = self._limits.values()
+        return self.gate.level is None or any(each < NOTHING for each in limits)
 
     @property
     def asks(self) -> bool:
         """True if any output may answer, as far as queries in time tell. The stand-in is asked for
         late queries then, which can show that it agrees for these again."""
         gates = self._gates[False].values()
-        return self.gate is None or any(each.threshold < NOTHING for each in gates)
+        return self.gate.level is None or any(each.threshold < NOTHING for each in gates)
 
     @property
     def coverage(self) -> float:
@@ -202,7 +198,7 @@ class StandInJudge:
         since it last turned or, before there are any, of those that calibrated it."""
         if self._seen.total:
             return self._seen.answers / self._seen.total
-        return self.gate.coverage if self.gate is not None and self.is_open else 0.0
+        return self.gate.coverage if self.is_open else 0.0
 
     @property
     def factor(self) -> float:
@@ -231,7 +227,7 @@ class StandInJudge:
         those that are not finite and, with a budget, all while nothing is known of doubts."""
         sure = self._confidences(outputs)
         doubts = np.ones(len(sure)) if self.doubts is None else self.doubts.of(sure)
-        if self.gate is not None:
+        if self.gate.level is not None:
             return Verdict(refused(sure, outputs, self._limits, self._barred), doubts)
         return Verdict(np.isnan(sure) | (self.doubts is None and self._differ < 1), doubts)
 
@@ -334,7 +330,7 @@ def learned_in_service(bundle: StandInBundle) -> Iterator[str]:
     store = evidence_of(bundle, keep=False)
     for name, calibration in bundle.gates.items():
         others = store.learned_by_others(Source(name))
-        judge = StandInJudge(calibration, Gate.at(calibration), others=others)
+        judge = StandInJudge(Gate.at(calibration), others=others)
         total = sum(each.comparisons.total for each in others if each.comparisons is not None)
         if total:
             yield (
