@@ -411,7 +411,7 @@ async def test_labels_are_a_form_and_labels_that_the_stand_in_does_not_know_diff
         while late.counts["compared"] < compared + 3:
             await late(target, ROWS)
         assert late.counts["disagreed"] == 3
-        assert caplog.text.count("'other', which is none of the bundle's labels") == 1
+        assert caplog.text.count("the model answers 'other', none of the 10 labels") == 1
 
 
 async def test_a_form_that_cannot_read_or_make_an_answer_loses_no_good_one(
