@@ -199,8 +199,8 @@ def closed(gates: Mapping[Source, Gate]) -> Iterator[str]:
         )
 
 
-class Gates(Printed, dict[StandIn, Calibration]):
-    """The gates of a bundle's stand-ins: for each level the agreement and the coverage."""
+class Calibrations(Printed, dict[StandIn, Calibration]):
+    """The calibrations of a bundle's stand-ins, printed as the gates that they allow."""
 
     service: Callable[[], Iterable[str]] = tuple
     """Says what service has taught of each stand-in."""
