@@ -166,17 +166,6 @@ def score(metric: str, outputs: Array, labels: Array) -> float:
 
     Raises DataError for labels that do not fit the outputs, or give the metric no meaning.
     """
-    check_labels(metric, outputs, labels)
-    scored = METRICS[metric](outputs, labels)
-    if np.isnan(scored) and np.isfinite(outputs).all():
-        raise DataError(
-            f"all {len(labels)} labels are the same, so {metric} has no meaning; give more queries"
-        )
-    return scored
-
-
-def check_labels(metric: str, outputs: Array, labels: Array) -> None:
-    """Raise DataError unless labels fit outputs (n, *output_shape) in shape and type."""
     if METRICS[metric].kind == "classes":
         fitting = labels.shape == outputs.shape[:-1] and np.issubdtype(labels.dtype, np.integer)
         expected = f"integers of shape {outputs.shape[:-1]}"
@@ -188,6 +177,12 @@ def check_labels(metric: str, outputs: Array, labels: Array) -> None:
             f"labels are {labels.dtype} of shape {labels.shape}; {metric} takes labels {expected} "
             f"for outputs of shape {outputs.shape}"
         )
+    scored = METRICS[metric](outputs, labels)
+    if np.isnan(scored) and np.isfinite(outputs).all():
+        raise DataError(
+            f"all {len(labels)} labels are the same, so {metric} has no meaning; give more queries"
+        )
+    return scored
 
 
 def check_boxes(metric: str, outputs: Array, what: str) -> None:

@@ -26,7 +26,7 @@ confidence, which its gate measures, and no text changes another query's answer.
 
 import contextlib
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from math import ceil, prod
 from typing import Annotated, Any
@@ -208,9 +208,7 @@ class Envelope(msgspec.Struct, frozen=True, eq=False, forbid_unknown_fields=True
         for axis, found in sizes.items():
             unlike |= found > self.longest[axis]
         for tensor, part in zip(self.inputs, self.parts, strict=True):
-            array = queries[tensor.name]
-            whole = [] if sizes else [array[i, ...] for i in range(count)]
-            for i, row in enumerate(contents(tensor, array, sizes) if sizes else whole):
+            for i, row in enumerate(contents(tensor, queries[tensor.name], sizes)):
                 if not part.like(row):
                     unlike[i] = True
         return unlike
@@ -222,18 +220,13 @@ class Envelope(msgspec.Struct, frozen=True, eq=False, forbid_unknown_fields=True
         return np.logical_not(possible.reshape(len(outputs), -1).all(axis=1))
 
 
-def contents(
-    tensor: Tensor, array: Array, sizes: Mapping[str, NDArray[np.int64]]
-) -> Iterator[Array]:
-    """Yield each row of an input's `array` (n, ...) without padding; `sizes` are its axes'."""
-    if not tensor.axes:
-        yield from (array[i, ...] for i in range(len(array)))
-        return
-    kept = [slice(None, None)] * (array.ndim - 1)
-    for i in range(len(array)):
-        for axis, at in tensor.axes.items():
-            kept[at] = slice(int(sizes[axis][i]))
-        yield array[i][tuple(kept)]
+def contents(tensor: Tensor, array: Array, sizes: Mapping[str, NDArray[np.int64]]) -> list[Array]:
+    """Return the rows of an input's `array` (n, ...) without padding; `sizes` are its axes'."""
+    rows = [array[i, ...] for i in range(len(array))]
+    for axis, at in tensor.axes.items() if sizes else ():
+        before = (slice(None),) * at
+        rows = [row[(*before, slice(size))] for row, size in zip(rows, sizes[axis], strict=True)]
+    return rows
 
 
 # Fitting to the queries that stand-ins are trained on
@@ -324,7 +317,7 @@ def _fit(
         return _fit_numbers(array, share, mirrored)
     few = FITTED // max(1, prod(array.shape[1:]))
     array, sizes = spaced(array, few), {axis: spaced(each, few) for axis, each in sizes.items()}
-    rows = list(contents(tensor, array, sizes))
+    rows = contents(tensor, array, sizes)
     values = np.concatenate([row.reshape(-1) for row in rows])
     if ids:
         columns = 1 if tensor.axes or rows[0].size > MOST_COLUMNS else rows[0].size
