@@ -208,7 +208,9 @@ class Envelope(msgspec.Struct, frozen=True, eq=False, forbid_unknown_fields=True
         for axis, found in sizes.items():
             unlike |= found > self.longest[axis]
         for tensor, part in zip(self.inputs, self.parts, strict=True):
-            for i, row in enumerate(contents(tensor, queries[tensor.name], sizes)):
+            array = queries[tensor.name]
+            whole = [] if sizes else [array[i, ...] for i in range(count)]
+            for i, row in enumerate(contents(tensor, array, sizes) if sizes else whole):
                 if not part.like(row):
                     unlike[i] = True
         return unlike
@@ -223,7 +225,7 @@ class Envelope(msgspec.Struct, frozen=True, eq=False, forbid_unknown_fields=True
 def contents(tensor: Tensor, array: Array, sizes: Mapping[str, NDArray[np.int64]]) -> list[Array]:
     """Return the rows of an input's `array` (n, ...) without padding; `sizes` are its axes'."""
     rows = [array[i, ...] for i in range(len(array))]
-    for axis, at in tensor.axes.items() if sizes else ():
+    for axis, at in tensor.axes.items():
         before = (slice(None),) * at
         rows = [row[(*before, slice(size))] for row, size in zip(rows, sizes[axis], strict=True)]
     return rows
