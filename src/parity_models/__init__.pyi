@@ -18,7 +18,7 @@ from parity_models.late.driver import LateAnswer as LateAnswer
 from parity_models.late.events import LateEvent as LateEvent
 from parity_models.late.httpx import LateTransport as LateTransport
 from parity_models.late.late import Late as Late
-from parity_models.late.testing import testing as testing
+from parity_models.late.late import testing as testing
 from parity_models.late.values import Form as Form
 from parity_models.load import LoadSpec as LoadSpec
 from parity_models.load import offer_load as offer_load

@@ -19,9 +19,19 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
-from late_targets import KNOWN, MODEL, ROWS, RefusedError, Target, in_turn, know_backup, learned
+from late_targets import (
+    KNOWN,
+    MODEL,
+    ROWS,
+    SAID,
+    RefusedError,
+    Target,
+    in_turn,
+    know_backup,
+    labelled,
+    learned,
+)
 from parity_models import Form, Late, UserError
-from parity_models.bundle.backup import GatedBackup
 from parity_models.bundle.bundle import Bundle
 from parity_models.errors import DataError
 from parity_models.late import client as client_module
@@ -311,38 +321,30 @@ def test_blocking_calls_are_raced_in_threads(bundle: Bundle) -> None:
     assert threading.active_count() <= before
 
 
-async def test_mistakes_are_told_at_once(
-    bundle: Bundle, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def answering(value: Any) -> Callable[[], Awaitable[Any]]:
+    return partial(asyncio.sleep, 0.001, value)
+
+
+async def test_mistakes_are_told_at_once(bundle: Bundle, tmp_path: Path) -> None:
     async def stream() -> AsyncIterator[int]:
         yield 1
 
-    async def text() -> str:
-        return "free text"
-
-    async def two() -> dict[str, NDArray[Any]]:
-        return {"output": MODEL, "other": MODEL}
-
-    async def labels() -> Any:
-        return MODEL.argmax(axis=1)
-
-    async def binary() -> httpx.Response:
-        return httpx.Response(200, content=b'{"outputs": []}\x80\x81')
-
-    async def loading() -> dict[str, str]:
-        return {"error": "the model is loading"}
-
     late = Late(bundle)
+    binary = httpx.Response(200, content=b'{"outputs": []}\x80\x81')
     wrong: list[tuple[Callable[[], Any], Any, type[Exception], str]] = [
         (Target(), queries(1)[:, :5], DataError, "784"),
         (stream, ROWS, UserError, "gave a stream and not an awaitable"),
         (lambda: MODEL, ROWS, UserError, "Late.call for calls that block"),
-        (text, ROWS, UserError, "answer cannot be made like it"),
-        (two, ROWS, UserError, "ask for that output alone"),
-        (labels, ROWS, UserError, "ask for that output alone"),
-        (binary, ROWS, UserError, "binary bodies are read by tritonclient only"),
     ]
-    assert (await late(loading, ROWS)).value == await loading()
+    for answer, message in (
+        ("free text", "answer cannot be made like it"),
+        ({"output": MODEL, "other": MODEL}, "ask for that output alone"),
+        (MODEL.argmax(axis=1), "ask for that output alone"),
+        (binary, "binary bodies are read by tritonclient only"),
+    ):
+        wrong.append((answering(answer), ROWS, UserError, message))
+    loading = {"error": "the model is loading"}
+    assert (await late(answering(loading), ROWS)).value is loading
     for call, rows, error, message in wrong:
         with pytest.raises(error, match=message):
             await late(call, rows)
@@ -364,16 +366,6 @@ class Label(NamedTuple):
     """An answer with a label, as that of a client of a large model."""
 
     name: str
-
-
-LABELS = [f"label {number}" for number in range(MODEL.shape[1])]
-SAID = LABELS[int(MODEL.argmax())]
-
-
-def labelled(bundle: Bundle) -> GatedBackup:
-    backup = GatedBackup(bundle, budgeted=True)
-    backup.labels = LABELS
-    return backup
 
 
 @pytest.mark.parametrize("per_call", [False, True])
@@ -419,7 +411,7 @@ async def test_labels_are_a_form_and_labels_that_the_stand_in_does_not_know_diff
         while late.counts["compared"] < compared + 3:
             await late(target, ROWS)
         assert late.counts["disagreed"] == 3
-        assert caplog.text.count("'other', which is none of the bundle's labels") == 1
+        assert caplog.text.count("the model answers 'other', none of the 10 labels") == 1
 
 
 async def test_a_form_that_cannot_read_or_make_an_answer_loses_no_good_one(
@@ -440,10 +432,6 @@ async def test_a_form_that_cannot_read_or_make_an_answer_loses_no_good_one(
 
 
 # Queries of unequal length, several outputs, outputs that are text
-
-
-def answering(value: Any) -> Callable[[], Awaitable[Any]]:
-    return partial(asyncio.sleep, 0.001, value)
 
 
 @pytest.mark.slow

@@ -9,15 +9,12 @@ import numpy as np
 import pytest
 
 import parity_models as pm
-from late_targets import MODEL, ROWS, RefusedError
+from late_targets import MODEL, ROWS, SAID, RefusedError, labelled
 from parity_models.bundle.backup import GatedBackup
 from parity_models.bundle.bundle import Bundle
 from served import INFER, infer_message, predictions, queries
 
 pytestmark = pytest.mark.usefixtures("never_overloaded")
-
-LABELS = [f"label {number}" for number in range(MODEL.shape[1])]
-SAID = LABELS[int(MODEL.argmax())]
 
 
 @dataclass
@@ -28,18 +25,11 @@ class Verdict:
     tokens: int = 0
 
 
-@pytest.fixture
-def labelled(bundle: Bundle) -> GatedBackup:
-    backup = GatedBackup(bundle, budgeted=True)
-    backup.labels = LABELS
-    return backup
-
-
 FORM = pm.Form(lambda verdict: verdict.label, Verdict)
 
 
-async def test_a_decorated_function_returns_its_own_kind_of_result(labelled: GatedBackup) -> None:
-    async with pm.Late(labelled, differ=0.01) as late:
+async def test_a_decorated_function_returns_its_own_kind_of_result(bundle: Bundle) -> None:
+    async with pm.Late(labelled(bundle), differ=0.01) as late:
 
         @late.answers(lambda rows, *, fails: rows, form=FORM)
         async def ask(rows: Any, *, fails: bool) -> Verdict:

@@ -24,10 +24,8 @@ from parity_models import Late, LateEvent, UserError
 from parity_models.bundle.backup import GatedBackup, Refusal
 from parity_models.bundle.bundle import Bundle
 from parity_models.bundle.onnx_model import run_options
-from parity_models.errors import DataError
 from parity_models.late.metrics import opentelemetry, prometheus
 from parity_models.late.servers import FORGET, Servers
-from served import queries
 
 BundleOf = Callable[..., Bundle]
 
@@ -122,14 +120,6 @@ async def test_rows_may_be_a_function_that_is_called_only_when_the_stand_in_is_a
         assert made <= late.counts["compared"] + late.counts["backups"] + 1 < KNOWN
         target.fails = True
         assert (await late(target, rows)).source == "backup"
-
-
-async def test_rows_that_do_not_fit_are_an_error_at_any_call(bundle: Bundle) -> None:
-    async with Late(bundle) as late:
-        for _ in range(3):
-            await late(Target(), ROWS)
-        with pytest.raises(DataError, match="784"):
-            await late(Target(), queries(1)[:, :5])
 
 
 async def test_nothing_is_asked_before_an_age_that_the_user_gives(make_bundle: BundleOf) -> None:

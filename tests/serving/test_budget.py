@@ -17,7 +17,7 @@ from parity_models.serving.deployment import Deployment
 from parity_models.serving.server import ServeOptions, Server
 from parity_models.simulation.emulation import FaultPlan
 from parity_models.trust.gate import Calibration, DoubtCurve
-from parity_models.trust.gates import OutputGate
+from parity_models.trust.gates import Gate, OutputGate
 from puppet_engine import WEIGHTS, asked, metric, queries, serving, settle
 from repositories import ADMINISTRATOR, administered
 
@@ -27,7 +27,7 @@ CALIBRATION = Calibration("classes", 0.0, "scores", 1000, 0.05, curve=SURE)
 UNTRIED = Calibration(
     "classes", 0.0, "scores", 1000, 0.05, curve=DoubtCurve((0.0,), (DOUBT,), 1000)
 )
-GATE = OutputGate(calibrations={Source.BACKUP: CALIBRATION})
+GATE = OutputGate({Source.BACKUP: Gate(CALIBRATION)})
 
 
 def bundle(folder: Path, calibration: Calibration | None = CALIBRATION) -> Bundle:

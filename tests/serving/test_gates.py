@@ -24,7 +24,7 @@ from parity_models.training.export import floats
 from parity_models.trust.envelope import Envelope
 from parity_models.trust.evidence import EvidenceStore
 from parity_models.trust.gate import Calibration, DoubtCurve, GateLevel, confidences
-from parity_models.trust.gates import ChosenGate, OutputGate
+from parity_models.trust.gates import UNKNOWN, Gate, OutputGate
 from puppet_engine import CODE, WEIGHTS, Puppet, asked, metric, queries, serving, settle
 
 ONE_IN = 20
@@ -41,7 +41,7 @@ def counted(metrics: Metrics, given: str, source: str = "reconstruction") -> tup
 
 CURVE = DoubtCurve((-50.0, 0.0, 1.0), (0.2, 0.1, 0.01), 1000)
 CALIBRATED = Calibration("classes", 0.0, "scores", 1000, 0.05, curve=CURVE)
-UNGATED = OutputGate(calibrations={Source.RECONSTRUCTION: CALIBRATED, Source.BACKUP: CALIBRATED})
+UNGATED = OutputGate(dict.fromkeys((Source.RECONSTRUCTION, Source.BACKUP), Gate(CALIBRATED)))
 QUIET: dict[str, Any] = {"compare": 0.0}
 
 
@@ -78,10 +78,10 @@ async def test_queries_in_time_are_compared_as_often_as_the_operator_says(compar
         assert counted(frontend.metrics, "late", "backup") == (0, 0)
 
 
-def chosen(threshold: float, level: float = 0.99) -> ChosenGate:
+def chosen(threshold: float, level: float = 0.99) -> Gate:
     reached = GateLevel(level, threshold, 0.8, level)
     known = Calibration("classes", 0.0, "scores", 1000, 0.05, (reached,), curve=CURVE)
-    return ChosenGate(known, level, reached)
+    return Gate(known, level, reached)
 
 
 def by_confidence(rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
@@ -237,8 +237,7 @@ async def test_a_gate_steps_back_and_opens_again_across_restarts(
 
 async def test_a_gate_that_starts_closed_opens_by_itself_and_stays_open(tmp_path: Path) -> None:
     """Nothing calibrated it; queries in time say that it agrees."""
-    unknown = Calibration("classes", 0.0, "scores", 0, 0.0)
-    gate = OutputGate({Source.BACKUP: ChosenGate(unknown, 0.9)})
+    gate = OutputGate({Source.BACKUP: Gate(UNKNOWN, 0.9)})
 
     def served() -> AbstractAsyncContextManager[tuple[Frontend, Puppet]]:
         policy = Adaptive(StandIns(None, True))

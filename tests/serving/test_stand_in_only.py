@@ -18,8 +18,8 @@ from parity_models.bundle.backup import GatedBackup, Refusal
 from parity_models.bundle.bundle import Bundle
 from parity_models.bundle.onnx_model import run_options
 from parity_models.serving.errors import NoStandInError
-from parity_models.trust.evidence import evidence_of
 from parity_models.trust.gate import confidences
+from parity_models.trust.gates import evidence_of
 from served import (
     INFER,
     ServerProcess,

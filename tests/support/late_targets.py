@@ -8,11 +8,16 @@ from typing import Any
 import numpy as np
 
 from parity_models import Late
+from parity_models.bundle.backup import GatedBackup
+from parity_models.bundle.bundle import Bundle
 from parity_models.roles import BACKUP
 from served import predictions, queries
 
 ROWS = queries(1)
 MODEL = predictions(ROWS)
+LABELS = [f"label {number}" for number in range(MODEL.shape[1])]
+SAID = LABELS[int(MODEL.argmax())]
+"""The label of the model's prediction."""
 KNOWN = 60
 """Calls after which run times are known, and before which the effect is never tested."""
 
@@ -44,6 +49,13 @@ class Target:
         else:
             await asyncio.sleep(0.001)
         return self.prediction
+
+
+def labelled(bundle: Bundle) -> GatedBackup:
+    """The backup of a bundle, as one whose classes have labels."""
+    backup = GatedBackup(bundle, budgeted=True)
+    backup.labels = LABELS
+    return backup
 
 
 def in_turn(target: Target, other: Target) -> Callable[[], Awaitable[Any]]:

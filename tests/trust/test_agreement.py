@@ -17,7 +17,7 @@ from parity_models.trust.agreement import (
     LearningGate,
     comparisons_to_open,
 )
-from parity_models.trust.evidence import Evidence, GateState
+from parity_models.trust.evidence import Evidence
 from parity_models.trust.gate import EVERYTHING, NOTHING, DoubtCurve
 
 LEVELS = pytest.mark.parametrize("level", [0.9, 0.97, 0.99, 0.999])
@@ -210,14 +210,6 @@ def test_the_queries_of_calibration_are_the_first_comparisons() -> None:
     assert sooner.threshold == calibrated.threshold < later.threshold == 0.9
 
 
-def test_it_starts_at_what_calibration_has_shown_and_opens_further() -> None:
-    gate = LearningGate(0.9, 0.9, nothing())
-    assert gate.threshold == 0.9
-    assert show(gate, stream(40, 0, 0.0)) == []
-    show(gate, stream(5000, 0, 0.0))
-    assert gate.threshold == EVERYTHING
-
-
 def test_it_steps_back_to_a_higher_threshold_and_forgets() -> None:
     """Of sure outputs all agree still."""
     gate = LearningGate(0.95, EVERYTHING, nothing())
@@ -344,9 +336,3 @@ def test_when_it_may_open_is_told_from_the_doubts() -> None:
         assert after / 4 < np.median(opened) < 4 * after + CHECK_EVERY
     assert comparisons_to_open(DoubtCurve((0.0,), (0.5,), 9, ((9, 4, 4.5),)), 0.99) is None
     assert comparisons_to_open(DoubtCurve((0.0,), (1.0,)), 0.9) is None
-
-
-def test_a_gate_state_is_its_own() -> None:
-    one, other = (LearningGate(0.9, NOTHING, nothing()) for _ in range(2))
-    show(one, stream(100, 0, 0.0))
-    assert other.state == GateState(nothing(), NOTHING)

@@ -13,7 +13,6 @@ from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models.bundle.bundle import open_bundle, with_measured
 from parity_models.evaluation.judging import calibrate_gates
 from parity_models.evaluation.outputs import Outputs
-from parity_models.trust import doubt as doubting
 from parity_models.trust.doubt import (
     CHANGES,
     LEARN_FROM,
@@ -296,9 +295,9 @@ def test_whatever_is_seen_doubts_are_probabilities(
 def test_nothing_is_learned_from_a_few_comparisons() -> None:
     doubts = Doubts(SEVERAL, 0.01)
     at = np.linspace(0, 2, 9)
-    curve = np.exp(np.interp(at, doubts._at, doubts._logs))
+    curve = doubts.of(at) / doubts.factor
     learned(doubts, LEARN_FROM - SEVERAL.comparisons.total - 1)
-    np.testing.assert_array_equal(np.exp(np.interp(at, doubts._at, doubts._logs)), curve)
+    np.testing.assert_allclose(doubts.of(at) / doubts.factor, curve)
 
 
 # Calibrations
@@ -317,7 +316,3 @@ def test_calibration_gives_a_curve_which_the_bundle_keeps(tmp_path: Path) -> Non
     with_measured(bundle, calibration=gates)
     assert open_bundle(bundle.path).manifest.calibration == gates
     assert f"from {curve.smallest_shown:.2%}" in str(open_bundle(bundle.path).gates)
-
-
-def test_the_mixture_is_of_numbers_below_1() -> None:
-    assert all(0 < each < 1 for each in doubting._MIXED)

@@ -188,55 +188,34 @@ def test_files_are_written_seldom_and_at_once_if_a_gate_has_turned(
         assert bool([*tmp_path.glob("*.json")]) == (times > 0 and (turned or at == WRITE_EVERY))
 
 
-def torn(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-9])
-
-
-def newer(path: Path) -> None:
-    path.write_bytes(path.read_bytes().replace(b'"format":1', b'"format":2'))
-
-
-def foreign(path: Path) -> None:
-    path.write_bytes(path.read_bytes().replace(DIGEST.encode(), b"another"))
-
-
-def huge(path: Path) -> None:
-    path.write_bytes(b" " * MAX_BYTES + path.read_bytes())
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (torn, "is no evidence, and is ignored"),
-        (newer, "its format is 2, and this version reads 1"),
-        (foreign, "it is about another bundle"),
-        (huge, "it is too large"),
-        (empty, "is no evidence, and is ignored"),
-        (folder, "Is a directory"),
+        (lambda content: content[:-9], "is no evidence, and is ignored"),
+        (lambda content: b"", "is no evidence, and is ignored"),
+        (
+            lambda content: content.replace(b'"format":1', b'"format":2'),
+            "its format is 2, and this version reads 1",
+        ),
+        (
+            lambda content: content.replace(DIGEST.encode(), b"another"),
+            "it is about another bundle",
+        ),
+        (lambda content: b" " * MAX_BYTES + content, "it is too large"),
     ],
+    ids=["torn", "empty", "newer", "foreign", "huge"],
 )
 def test_a_file_that_is_none_gives_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None], said: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[bytes], bytes], said: str
 ) -> None:
     kept(tmp_path, 1).close()
     (path,) = tmp_path.glob("*.json")
-    spoil(path)
-    store = kept(tmp_path, 2)
+    path.write_bytes(spoil(path.read_bytes()))
+    kept(tmp_path, 2).close()
     (record,) = [each for each in caplog.records if each.levelno == logging.WARNING][:1]
     assert said in record.getMessage()
     assert str(path) in record.getMessage()
-    store.close()
-    if spoil is not folder:
-        assert EvidenceStore(tmp_path, DIGEST).learned(Source.BACKUP) == learned(2)
+    assert EvidenceStore(tmp_path, DIGEST).learned(Source.BACKUP) == learned(2)
 
 
 @given(
@@ -262,10 +241,13 @@ def test_server_goes_on_without_a_writable_folder(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
-    for place in (tmp_path / "file", tmp_path / "file" / "in it", Path("/proc/none")):
+    for place in (tmp_path / each for each in ("file", "file/in it", "/proc/none")):
         caplog.clear()
         kept(place, 1).close()
         assert f"evidence cannot be kept in {place}" in caplog.text
+    (tmp_path / "in it" / f"evidence-{DIGEST[:16]}-0.json").mkdir(parents=True)
+    kept(tmp_path / "in it", 1).close()
+    assert "is no evidence, and is ignored: [Errno 21] Is a directory" in caplog.text
     store = kept(tmp_path, 1)
     (path,) = tmp_path.glob("*.json")
     path.with_suffix(".part").mkdir()  # where a file is written first

@@ -11,16 +11,15 @@ from numpy.typing import NDArray
 
 from parity_models.roles import Source
 from parity_models.trust.doubt import fit_doubt
-from parity_models.trust.evidence import Learned, evidence_of
+from parity_models.trust.evidence import Learned
 from parity_models.trust.gate import (
     NOTHING,
     AnsweredClass,
     Calibration,
-    ClassLevel,
     GateLevel,
     confidences,
 )
-from parity_models.trust.gates import ChosenGate
+from parity_models.trust.gates import UNKNOWN, Gate, evidence_of
 from parity_models.trust.judge import FIRST, StandInJudge, learned_in_service
 
 CLASSES = 3
@@ -62,7 +61,7 @@ def calibration(queries: int = 400, **more: Any) -> Calibration:
 def judge(
     known: Calibration, level: float = LEVEL, shown: GateLevel | None = None, **more: Any
 ) -> StandInJudge:
-    return StandInJudge(known, ChosenGate(known, level, shown), **more)
+    return StandInJudge(Gate(known, level, shown), **more)
 
 
 SHOWN = GateLevel(LEVEL, 0.0, 0.5, 0.95)
@@ -88,15 +87,6 @@ def test_it_starts_where_calibration_says_and_opens_further() -> None:
     assert turn.answers - turn.agreed == 80
 
 
-def test_a_closed_gate_says_nothing_until_it_opens() -> None:
-    judged = judge(calibration())
-    assert not judged.is_open
-    assert judged.coverage == 0
-    assert judged.judge(outputs(50)).refused.all()
-    learn(judged, outputs(2000))
-    assert judged.is_open
-
-
 def test_it_steps_back_from_a_class_and_the_class_returns() -> None:
     judged = judge(calibration(), shown=msgspec.structs.replace(SHOWN, threshold=-100.0))
     learn(judged, outputs(1000))
@@ -112,7 +102,7 @@ def test_it_steps_back_from_a_class_and_the_class_returns() -> None:
 
 
 def test_without_a_gate_only_what_is_no_output_is_refused() -> None:
-    judged = StandInJudge(calibration())
+    judged = StandInJudge(Gate(calibration()))
     some = outputs(4)
     some[1, 1] = np.nan
     verdict = judged.judge(some)
@@ -158,7 +148,7 @@ def test_values_without_confidence_are_judged_alike() -> None:
 def one_sided() -> StandInJudge:
     """It may answer the classes 0, from a threshold on, and 2, which is not shown."""
     only = AnsweredClass(0, "a"), AnsweredClass(2, "c", 0.95)
-    shown = GateLevel(LEVEL, NOTHING, 0.2, 0.95, (ClassLevel(LEVEL, 0.5, 0.2, 0.95, number=0),))
+    shown = GateLevel(LEVEL, NOTHING, 0.2, 0.95, (GateLevel(LEVEL, 0.5, 0.2, 0.95, number=0),))
     return judge(calibration(answer_only=only), shown=shown)
 
 
@@ -223,7 +213,7 @@ def test_a_gate_that_another_server_closed_starts_closed() -> None:
     first = judge(calibration(), shown=SHOWN)
     assert learn(first, outputs(100, 3), wrong=[0, 1, 2])
     assert not first.is_open
-    second = StandInJudge(calibration(), first.gate, others=[first.learned])
+    second = StandInJudge(first.gate, others=[first.learned])
     assert not second.is_open
     learn(second, outputs(6000, 4))
     assert second.is_open
@@ -244,9 +234,6 @@ def test_late_answers_are_audited() -> None:
 
 
 # Without a calibration
-
-
-UNKNOWN = Calibration("classes", 0.0, "scores", 0, 0.0)
 
 
 def test_without_a_calibration_it_starts_closed_and_takes_thresholds_from_the_first() -> None:
@@ -272,10 +259,10 @@ def test_without_a_calibration_it_starts_closed_and_takes_thresholds_from_the_fi
 
 
 def test_without_a_calibration_but_with_a_budget_doubts_fall_from_1() -> None:
-    judged = StandInJudge(UNKNOWN, differ=0.01)
+    judged = StandInJudge(Gate(UNKNOWN), differ=0.01)
     assert (judged.judge(outputs(9)).doubts == 1).all()
     assert judged.judge(outputs(9)).refused.all(), "a large budget would pay for some"
-    assert not StandInJudge(UNKNOWN, differ=1.0).judge(outputs(9)).refused.any()
+    assert not StandInJudge(Gate(UNKNOWN), differ=1.0).judge(outputs(9)).refused.any()
     learn(judged, outputs(2000))
     assert judged.judge(outputs(9)).doubts.max() < 0.05
 

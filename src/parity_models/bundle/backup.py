@@ -18,9 +18,7 @@ from parity_models.tensors.signature import Batch, padded
 from parity_models.trust.evidence import EvidenceStore
 from parity_models.trust.gate import served
 from parity_models.trust.gates import (
-    ChosenGate,
     OutputGate,
-    calibrations_of,
     choose_gates,
     closed,
     doubtful,
@@ -105,8 +103,9 @@ class GatedBackup:
         """The labels of the classes, if the bundle has them."""
         self._bundle, self._store = bundle, evidence
         self._gates = choose_gates(bundle, [BACKUP], agreement, budgeted=budgeted)
-        self._calibration = calibrations_of(bundle, [BACKUP])[Source.BACKUP]
-        self._gate = OutputGate(self._gates, bundle.envelope())
+        self.gate = self._gates[Source.BACKUP]
+        """Its gate."""
+        self._screen = OutputGate(envelope=bundle.envelope())
         self._differ: float | None = None
         self._judge = self._new_judge()
         self._model = bundle.pinned(manifest.backup).load()
@@ -117,7 +116,6 @@ class GatedBackup:
     def _new_judge(self) -> StandInJudge:
         store = self._store
         return StandInJudge(
-            self._calibration,
             self.gate,
             self._differ,
             None if store is None else store.learned(Source.BACKUP),
@@ -126,16 +124,11 @@ class GatedBackup:
         )
 
     @property
-    def gate(self) -> ChosenGate | None:
-        """The gate, if it has one."""
-        return self._gates.get(Source.BACKUP)
-
-    @property
     def notes(self) -> list[str]:
         """Surprises for a user: a closed gate, or too little evidence for the budget."""
         notes = [*closed(self._gates)]
-        if self._differ is not None and not self._gates:
-            notes += doubtful(self._bundle, [BACKUP], self._differ)
+        if self._differ is not None and self.gate.level is None:
+            notes += doubtful(self._gates, self._bundle.path, self._differ)
         return notes
 
     def change(self, differ: float) -> None:
@@ -184,13 +177,13 @@ class GatedBackup:
         verdict = self._judge.judge(outputs)
         doubt = float(1 - np.prod(1 - verdict.doubts))
         refusal = None if self._judge.is_open else Refusal.CLOSED
-        if refusal is None and (len(self._gate.impossible(outputs)) or verdict.refused.any()):
+        if refusal is None and (len(self._screen.impossible(outputs)) or verdict.refused.any()):
             refusal = Refusal.UNSURE
         return Judged(outputs, verdict.doubts, doubt, refusal)
 
     def run(self, rows: Array, run: onnxruntime.RunOptions) -> Array | Refusal:
         """Return the backup's outputs for `rows`, or the reason why there are none."""
-        if len(self._gate.unlike(rows)):
+        if len(self._screen.unlike(rows)):
             return Refusal.UNLIKE
         kind = self._model.signature.kind(self.signature.kind_of(rows[0, ...]).sizes)
         try:

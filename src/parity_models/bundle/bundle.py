@@ -43,7 +43,8 @@ from parity_models.roles import BACKUP, DEPLOYED, parity_role
 from parity_models.tensors.queries import renamed
 from parity_models.tensors.signature import Array, Layout, Named, Signature, Tensor
 from parity_models.trust.envelope import ENVELOPE, Envelope, decode_envelope, encode_envelope
-from parity_models.trust.gate import HEAD, Calibration, Gates, StandIn
+from parity_models.trust.gate import HEAD, Calibration, StandIn
+from parity_models.trust.gates import Calibrations
 from parity_models.trust.golden import GOLDEN_FILE, STORED, check_golden, encode_golden, golden
 from parity_models.trust.judge import learned_in_service
 
@@ -340,10 +341,10 @@ class Bundle:
         return hashlib.sha256(about).hexdigest()
 
     @property
-    def gates(self) -> Gates:
+    def gates(self) -> Calibrations:
         """The levels of agreement that stand-ins are calibrated for, and their coverage; printed,
         also what service has taught of them."""
-        gates = Gates(self.manifest.calibration)
+        gates = Calibrations(self.manifest.calibration)
         gates.service = partial(learned_in_service, self)
         return gates
 

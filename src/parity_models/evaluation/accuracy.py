@@ -16,7 +16,7 @@ from parity_models.bundle.bundle import Accuracy
 from parity_models.errors import DataError
 from parity_models.evaluation.outputs import Outputs
 from parity_models.tasks.metrics import Agreement, agreement, score
-from parity_models.trust.gate import Calibration, Gate, StandIn, classes_of
+from parity_models.trust.gate import Calibration, StandIn, classes_of, confidences, refused
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -127,14 +127,15 @@ def measure_gates(
         found = answers[stand_in]
         predictions, right = outputs.predictions[found.rows], labels[found.rows]
         agreed = Agreement(gates.kind, gates.tolerance)(found.outputs, predictions)
-        said = classes_of(found.outputs)
+        said, sure = classes_of(found.outputs), confidences(gates.confidence, found.gave)
         cases: list[tuple[float | None, Mask, str | None]] = [(None, np.ones_like(agreed), None)]
         for level in gates.levels:
-            given = ~Gate(gates.confidence, level).refused(found.gave)
+            given = ~refused(sure, found.gave, level.thresholds)
             cases.append((level.level, given, None))
             cases += [
                 (each.level, given & (said == each.number), gates.allowed[each.number])
                 for each in level.classes
+                if each.number is not None
             ]
         results += [
             GateResult(

@@ -58,9 +58,7 @@ def predictor(
             places.append(rows)
             if on_rows is not None:
                 on_rows(len(rows))
-        joined = np.concatenate(parts)
-        outputs = np.empty_like(joined)
-        outputs[np.concatenate(places)] = joined
+        outputs: Array = np.concatenate(parts)[np.argsort(np.concatenate(places))]
         return outputs
 
     return run

@@ -2,9 +2,11 @@
 
 import asyncio
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial, wraps
 from inspect import iscoroutinefunction
+from itertools import chain, repeat
 from math import inf
 from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar
@@ -19,14 +21,33 @@ from parity_models.errors import UserError
 from parity_models.late.client import Client, Inputs, Kind, now
 from parity_models.late.driver import Call, Driver, LateAnswer, awaitable
 from parity_models.late.events import OnEvent
-from parity_models.late.testing import is_testing, next_source
 from parity_models.late.values import Form
 from parity_models.roles import Source
 from parity_models.tensors.signature import Batch
-from parity_models.trust.evidence import evidence_of
+from parity_models.trust.gates import evidence_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_chosen: list[Iterator[Source]] = []
+"""The sources of the next answers in `testing`."""
+
+
+@contextmanager
+def testing(*sources: str) -> Iterator[None]:
+    """Let each Late give answers of these sources, in this order; the last one repeats.
+
+    This is for tests of programs that use Late. There is no race, and no thread, clock, budget or
+    gate decides: "model" is the answer or error of the call; "backup" is the stand-in's answer, and
+    the call is made only if the form of answers is unknown; "copy" is the answer of the second call
+    of two.
+    """
+    found = [Source(each) for each in sources]
+    _chosen.append(chain(found, repeat(found[-1])))
+    try:
+        yield
+    finally:
+        _chosen.pop()
 
 
 class Late:
@@ -165,8 +186,8 @@ class Late:
                 raise UserError("give rows or a text, not both")
             rows = np.array([text] if isinstance(text, str) else [*text], object)
         client = self._client
-        if client.paused or is_testing():
-            source = Source.MODEL if client.paused else next_source()
+        if client.paused or _chosen:
+            source = Source.MODEL if client.paused else next(_chosen[-1])
             return await self._direct(source, call, rows, client.kind(kind, form))
         if rows is not None:
             client.check(rows)
@@ -205,7 +226,7 @@ class Late:
         process waits for it; give clients a timeout.
         """
         client = self._client
-        if client.paused or is_testing():  # nothing waits, so it is made in this thread
+        if client.paused or _chosen:  # nothing waits, so it is made in this thread
 
             async def made(*server: Any) -> Any:
                 return function(*server)

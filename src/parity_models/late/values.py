@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import UserError
+from parity_models.tensors.pairs import Labels
 from parity_models.tensors.signature import DATATYPES, Tensor
 
 Array = NDArray[Any]
@@ -56,27 +57,32 @@ class Codec:
         other: Collection[str] = (),
         labels: Sequence[str] = (),
     ) -> None:
-        self.form, self._spec, self._other, self._labels = form, spec, {*other}, labels
-        self._numbers = {label: number for number, label in enumerate(labels)}
+        self.form, self._spec, self._other = form, spec, {*other}
+        self._labels = Labels(tuple(labels)) if labels else None
         self._says_labels, self._lists = bool(labels), False
         """Whether the newest answer that was read holds labels, and a list of them."""
         self._warned = False
 
     def read(self, value: Any) -> Array | None:
-        """Return the output in an answer; None if there is none. Rows are NaN if they say a class
-        that the stand-in does not know."""
+        """Return the output in an answer; None if there is none."""
         try:
             return self.output(self.form.read(value))
         except Exception as error:  # of the user's function, or a client's for a damaged body
-            self._warn(f"an answer cannot be compared: {type(error).__name__}: {error}")
+            if not self._warned:
+                problem = type(error).__name__
+                _log.warning(
+                    "an answer cannot be compared: %s: %s; this is said once", problem, error
+                )
+            self._warned = True
             return None
 
     def output(self, said: Any) -> Array:
         """Return the output in what the form has read. Raises ValueError if it does not fit."""
         is_text = isinstance(said, str) or np.asarray(said).dtype.kind in "UO"
-        self._says_labels = bool(self._labels) and is_text and not isinstance(said, Mapping)
-        if self._says_labels:
-            return self._one_hot(said)
+        self._says_labels = is_text and not isinstance(said, Mapping)
+        if self._labels is not None and self._says_labels:
+            self._lists = not isinstance(said, str)
+            return self._labels.outputs(np.array([*said] if self._lists else [said], object))
         arrays = said if isinstance(said, Mapping) else {self._spec.name: said}
         found = {name: np.asarray(each) for name, each in arrays.items()}
         if len(found) == 1 and not self._other & found.keys():
@@ -87,28 +93,12 @@ class Codec:
         spec = self._spec
         raise ValueError(f"the outputs {shapes}, and not {spec.name!r} {['rows', *spec.shape]}")
 
-    def _one_hot(self, said: Any) -> Array:
-        self._lists = not isinstance(said, str)
-        said = [*said] if self._lists else [said]
-        output = np.full((len(said), len(self._labels)), np.nan, np.float32)
-        for row, label in zip(output, said, strict=True):
-            if label in self._numbers:
-                row[...] = np.arange(len(row)) == self._numbers[label]
-            else:
-                self._warn(f"the call answers {label!r}, which is none of the bundle's labels")
-        return output
-
     def make(self, output: Array) -> Any:
         """Return an answer with this output."""
-        if not self._says_labels:
+        if self._labels is None or not self._says_labels:
             return self.form.make(output)
-        said = [self._labels[number] for number in output.argmax(axis=1)]
+        said = self._labels.texts(output).ravel().tolist()
         return self.form.make(said if self._lists or len(said) > 1 else said[0])
-
-    def _warn(self, problem: str) -> None:
-        if not self._warned:
-            self._warned = True
-            _log.warning("%s; this is said once", problem)
 
 
 def is_error(value: Any) -> bool:

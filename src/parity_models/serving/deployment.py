@@ -25,13 +25,12 @@ from parity_models.serving.page.watch import Watch
 from parity_models.serving.request_log import request_id
 from parity_models.simulation.emulation import FaultPlan
 from parity_models.simulation.journal import Journal
-from parity_models.trust.evidence import evidence_of
 from parity_models.trust.gates import (
     OutputGate,
-    calibrations_of,
     choose_gates,
     closed,
     doubtful,
+    evidence_of,
 )
 from parity_models.trust.golden import golden
 
@@ -111,7 +110,7 @@ class Deployment(ServedVersion):
         budgeted = policy.differ is not None
         gates = choose_gates(bundle, used, options.agreement, budgeted=budgeted)
         envelope = bundle.envelope()
-        self.notes = (*closed(gates), *doubtful(bundle, used, policy.differ or 0.0))
+        self.notes = (*closed(gates), *doubtful(gates, bundle.path, policy.differ or 0.0))
         if envelope is None and parity_role(0) in used and not bundle.isolated:
             unscreened = (
                 "the bundle does not say which inputs its parity model learned from, so one "
@@ -166,7 +165,7 @@ class Deployment(ServedVersion):
             metrics,
             imitated=bundle.manifest.imitated if len(signature.outputs) > 1 else None,
             dispatch=dispatch,
-            gate=OutputGate(gates, envelope, calibrations_of(bundle, used)),
+            gate=OutputGate(gates, envelope),
             store=None if used == {DEPLOYED} else evidence_of(bundle, options.state),
             faults=self._faults,
         )

@@ -57,13 +57,13 @@ from parity_models.serving.limits import LARGE
 from parity_models.serving.metrics import ANSWERED, CANCELLED, COPY, PARITY, SENT, Metrics
 from parity_models.serving.models import Result
 from parity_models.serving.request_log import CURRENT, RequestLog, headers_for
+from parity_models.serving.stand_ins import Made, Outputs, StandIns
 from parity_models.simulation.emulation import FaultPlan
 from parity_models.tensors.signature import Signature, one_row, pack, tensors_in
 from parity_models.trust.evidence import EvidenceStore
 from parity_models.trust.gate import served
 from parity_models.trust.gates import OutputGate
 from parity_models.trust.golden import is_near
-from parity_models.trust.stand_ins import Made, Outputs, StandIns
 
 # Not the loop's time(): uvloop's is cached and counts whole milliseconds.
 now = time.monotonic

@@ -33,7 +33,7 @@ from parity_models.serving.protocol import (
 from parity_models.tensors.pairs import Labels
 from parity_models.tensors.signature import Signature, Sizes, Tensor
 from parity_models.tensors.texts import BYTES
-from parity_models.trust.gates import ChosenGate
+from parity_models.trust.gates import Gate
 
 VERSION = "1"
 """The version of a bundle that is served on its own."""
@@ -80,7 +80,7 @@ class ServedModel:
 
     @classmethod
     def of(
-        cls, bundle: Bundle, name: str | None, gates: Mapping[Source, ChosenGate], **more: Any
+        cls, bundle: Bundle, name: str | None, gates: Mapping[Source, Gate], **more: Any
     ) -> Self:
         """Return the model of a bundle under this name, by default its own, with these gates."""
         manifest = bundle.manifest
@@ -98,6 +98,7 @@ class ServedModel:
             gates={
                 source: GateMetadata(gate.level, gate.coverage, gate.classes)
                 for source, gate in gates.items()
+                if gate.level is not None
             },
             **more,
         )

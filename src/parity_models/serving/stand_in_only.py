@@ -16,7 +16,8 @@ from parity_models.serving.errors import NoStandInError
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import Result, ServedModel, ServedVersion
 from parity_models.serving.options import ServeOptions
-from parity_models.trust.evidence import WRITE_EVERY, evidence_of
+from parity_models.trust.evidence import WRITE_EVERY
+from parity_models.trust.gates import evidence_of
 
 _WHY = {
     Refusal.UNLIKE: "an input is unlike those that the stand-in learned from",
@@ -125,7 +126,7 @@ def stand_in_only(bundle: Bundle, options: ServeOptions) -> ServedVersion:
     model = ServedModel.of(
         bundle,
         options.name,
-        {} if backup.gate is None else {Source.BACKUP: backup.gate},
+        {Source.BACKUP: backup.gate},
         max_rows=options.max_queue,
         stood_in=frozenset({backup.output.name}),
     )

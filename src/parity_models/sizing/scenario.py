@@ -36,7 +36,7 @@ from parity_models.simulation.journal import Workload
 from parity_models.simulation.simulation import FAILED, Driver, Simulation, SimulationResult
 from parity_models.trust.doubt import Doubts
 from parity_models.trust.gate import Calibration, DoubtCurve
-from parity_models.trust.gates import calibrations_of, choose_gates
+from parity_models.trust.gates import choose_gates
 
 INSTANCES = 12
 """The default number of simulated instances."""
@@ -226,14 +226,14 @@ def _measured(bundle: Bundle, options: SimulationOptions) -> Service:
     stand_ins = StandIns(bundle.code(), manifest.backup is not None)
     roles = list(manifest.models)
     level = options.agreement if stand_ins else None
-    coverage, floor = (
-        {
-            source: each.coverage
-            for source, each in choose_gates(bundle, roles, level, budgeted=budgeted).items()
-        }
-        for budgeted in (False, True)
+    gates, floors = (
+        choose_gates(bundle, roles, level, budgeted=budgeted) for budgeted in (False, True)
     )
-    known = calibrations_of(bundle, roles)
+    coverage, floor = (
+        {source: each.coverage for source, each in chosen.items() if each.level is not None}
+        for chosen in (gates, floors)
+    )
+    known = {source: each.calibration for source, each in gates.items()}
     sources = {source_of(role) for role in seconds if role != DEPLOYED}
     return Service(
         seconds,

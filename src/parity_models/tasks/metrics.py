@@ -53,42 +53,54 @@ at which values agree: such rows alone would have an R² of at least 0.9."""
 
 @dataclass(frozen=True)
 class Metric:
-    """Scores outputs (n, *output_shape) by labels, 1 at most.
+    """Scores outputs (n, *output_shape) by labels, 1 at most: the mean of what `measure` returns.
 
     Labels are (n,) for predictions of classes, else of the shape of the outputs. `bound` is the
     least score of a prediction that agrees, if the user names one.
     """
 
     kind: PredictionKind
-    measure: Callable[[Array, Array], float]
+    measure: Callable[[Array, Array], Array]
     bound: float | None = None
 
     def __call__(self, outputs: Array, labels: Array) -> float:
-        return self.measure(outputs, labels)
+        return float(np.mean(self.measure(outputs, labels)))
 
 
-def top1(outputs: Array, labels: Array) -> float:
-    """Return the share of rows of (n, classes) whose largest entry is at `labels` (n,)."""
-    return float(np.mean(outputs.argmax(axis=-1) == labels))
+def top1(outputs: Array, labels: Array) -> Array:
+    """Return whether the largest entry of each row of (n, classes) is at `labels` (n,): (n,)."""
+    right: Array = outputs.argmax(axis=-1) == labels
+    return right
 
 
-def top5(outputs: Array, labels: Array) -> float:
-    """Return the share of rows of (n, classes) with `labels` (n,) among the five largest."""
+def top5(outputs: Array, labels: Array) -> Array:
+    """Return whether `labels` (n,) are among the five largest of each row of (n, classes): (n,)."""
     best = np.argsort(outputs, axis=-1)[..., -5:]
-    return float(np.mean((best == labels[..., None]).any(axis=-1)))
+    right: Array = (best == labels[..., None]).any(axis=-1)
+    return right
 
 
-def iou(outputs: Array, labels: Array) -> float:
-    """Return the mean over boxes (n, 4) of the area in common over that of the union."""
-    return float(np.mean(_overlaps(outputs, labels)))
+def iou(outputs: Array, labels: Array) -> Array:
+    """Return the intersection over union of boxes (n, 4) and `labels`, row by row: (n,).
+
+    Boxes are left, top, right, bottom; one whose edges are crossed is empty.
+    """
+    both = np.concatenate(
+        [np.maximum(outputs, labels)[:, :2], np.minimum(outputs, labels)[:, 2:]], axis=1
+    )
+    common, *areas = (
+        np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(axis=1) for boxes in (both, outputs, labels)
+    )
+    shares: Array = common / np.maximum(sum(areas) - common, np.finfo(np.float32).tiny)
+    return shares
 
 
-def r2(outputs: Array, labels: Array) -> float:
-    """Return the share of the variance of `labels` (n, ...) that `outputs` explain.
+def r2(outputs: Array, labels: Array) -> Array:
+    """Return the share of the variance of `labels` (n, ...) that `outputs` explain, for each number
+    of a label that varies; the numbers of a map are taken together.
 
-    0 is as good as the mean of the labels; worse outputs give less. The share is averaged over the
-    numbers of a label that vary; the numbers of a map are taken together. It is NaN, without
-    meaning, if none varies, as for a single query.
+    0 is as good as the mean of the labels; worse outputs give less. It is NaN, without meaning, if
+    none varies, as for a single query.
     """
     together = is_map(labels.shape[1:])
     labels = labels.astype(np.float64).reshape(len(labels), -1)
@@ -96,23 +108,19 @@ def r2(outputs: Array, labels: Array) -> float:
     varied = np.square(labels - labels.mean(axis=0)).sum(axis=0)
     telling = np.ptp(labels, axis=0) > 0
     if not telling.any():
-        return float("nan")
+        return np.array(np.nan)
     if together:
-        return float(1 - wrong.sum() / varied.sum())
-    return float(np.mean(1 - wrong[telling] / varied[telling]))
+        return np.array(1 - wrong.sum() / varied.sum())
+    shares: Array = 1 - wrong[telling] / varied[telling]
+    return shares
 
 
-def cosine(outputs: Array, labels: Array) -> float:
-    """Return the mean cosine of the angle between rows of `outputs` and `labels`, both (n, ...); 0
+def cosine(outputs: Array, labels: Array) -> Array:
+    """Return the cosine of the angle between rows of `outputs` and `labels`, both (n, ...): (n,); 0
     for a row of zeros."""
-    return float(np.mean(_cosines(outputs, labels)))
-
-
-def _cosines(outputs: Array, labels: Array) -> NDArray[np.float64]:
-    """Return the cosine of the angle between rows of both arrays (n, ...): (n,)."""
     one, other = (each.astype(np.float64).reshape(len(each), -1) for each in (outputs, labels))
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    similar: NDArray[np.float64] = (one * other).sum(axis=1) / np.maximum(lengths, TINY)
+    similar: Array = (one * other).sum(axis=1) / np.maximum(lengths, TINY)
     return similar
 
 
@@ -166,17 +174,6 @@ def score(metric: str, outputs: Array, labels: Array) -> float:
 
     Raises DataError for labels that do not fit the outputs, or give the metric no meaning.
     """
-    check_labels(metric, outputs, labels)
-    scored = METRICS[metric](outputs, labels)
-    if np.isnan(scored) and np.isfinite(outputs).all():
-        raise DataError(
-            f"all {len(labels)} labels are the same, so {metric} has no meaning; give more queries"
-        )
-    return scored
-
-
-def check_labels(metric: str, outputs: Array, labels: Array) -> None:
-    """Raise DataError unless labels fit outputs (n, *output_shape) in shape and type."""
     if METRICS[metric].kind == "classes":
         fitting = labels.shape == outputs.shape[:-1] and np.issubdtype(labels.dtype, np.integer)
         expected = f"integers of shape {outputs.shape[:-1]}"
@@ -188,6 +185,12 @@ def check_labels(metric: str, outputs: Array, labels: Array) -> None:
             f"labels are {labels.dtype} of shape {labels.shape}; {metric} takes labels {expected} "
             f"for outputs of shape {outputs.shape}"
         )
+    scored = METRICS[metric](outputs, labels)
+    if np.isnan(scored) and np.isfinite(outputs).all():
+        raise DataError(
+            f"all {len(labels)} labels are the same, so {metric} has no meaning; give more queries"
+        )
+    return scored
 
 
 def check_boxes(metric: str, outputs: Array, what: str) -> None:
@@ -248,7 +251,7 @@ def agreement(metric: str, outputs: Array, predictions: Array) -> float:
     """Return the share of `outputs` with the class of a model's `predictions`, both (n,
     *output_shape); for other metrics, their score with the predictions as labels."""
     if METRICS[metric].kind == "classes":
-        return top1(outputs, predictions.argmax(axis=-1))
+        return METRICS["top-1"](outputs, predictions.argmax(axis=-1))
     return score(metric, outputs, predictions)
 
 
@@ -271,9 +274,9 @@ class Agreement:
                 known = np.ptp(other, axis=1) != 0  # equal values say no class
                 same = (one.argmax(axis=1) == other.argmax(axis=1)) & known
             elif self.kind == "boxes":
-                same = _overlaps(outputs, predictions) >= self.tolerance
+                same = iou(outputs, predictions) >= self.tolerance
             elif self.kind == "directions":
-                same = _cosines(outputs, predictions) >= self.tolerance
+                same = cosine(outputs, predictions) >= self.tolerance
             else:
                 off = (outputs.astype(np.float64) - predictions).reshape(len(outputs), -1)
                 same = np.linalg.norm(off, axis=1) <= self.tolerance
@@ -320,21 +323,6 @@ def _are_shares(predictions: Array) -> bool:
 def _are_unit(predictions: Array) -> bool:
     lengths = np.linalg.norm(predictions.astype(np.float64), axis=-1)
     return predictions.shape[1] >= LEAST_LENGTH and bool((np.abs(lengths - 1) <= NEAR).all())
-
-
-def _overlaps(outputs: Array, labels: Array) -> Array:
-    """Return the intersection over union of boxes (n, 4) and `labels`, row by row: (n,).
-
-    Boxes are left, top, right, bottom; one whose edges are crossed is empty.
-    """
-    both = np.concatenate(
-        [np.maximum(outputs, labels)[:, :2], np.minimum(outputs, labels)[:, 2:]], axis=1
-    )
-    common, *areas = (
-        np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(axis=1) for boxes in (both, outputs, labels)
-    )
-    shares: Array = common / np.maximum(sum(areas) - common, np.finfo(np.float32).tiny)
-    return shares
 
 
 # The user's labels

@@ -28,7 +28,6 @@ from parity_models.trust.gate import (
     NOTHING,
     AnsweredClass,
     Array,
-    ClassLevel,
     GateLevel,
     classes_of,
     confidences,
@@ -89,10 +88,8 @@ def reached_by_class(
             least, mine = max(level, each.level), said == each.number
             gate = next((one for one in shown[each.number] if one.level >= least), None)
             if gate is not None:
-                found, part = msgspec.structs.asdict(gate), float(mine.mean())
-                found["coverage"] *= part
-                del found["classes"]
-                classes.append(ClassLevel(**found, number=each.number))
+                part = gate.coverage * float(mine.mean())
+                classes.append(msgspec.structs.replace(gate, coverage=part, number=each.number))
         covered = sum(each.coverage for each in classes)
         if covered:
             right = sum(each.coverage * each.agreement for each in classes) / covered

@@ -21,10 +21,9 @@ multiplied by upper(D) / ENOUGH, or by the estimate of r if that is more. Then t
 shown to hold is not the wanted one, but ENOUGH / E times as large: `Doubts.smallest_shown`.
 """
 
-from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import lru_cache
-from math import ceil, exp, inf, lgamma, log, sqrt
+from math import ceil, inf, lgamma, log, sqrt
 from statistics import NormalDist
 from typing import Final
 
@@ -81,7 +80,7 @@ LEAST_DOUBT: Final = 1e-6
 KNOTS: Final = 40
 """Bins of a curve: they begin at quantiles of the confidence."""
 
-_MIXED: Final = tuple(((j + 0.5) / 24) ** 2 for j in range(24))
+_MIXED: Final = ((np.arange(24) + 0.5) / 24) ** 2
 """Each s of the mixture (see above)."""
 
 Floats = NDArray[np.float64]
@@ -96,7 +95,7 @@ def upper(differed: int) -> float:
     """
     enough = log(len(_MIXED) / SERVICE_RISK)
     return _first(
-        lambda most: _log_sum(differed * log(s) + (1 - s) * most for s in _MIXED) >= enough
+        lambda most: np.logaddexp.reduce(differed * np.log(_MIXED) + (1 - _MIXED) * most) >= enough
     )
 
 
@@ -109,16 +108,12 @@ def upper_once(differed: int) -> float:
     if differed >= MANY:  # Wilson and Hilferty, PNAS 1931
         count, normal = differed + 1, NormalDist().inv_cdf(1 - RISK + SERVICE_RISK)
         return float(count * (1 - 1 / (9 * count) + normal / (3 * sqrt(count))) ** 3)
-    least = log(RISK - SERVICE_RISK)
-
-    def improbable(most: float) -> bool:
-        terms = (i * log(most) - most - lgamma(i + 1) for i in range(differed + 1))
-        return _log_sum(terms) <= least
-
-    return _first(improbable)
+    least, i = log(RISK - SERVICE_RISK), np.arange(differed + 1)
+    factorials = np.array([lgamma(each + 1) for each in i])
+    return _first(lambda most: np.logaddexp.reduce(i * log(most) - most - factorials) <= least)
 
 
-def _first(holds: Callable[[float], bool]) -> float:
+def _first(holds: Callable[[float], np.bool_]) -> float:
     """Return the number from which on `holds` is true."""
     high = 1.0
     while not holds(high):
@@ -128,12 +123,6 @@ def _first(holds: Callable[[float], bool]) -> float:
         middle = (low + high) / 2
         low, high = (low, middle) if holds(middle) else (middle, high)
     return high
-
-
-def _log_sum(logarithms: Iterable[float]) -> float:
-    terms = list(logarithms)
-    most = max(terms)
-    return most + log(sum(exp(each - most) for each in terms))
 
 
 def queries_to_show(differ: float) -> int:
@@ -184,8 +173,7 @@ class Doubts:
 
     def of(self, confidence: Floats) -> Floats:
         """Return the doubts of outputs with this confidence (n,): (n,), 1 where it is NaN."""
-        found = np.exp(np.interp(confidence, self._at, self._logs))
-        return np.where(np.isnan(confidence), 1.0, np.minimum(1.0, self.factor * found))
+        return self._curve.of(confidence, self.factor)
 
     def change(self, differ: float) -> None:
         """Audit another budget from now on, and count answers anew."""
@@ -199,7 +187,7 @@ class Doubts:
 
     def compared(self, confidence: float, *, differed: bool) -> None:
         """Add a comparison of an output to a query that was drawn at random among all."""
-        doubt = self._curve(confidence)
+        doubt = float(self._curve.of(confidence))
         for evidence in (self._evidence, self.own):
             evidence.add(confidence, differed=differed, doubt=doubt)
         if self._evidence.total >= self._fit_at:
@@ -208,7 +196,7 @@ class Doubts:
 
     def audited(self, confidence: float, *, differed: bool) -> None:
         """Add a comparison of an answer that was drawn at random among the stand-in's."""
-        doubt = self._curve(confidence)
+        doubt = float(self._curve.of(confidence))
         probability = self._ratio * doubt
         self.seen += 1
         self._answers.add(confidence, differed=differed, doubt=doubt)
@@ -223,24 +211,13 @@ class Doubts:
         if differed or changed or self.seen % EVERY == 0:
             self._update()
 
-    def _curve(self, confidence: float) -> float:
-        """Return the curve's doubt of one output, faster than NumPy does."""
-        at, logs = self._points
-        right = bisect_right(at, confidence)
-        if right in (0, len(at)):
-            return exp(logs[max(0, right - 1)])
-        left = right - 1
-        part = (confidence - at[left]) / (at[right] - at[left])
-        return exp(logs[left] + part * (logs[right] - logs[left]))
-
     def _use(self, curve: DoubtCurve) -> None:
         """Judge outputs by this curve from now on."""
-        self._at, self._logs = np.array(curve.comparisons.middles), np.log(curve.doubts)
-        self._points = self._at.tolist(), self._logs.tolist()
-        before = sum(self._answers.expected)
-        self._answers.judge(self._curve)
+        self._curve, answers = curve, self._answers
+        before = sum(answers.expected)
+        answers.expected = np.multiply(answers.compared, curve.of(answers.middles)).tolist()
         if before:
-            self._base = max(1.0, self._base * before / sum(self._answers.expected))
+            self._base = max(1.0, self._base * before / sum(answers.expected))
         self._fit_at = max(LEARN_FROM, REFIT * self._evidence.total)
         self._tests = [_ChangeTest(each) for each in CHANGES]
         self._update()
@@ -317,30 +294,27 @@ def fit_doubt(confidence: Floats, agreed: Mask, seed: int = 0) -> DoubtCurve:
     sure, differs = confidence[known], ~agreed[known]
     if not len(sure):
         return DoubtCurve((0.0,), (1.0,), len(confidence))
-    knots = np.unique(np.quantile(sure, np.linspace(0, 1, KNOTS)).round(4))
-    evidence, everything = (Evidence(tuple(knots.tolist())) for _ in range(2))
-    folds = np.array_split(np.random.default_rng(seed).permutation(len(sure)), FOLDS)
-    for fold in folds:
-        others = Evidence(evidence.thresholds)
-        _count(others, sure, differs, np.setdiff1d(np.arange(len(sure)), fold))
-        _count(evidence, sure, differs, fold, curve=fitted(others))
-    _count(everything, sure, differs, np.arange(len(sure)))
-    counts = zip(evidence.compared, evidence.differed, evidence.expected, strict=True)
-    doubts = fitted(everything).doubts
-    return DoubtCurve(evidence.thresholds, doubts, len(confidence), tuple(counts))
+    thresholds = quantiles(sure)
+    at, everything = np.searchsorted(thresholds[1:], sure, side="right"), np.arange(len(sure))
+
+    def counted(rows: NDArray[np.intp]) -> Evidence:
+        columns = (at[rows], at[rows][differs[rows]])
+        counts = [np.bincount(each, minlength=len(thresholds)).tolist() for each in columns]
+        return Evidence(thresholds, *counts)
+
+    doubts = np.empty(len(sure))
+    for fold in np.array_split(np.random.default_rng(seed).permutation(everything), FOLDS):
+        curve = fitted(counted(np.setdiff1d(everything, fold)))
+        doubts[fold] = curve.of(sure[fold])
+    evidence = counted(everything)
+    expected = np.bincount(at, doubts, len(thresholds)).tolist()
+    counts = zip(evidence.compared, evidence.differed, expected, strict=True)
+    return DoubtCurve(thresholds, fitted(evidence).doubts, len(confidence), tuple(counts))
 
 
-def _count(
-    evidence: Evidence,
-    sure: Floats,
-    differs: Mask,
-    rows: NDArray[np.intp],
-    curve: DoubtCurve | None = None,
-) -> None:
-    """Add some outputs, as this curve judges them."""
-    doubts = np.zeros(len(rows)) if curve is None else curve.of(sure[rows])
-    for each in zip(sure[rows].tolist(), differs[rows].tolist(), doubts.tolist(), strict=True):
-        evidence.add(each[0], differed=each[1], doubt=each[2])
+def quantiles(sure: Floats) -> tuple[float, ...]:
+    """Return thresholds between which there are about as many of these confidences (n,)."""
+    return tuple(np.unique(np.quantile(sure, np.linspace(0, 1, KNOTS)).round(4)).tolist())
 
 
 def fitted(evidence: Evidence) -> DoubtCurve:

@@ -26,7 +26,7 @@ confidence, which its gate measures, and no text changes another query's answer.
 
 import contextlib
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from math import ceil, prod
 from typing import Annotated, Any
@@ -117,6 +117,19 @@ class Numbers(
             distance -= float(along.dot(along))
         return energy / values, tails / values, roughness / values, distance / values
 
+    def fits(self, tensor: Tensor) -> bool:
+        """Return whether this may describe an input `tensor`: shapes fit, and all is finite."""
+        shape = () if tensor.fixed is None else tensor.fixed.shape
+        found = self.components.shape
+        return (
+            len(found) == 2
+            and (found[0] == 0 if tensor.axes else found[1] == prod(shape))
+            and _fits(self.components, found)
+            and _fits(self.center, shape)
+            and _fits(self.spread, shape)
+            and bool((self.spread > 0).all())
+        )
+
     @cached_property
     def _scaling(self) -> tuple[Floats, Floats]:
         one = np.float32(1)
@@ -138,6 +151,13 @@ class Ids(msgspec.Struct, frozen=True, eq=False, dict=True, tag="ids"):
         ids = row.reshape(-1)
         return bool(((ids >= low) & (ids <= high)).all())
 
+    def fits(self, tensor: Tensor) -> bool:
+        """Return whether this may describe an input `tensor`: ranges are of it or its columns."""
+        columns = len(self.low)
+        fixed = None if tensor.fixed is None else prod(tensor.fixed.shape)
+        ascending = len(self.high) == columns and all(map(operator.le, self.low, self.high))
+        return ascending and tensor.dtype.kind not in "fO" and columns in (1, fixed)
+
     @cached_property
     def _ranges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return np.array(self.low, np.int64), np.array(self.high, np.int64)
@@ -151,6 +171,10 @@ class Texts(msgspec.Struct, frozen=True, eq=False, tag="texts"):
     def like(self, row: Array) -> bool:
         """Return whether no text of an input is much longer than the training inputs'."""
         return max(map(len, row.ravel().tolist()), default=0) <= self.longest
+
+    def fits(self, tensor: Tensor) -> bool:
+        """Return whether this may describe an input `tensor`."""
+        return tensor.is_text
 
 
 Part = Numbers | Ids | Texts
@@ -198,18 +222,13 @@ class Envelope(msgspec.Struct, frozen=True, eq=False, forbid_unknown_fields=True
         return np.logical_not(possible.reshape(len(outputs), -1).all(axis=1))
 
 
-def contents(
-    tensor: Tensor, array: Array, sizes: Mapping[str, NDArray[np.int64]]
-) -> Iterator[Array]:
-    """Yield each row of an input's `array` (n, ...) without padding; `sizes` are its axes'."""
-    if not tensor.axes:
-        yield from (array[i, ...] for i in range(len(array)))
-        return
-    kept = [slice(None, None)] * (array.ndim - 1)
-    for i in range(len(array)):
-        for axis, at in tensor.axes.items():
-            kept[at] = slice(int(sizes[axis][i]))
-        yield array[i][tuple(kept)]
+def contents(tensor: Tensor, array: Array, sizes: Mapping[str, NDArray[np.int64]]) -> list[Array]:
+    """Return the rows of an input's `array` (n, ...) without padding; `sizes` are its axes'."""
+    rows = [array[i, ...] for i in range(len(array))]
+    for axis, at in tensor.axes.items():
+        before = (slice(None),) * at
+        rows = [row[(*before, slice(size))] for row, size in zip(rows, sizes[axis], strict=True)]
+    return rows
 
 
 # Fitting to the queries that stand-ins are trained on
@@ -300,7 +319,7 @@ def _fit(
         return _fit_numbers(array, share, mirrored)
     few = FITTED // max(1, prod(array.shape[1:]))
     array, sizes = spaced(array, few), {axis: spaced(each, few) for axis, each in sizes.items()}
-    rows = list(contents(tensor, array, sizes))
+    rows = contents(tensor, array, sizes)
     values = np.concatenate([row.reshape(-1) for row in rows])
     if ids:
         columns = 1 if tensor.axes or rows[0].size > MOST_COLUMNS else rows[0].size
@@ -480,38 +499,11 @@ def decode_envelope(content: bytes) -> Envelope:
     if len(envelope.parts) != len(envelope.inputs) or set(envelope.longest) != axes:
         raise BundleError("is damaged: it does not describe the inputs that it names")
     for tensor, part in zip(envelope.inputs, envelope.parts, strict=True):
-        match part:
-            case Texts():
-                fits = tensor.is_text
-            case Ids():
-                fits = _fits_ids(tensor, part)
-            case Numbers():
-                fits = _fits_numbers(tensor, part)
-        if not fits:
+        if not part.fits(tensor):
             raise BundleError(f"is damaged: its numbers do not fit the input {tensor}")
     if not all(_fits(each, envelope.output_shape) for each in (envelope.low, envelope.high)):
         raise BundleError("is damaged: its range of outputs does not fit their shape")
     return envelope
-
-
-def _fits_numbers(tensor: Tensor, part: Numbers) -> bool:
-    shape = () if tensor.fixed is None else tensor.fixed.shape
-    found = part.components.shape
-    return (
-        len(found) == 2
-        and (found[0] == 0 if tensor.axes else found[1] == prod(shape))
-        and _fits(part.components, found)
-        and _fits(part.center, shape)
-        and _fits(part.spread, shape)
-        and bool((part.spread > 0).all())
-    )
-
-
-def _fits_ids(tensor: Tensor, ids: Ids) -> bool:
-    columns = len(ids.low)
-    fixed = None if tensor.fixed is None else prod(tensor.fixed.shape)
-    ascending = len(ids.high) == columns and all(map(operator.le, ids.low, ids.high))
-    return ascending and tensor.dtype.kind not in "fO" and columns in (1, fixed)
 
 
 def _fits(array: Floats, shape: tuple[int, ...]) -> bool:

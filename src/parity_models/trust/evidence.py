@@ -8,13 +8,12 @@ other.
 
 import logging
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
 from fcntl import LOCK_EX, LOCK_NB, flock
 from itertools import pairwise
 from math import isfinite
 from pathlib import Path
 from time import monotonic, time
-from typing import IO, Annotated, Final, Protocol, Self
+from typing import IO, Annotated, Final, Self
 
 import msgspec
 import numpy as np
@@ -64,10 +63,10 @@ class Evidence(msgspec.Struct, forbid_unknown_fields=True):
         if any(d > n for d, n in zip(self.differed, self.compared, strict=True)):
             raise ValueError("not more comparisons can differ than there are")
 
-    def add(self, confidence: float, *, differed: bool, doubt: float = 0.0, count: int = 1) -> None:
+    def add(self, confidence: float, *, differed: bool, doubt: float = 0.0) -> None:
         """Count a comparison of an output with this confidence and doubt."""
         at = max(0, bisect_right(self.thresholds, confidence) - 1)
-        self.compared[at] += count
+        self.compared[at] += 1
         self.differed[at] += differed
         self.expected[at] += doubt
 
@@ -90,11 +89,6 @@ class Evidence(msgspec.Struct, forbid_unknown_fields=True):
         """The middle of each bin; of the last one, its threshold."""
         at = self.thresholds
         return (*((one + other) / 2 for one, other in pairwise(at)), *at[-1:])
-
-    def judge(self, doubt: Callable[[float], float]) -> None:
-        """Expect as many differences as by these doubts of confidences."""
-        for i, (count, middle) in enumerate(zip(self.compared, self.middles, strict=True)):
-            self.expected[i] = count * doubt(middle)
 
     @property
     def total(self) -> int:
@@ -151,29 +145,11 @@ class Learned(msgspec.Struct, forbid_unknown_fields=True):
         return max((each.changed for each in self.gates.values()), default=0.0)
 
 
-class Digested(Protocol):
-    """A bundle: its folder, and a digest of all that evidence on its stand-ins depends on."""
-
-    @property
-    def path(self) -> Path: ...
-
-    @property
-    def stand_ins_digest(self) -> str: ...
-
-
 class _File(msgspec.Struct, forbid_unknown_fields=True):
     format: int
     bundle: str
     written: float
     stand_ins: dict[Source, Learned]
-
-
-def evidence_of(
-    bundle: "Digested", folder: Path | None = None, *, keep: bool = True
-) -> "EvidenceStore":
-    """Return the evidence on the stand-ins of `bundle`, kept in `folder`, by default within it."""
-    folder = bundle.path / "evidence" if folder is None else folder
-    return EvidenceStore(folder, bundle.stand_ins_digest, keep=keep)
 
 
 class EvidenceStore:

@@ -4,25 +4,19 @@ A stand-in's confidence in an output is compared with a threshold that was calib
 queries (`trust.calibration`), for each of some levels of agreement.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from itertools import pairwise
 from math import prod
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from parity_models.errors import UserError, spell
-from parity_models.printed import Printed
+from parity_models.errors import UserError
 from parity_models.tasks.metrics import AgreementKind
 from parity_models.trust.evidence import Count, Evidence, Expected
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from rich.console import RenderableType
 
 Array = NDArray[Any]
 
@@ -70,31 +64,33 @@ class AnsweredClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     level: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0
 
 
-class _Reached(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class GateLevel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Outputs with a confidence of at least `threshold` agree with F in a share `level` of cases.
+
+    `coverage` is the share of calibration queries that have such an output, `agreement` the share
+    of these that agreed. With `classes`, the gate is one-sided: `threshold` is above every
+    confidence, and only outputs of these classes may answer. Each has a level of its own, for
+    outputs whose largest score is that of the class `number`.
+    """
+
     level: Annotated[float, msgspec.Meta(ge=LEAST_LEVEL, lt=1.0)]
     threshold: float
     coverage: Share
     agreement: Share
+    classes: tuple["GateLevel", ...] = ()
+    number: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+    def __post_init__(self) -> None:
+        if any(each.number is None or each.classes for each in self.classes):
+            raise ValueError("each class of a gate has a number, and no classes")
+
+    @property
+    def thresholds(self) -> dict[int | None, float]:
+        """The threshold of each class that may answer, by number; of all by None, if all may."""
+        return {each.number: each.threshold for each in self.classes or (self,)}
 
 
-class ClassLevel(_Reached, frozen=True, kw_only=True):
-    """The gate of outputs whose largest score is that of the class `number`."""
-
-    number: Annotated[int, msgspec.Meta(ge=0)]
-
-
-class GateLevel(_Reached, frozen=True):
-    """Outputs with a confidence of at least `threshold` agree with F in a share `level` of cases.
-
-    `coverage` is the share of calibration queries that have such an output, `agreement` the share
-    of these that agreed. With `classes`, the gate is one-sided: only outputs of these classes may
-    answer, above their class's own threshold, and `threshold` is above every confidence.
-    """
-
-    classes: tuple[ClassLevel, ...] = ()
-
-
-class DoubtCurve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DoubtCurve(msgspec.Struct, frozen=True, dict=True, forbid_unknown_fields=True):
     """The probability that an output differs from the model's, given its confidence.
 
     `doubts` of outputs from each of some `confidences`, which ascend, up to the next one. They hold
@@ -118,10 +114,17 @@ class DoubtCurve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("doubts must not rise with confidence")
         _ = self.comparisons  # raises ValueError for evidence that cannot be
 
-    def of(self, confidence: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the doubts of outputs with this confidence (n,): (n,), 1 where it is NaN."""
-        found = np.exp(np.interp(confidence, self.comparisons.middles, np.log(self.doubts)))
-        return np.where(np.isnan(confidence), 1.0, found)
+    def of(self, confidence: ArrayLike, factor: float = 1.0) -> NDArray[np.float64]:
+        """Return the doubts of outputs with this confidence, `factor` times as large, and 1 at
+        most or where the confidence is NaN: both (n,)."""
+        at = np.asarray(confidence, np.float64)
+        found = factor * np.exp(np.interp(at, *self._points))
+        return np.where(np.isnan(at), 1.0, np.minimum(1.0, found))
+
+    @cached_property
+    def _points(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The confidences at which the curve is known, and the logarithms of its doubts."""
+        return np.array(self.comparisons.middles), np.log(self.doubts)
 
     @property
     def comparisons(self) -> Evidence:
@@ -170,80 +173,6 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
         return next((each for each in self.levels if each.level >= level), None)
 
 
-class Gates(Printed, dict[StandIn, Calibration]):
-    """The gates of a bundle's stand-ins: for each level the agreement and the coverage."""
-
-    service: "Callable[[], Iterable[str]]" = tuple
-    """Says what service has taught of each stand-in."""
-
-    @property
-    def parts(self) -> "Sequence[RenderableType]":
-        """A table, and sentences on stand-ins without a gate."""
-        from rich.table import Table  # here: a server prints no gates
-
-        from parity_models.trust.agreement import comparisons_to_open  # which imports this
-
-        table = Table(title="gates: where stand-ins may answer", title_justify="left")
-        table.add_column("stand-in", min_width=14)
-        for column in ("level", "agreement", "coverage", "queries"):
-            table.add_column(column, justify="right")
-        for stand_in, calibration in self.items():
-            for place, level in enumerate(calibration.levels):
-                table.add_row(
-                    "" if place else stand_in,
-                    f"{level.level:g}",
-                    f"{level.agreement:.4f}",
-                    f"{level.coverage:.1%}",
-                    "" if place else f"{calibration.queries:,}",
-                )
-                for each in level.classes:
-                    shares = f"{each.agreement:.4f}", f"{each.coverage:.1%}"
-                    table.add_row(
-                        f"  {calibration.allowed[each.number]}", f"{each.level:g}", *shares
-                    )
-        notes = []
-        for name, calibration in self.items():
-            curve, shown = calibration.curve, calibration.at_most(AGREEMENT)
-            if curve is not None and (shown is None or shown.level < AGREEMENT):
-                after = comparisons_to_open(curve, AGREEMENT)
-                notes.append(
-                    f"{name}: a gate of {AGREEMENT:g} starts closed; "
-                    + (
-                        f"{curve.queries:,} queries do not tell when it may open"
-                        if after is None
-                        else f"it may open after some {after:,} comparisons in service"
-                    )
-                )
-            if curve is not None:
-                notes.append(
-                    f"{name}: {curve.queries:,} queries show budgets from "
-                    f"{curve.smallest_shown:.2%} of all answers on ({spell('differ')})"
-                )
-        notes += self.service()
-        if not self:
-            notes.append("no stand-in is calibrated, so none answers until enough were compared")
-        return [*([table] if any(each.levels for each in self.values()) else []), *notes]
-
-
-@dataclass(frozen=True)
-class Gate:
-    """Lets those outputs of one stand-in answer whose confidence is high enough."""
-
-    confidence: Confidence
-    level: GateLevel
-
-    def refused(self, outputs: Array) -> NDArray[np.bool_]:
-        """Return for each of `outputs` (n, *output_shape) whether it may not answer, as it is below
-        the level or not finite: (n,)."""
-        sure = confidences(self.confidence, outputs)
-        if not self.level.classes:
-            return np.logical_not(sure >= self.level.threshold)
-        answered, said = np.zeros(len(outputs), np.bool_), classes_of(outputs)
-        for each in self.level.classes:
-            answered |= (said == each.number) & (sure >= each.threshold)
-        return np.logical_not(answered)
-
-
 def confidences(kind: Confidence, outputs: Array) -> NDArray[np.float64]:
     """Return the confidence in each of `outputs` (n, *output_shape): (n,), NaN if an output is
     not finite or the head is missing."""
@@ -263,6 +192,30 @@ def confidences(kind: Confidence, outputs: Array) -> NDArray[np.float64]:
         others = np.exp(ordered[:, :-1] - largest[:, np.newaxis]).sum(axis=1)
         sure: NDArray[np.float64] = -np.log(np.maximum(others, CERTAIN))
         return np.where(np.isfinite(scores).all(axis=1), sure, np.nan)
+
+
+def refused(
+    confidence: NDArray[np.float64],
+    outputs: Array,
+    thresholds: Mapping[int | None, float],
+    barred: Collection[int] = (),
+) -> NDArray[np.bool_]:
+    """Return for each of `outputs` (n, *output_shape) whether it may not answer: (n,).
+
+    Args:
+        confidence: The confidence in each: (n,). Outputs with NaN never answer.
+        outputs: The outputs.
+        thresholds: The least confidence of outputs of a class, by number; of any class, by None.
+        barred: Classes that may not answer, though any class may.
+
+    """
+    if None in thresholds and not barred:
+        return np.logical_not(confidence >= thresholds[None])
+    answered, said = np.zeros(len(outputs), np.bool_), classes_of(outputs)
+    for number, threshold in thresholds.items():
+        chosen = said == number if number is not None else ~np.isin(said, [*barred])
+        answered |= chosen & (confidence >= threshold)
+    return np.logical_not(answered)
 
 
 def has_head(outputs: Array) -> bool:

@@ -1,27 +1,33 @@
-"""The gates of a server's stand-ins: the level of agreement that each must keep."""
+"""The gates of a bundle's and a server's stand-ins: the level of agreement that each must keep."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import UserError, spell
-from parity_models.roles import BACKUP, Source, source_of
+from parity_models.printed import Printed
+from parity_models.roles import Source, source_of
 from parity_models.tensors.signature import tensors_in
 from parity_models.trust.agreement import comparisons_to_open
 from parity_models.trust.doubt import Doubts, queries_to_show
 from parity_models.trust.envelope import Envelope
+from parity_models.trust.evidence import EvidenceStore
 from parity_models.trust.gate import AGREEMENT, NOTHING, Calibration, GateLevel, StandIn, served
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 Array = NDArray[Any]
 
 
-class Calibrated(Protocol):
-    """A bundle: the calibrations of its stand-ins, and its folder, which messages name."""
+class StandInBundle(Protocol):
+    """A bundle: its folder, the calibrations of its stand-ins, and a digest of all that evidence on
+    these depends on."""
 
     @property
     def path(self) -> Path: ...
@@ -29,14 +35,37 @@ class Calibrated(Protocol):
     @property
     def gates(self) -> Mapping[StandIn, Calibration]: ...
 
+    @property
+    def stand_ins_digest(self) -> str: ...
+
+
+def evidence_of(
+    bundle: StandInBundle, folder: Path | None = None, *, keep: bool = True
+) -> EvidenceStore:
+    """Return the evidence on the stand-ins of `bundle`, kept in `folder`, by default within it."""
+    folder = bundle.path / "evidence" if folder is None else folder
+    return EvidenceStore(folder, bundle.stand_ins_digest, keep=keep)
+
+
+UNKNOWN: Final = Calibration("classes", 0.0, "scores", 0, 0.0)
+"""Of a stand-in that is not calibrated: classes are compared."""
+
 
 @dataclass(frozen=True)
-class ChosenGate:
-    """The gate of a stand-in: its `level`, and what calibration has `shown` of it, if anything."""
+class Gate:
+    """The gate of a stand-in: its `level`, and what calibration has `shown` of it, if anything.
+
+    Without a level, there is no gate: every output may answer.
+    """
 
     calibration: Calibration
-    level: float
+    level: float | None = None
     shown: GateLevel | None = None
+
+    @classmethod
+    def at(cls, calibration: Calibration, level: float = AGREEMENT) -> Self:
+        """Return the gate of a level, with the lowest calibrated one that promises as much."""
+        return cls(calibration, level, calibration.at_least(level))
 
     @property
     def coverage(self) -> float:
@@ -46,32 +75,36 @@ class ChosenGate:
     @property
     def classes(self) -> dict[str, float]:
         """The levels of the classes that it lets through, by name; empty if it lets all through."""
-        names, shown = self.calibration.allowed, self.shown
-        levels = {each.number: max(self.level, each.level) for each in self.calibration.answer_only}
-        if shown is not None:
-            levels |= {each.number: each.level for each in shown.classes}
-        return {names[number]: level for number, level in levels.items()}
+        names = self.calibration.allowed
+        return {names[each]: level for each, (level, _) in self.starts.items() if each is not None}
 
     @property
     def starts(self) -> Mapping[int | None, tuple[float, float]]:
         """The level and the first threshold of each class that may answer, by number; of all by
         None, if all may."""
-        shown, only = self.shown, self.calibration.answer_only
+        level, shown, only = self.level, self.shown, self.calibration.answer_only
+        if level is None:
+            return {}
         if not only:
-            return {None: (self.level, NOTHING if shown is None else shown.threshold)}
+            return {None: (level, NOTHING if shown is None else shown.threshold)}
         starts: dict[int | None, tuple[float, float]]
-        starts = {each.number: (max(self.level, each.level), NOTHING) for each in only}
+        starts = {each.number: (max(level, each.level), NOTHING) for each in only}
         if shown is not None:
             starts |= {each.number: (each.level, each.threshold) for each in shown.classes}
         return starts
 
 
 def choose_gates(
-    bundle: Calibrated, roles: Collection[str], agreement: float | None, *, budgeted: bool = False
-) -> dict[Source, ChosenGate]:
+    bundle: StandInBundle,
+    roles: Collection[str],
+    agreement: float | None,
+    *,
+    budgeted: bool = False,
+) -> dict[Source, Gate]:
     """Choose the gate of each stand-in of `bundle` that instances with these `roles` run.
 
-    A gate whose level calibration has not shown starts closed, and opens on evidence.
+    A gate whose level calibration has not shown starts closed, and opens on evidence. A stand-in
+    that is not calibrated has the calibration UNKNOWN.
 
     Args:
         bundle: Has the calibrations.
@@ -86,15 +119,17 @@ def choose_gates(
             gate.
 
     """
-    known = calibrations_of(bundle, roles)
-    if agreement and not known:
+    used = {source_of(role) for role in roles}
+    stand_ins = [each for each in get_args(StandIn) if each in used]
+    if agreement and not stand_ins:
         raise UserError(
             "this policy has no stand-in whose agreement could be chosen; leave "
             f"{spell('agreement')} out, or serve with a policy that uses the bundle's parity "
             "model or backup"
         )
     chosen = {}
-    for source, calibration in known.items():
+    for stand_in in stand_ins:
+        source, calibration = Source(stand_in), bundle.gates.get(stand_in, UNKNOWN)
         if agreement == 0 and calibration.allowed:
             classes = ", ".join(calibration.allowed.values())
             raise UserError(
@@ -103,28 +138,19 @@ def choose_gates(
                 f"every class: parm calibrate {bundle.path} --inputs FILE --answer-only all"
             )
         if agreement == 0 or (budgeted and agreement is None and not calibration.allowed):
+            chosen[source] = Gate(calibration)
             continue
         shown = calibration.at_least(agreement) if agreement else calibration.at_most(AGREEMENT)
         level = agreement or (AGREEMENT if shown is None else shown.level)
-        chosen[source] = ChosenGate(calibration, level, shown)
+        chosen[source] = Gate(calibration, level, shown)
     return chosen
 
 
-def calibrations_of(bundle: Calibrated, roles: Collection[str]) -> dict[Source, Calibration]:
-    """Return the calibrations of the stand-ins that instances with these `roles` run; for one that
-    is not calibrated, one of 0 queries that compares classes."""
-    known = bundle.gates
-    return {
-        Source(each): known.get(each, Calibration("classes", 0.0, "scores", 0, 0.0))
-        for each in _used(roles)
-    }
-
-
-def doubtful(bundle: Calibrated, roles: Collection[str], differ: float) -> Iterator[str]:
+def doubtful(gates: Mapping[Source, Gate], bundle: Path, differ: float) -> Iterator[str]:
     """Yield a note on each stand-in whose calibration says too little for a budget `differ`."""
-    calibrate = f"parm calibrate {bundle.path} --inputs FILE"
-    for source, calibration in calibrations_of(bundle, roles).items() if 0 < differ < 1 else ():
-        curve = calibration.curve
+    calibrate = f"parm calibrate {bundle} --inputs FILE"
+    for source, gate in gates.items() if 0 < differ < 1 else ():
+        calibration, curve = gate.calibration, gate.calibration.curve
         if curve is None:
             yield (
                 f"the {source} is not calibrated, so it answers nothing until enough of its "
@@ -148,17 +174,18 @@ def doubtful(bundle: Calibrated, roles: Collection[str], differ: float) -> Itera
             )
 
 
-def closed(gates: Mapping[Source, ChosenGate]) -> Iterator[str]:
+def closed(gates: Mapping[Source, Gate]) -> Iterator[str]:
     """Yield a note on each gate that starts closed."""
     for source, gate in gates.items():
         curve = gate.calibration.curve
+        if gate.level is None or gate.shown is not None:
+            continue
         if curve is None:
             yield (
                 f"the gate of the {source} starts closed, as it is not calibrated; it opens once "
                 f"enough outputs were compared with the model's to show an agreement of "
                 f"{gate.level:g}"
             )
-        if curve is None or gate.shown is not None:
             continue
         after = comparisons_to_open(curve, gate.level)
         yield (
@@ -172,35 +199,59 @@ def closed(gates: Mapping[Source, ChosenGate]) -> Iterator[str]:
         )
 
 
-def _used(roles: Collection[str]) -> list[StandIn]:
-    found: list[StandIn] = []
-    if any(source_of(role) is Source.RECONSTRUCTION for role in roles):
-        found.append("reconstruction")
-    if BACKUP in roles:
-        found.append("backup")
-    return found
+class Calibrations(Printed, dict[StandIn, Calibration]):
+    """The calibrations of a bundle's stand-ins, printed as the gates that they allow."""
+
+    service: Callable[[], Iterable[str]] = tuple
+    """Says what service has taught of each stand-in."""
+
+    @property
+    def parts(self) -> "Sequence[RenderableType]":
+        """A table, and sentences on stand-ins without a gate."""
+        from rich.table import Table  # here: a server prints no gates
+
+        table = Table(title="gates: where stand-ins may answer", title_justify="left")
+        table.add_column("stand-in", min_width=14)
+        for column in ("level", "agreement", "coverage", "queries"):
+            table.add_column(column, justify="right")
+        for stand_in, calibration in self.items():
+            name, queries = str(stand_in), f"{calibration.queries:,}"
+            for level in calibration.levels:
+                for each in (level, *level.classes):
+                    if each.number is not None:
+                        name = f"  {calibration.allowed[each.number]}"
+                    shares = f"{each.agreement:.4f}", f"{each.coverage:.1%}"
+                    table.add_row(name, f"{each.level:g}", *shares, queries)
+                    name = queries = ""
+        notes = [*closed({Source(name): Gate.at(each) for name, each in self.items()})]
+        notes += (
+            f"{name}: {each.curve.queries:,} queries show budgets from "
+            f"{each.curve.smallest_shown:.2%} of all answers on ({spell('differ')})"
+            for name, each in self.items()
+            if each.curve is not None
+        )
+        notes += self.service()
+        if not self:
+            notes.append("no stand-in is calibrated, so none answers until enough were compared")
+        return [*([table] if any(each.levels for each in self.values()) else []), *notes]
 
 
 class OutputGate:
     """Decides which inputs stand-ins may see, and which of their outputs are possible.
 
     Args:
-        chosen: The gate of each stand-in, by the source of its answers.
+        gates: The gate of each stand-in, by the source of its answers.
         envelope: The inputs that the stand-ins learned from. Without one, only rows with non-finite
             values are unlike, or impossible.
-        calibrations: The calibrations of stand-ins, with a gate or without.
 
     """
 
     def __init__(
         self,
-        chosen: Mapping[Source, ChosenGate] | None = None,
+        gates: Mapping[Source, Gate] | None = None,
         envelope: Envelope | None = None,
-        calibrations: Mapping[Source, Calibration] | None = None,
     ) -> None:
-        self.chosen = chosen or {}
-        self.calibrations = {source: each.calibration for source, each in self.chosen.items()}
-        self.calibrations |= calibrations or {}
+        self.gates = gates or {}
         self._envelope = envelope
         self._names = [] if envelope is None else [each.name for each in envelope.inputs]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from itertools import product
 from time import time
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
@@ -20,33 +20,28 @@ from numpy.typing import NDArray
 from parity_models.roles import Source
 from parity_models.tasks.metrics import Agreement
 from parity_models.trust.agreement import LEARNED_RISK, Comparison, LearningGate
-from parity_models.trust.doubt import KNOTS, Doubts
-from parity_models.trust.evidence import Digested, Evidence, GateState, Learned, evidence_of
+from parity_models.trust.doubt import Doubts, quantiles
+from parity_models.trust.evidence import Evidence, GateState, Learned
 from parity_models.trust.gate import (
     AGREEMENT,
     EVERYTHING,
     NOTHING,
-    Calibration,
     DoubtCurve,
     classes_of,
     confidences,
+    refused,
     served,
     suited,
 )
-from parity_models.trust.gates import Calibrated, ChosenGate
+from parity_models.trust.gates import Gate, StandInBundle, evidence_of
 
 Array = NDArray[Any]
 
 FIRST: Final = 200
 """Comparisons of a stand-in without a calibration from which thresholds are taken."""
 
-
 MAX_TURNS: Final = 64
 """The most turns of a gate that are remembered."""
-
-
-class _Bundle(Calibrated, Digested, Protocol):
-    """A bundle: its folder, its calibrations, and a digest of its stand-ins."""
 
 
 class Verdict(NamedTuple):
@@ -107,8 +102,7 @@ class StandInJudge:
     """Judges the outputs of one stand-in.
 
     Args:
-        calibration: Its calibration; one of 0 queries if there is none.
-        gate: Its gate, if it has one.
+        gate: Its gate, and calibration.
         differ: The share of all answers that may differ; None if there is no such budget.
         learned: What it has learned before, which is kept up to date.
         others: What other servers have learned.
@@ -118,14 +112,13 @@ class StandInJudge:
 
     def __init__(
         self,
-        calibration: Calibration,
-        gate: ChosenGate | None = None,
+        gate: Gate,
         differ: float | None = None,
         learned: Learned | None = None,
         others: Sequence[Learned] = (),
         on_turn: Callable[[Turn], None] = lambda turn: None,
     ) -> None:
-        self.gate = gate
+        self.gate, calibration = gate, gate.calibration
         self._on_turn = on_turn
         self.learned = Learned() if learned is None else learned
         self.doubts: Doubts | None = None
@@ -137,8 +130,7 @@ class StandInJudge:
         self._gates: dict[bool, dict[int | None, LearningGate]] = {False: {}, True: {}}
         """For queries in time and late ones (True), and by class; by None for all classes."""
         self._limits: dict[int | None, float] = {}
-        self._barred: list[int] = []
-        self._by_class = False
+        self._barred: set[int] = set()
         self._first: list[Comparison] = []
         self.turns: deque[Turn] = deque(maxlen=MAX_TURNS)
         """The last times that the gate opened further or stepped back."""
@@ -147,7 +139,7 @@ class StandInJudge:
         if calibration.curve is not None:
             self._begin(calibration.curve)
         elif kept:
-            self._begin(DoubtCurve(kept[0].thresholds, (1.0,) * len(kept[0].thresholds)))
+            self._begin_unknown(kept[0].thresholds)
 
     def _begin(self, curve: DoubtCurve) -> None:
         """Judge outputs by this curve and its thresholds."""
@@ -159,8 +151,6 @@ class StandInJudge:
             if each.comparisons is not None:
                 known += each.comparisons
         self.doubts = Doubts(curve, self._differ, known, learned.comparisons)
-        if self.gate is None:
-            return
         now, starts = time(), self.gate.starts
         for late, number in product((False, True), starts):
             level, threshold = starts[number]
@@ -185,17 +175,22 @@ class StandInJudge:
         self._set_limits()
         self._count_again()
 
+    def _begin_unknown(self, thresholds: tuple[float, ...]) -> None:
+        """Judge outputs by these thresholds; nothing is known of their doubts yet."""
+        self._begin(DoubtCurve(thresholds, (1.0,) * len(thresholds)))
+
     @property
     def is_open(self) -> bool:
         """True if any output may answer."""
-        return self.gate is None or any(each < NOTHING for each in self._limits.values())
+        limits = self._limits.values()
+        return self.gate.level is None or any(each < NOTHING for each in limits)
 
     @property
     def asks(self) -> bool:
         """True if any output may answer, as far as queries in time tell. The stand-in is asked for
         late queries then, which can show that it agrees for these again."""
         gates = self._gates[False].values()
-        return self.gate is None or any(each.threshold < NOTHING for each in gates)
+        return self.gate.level is None or any(each.threshold < NOTHING for each in gates)
 
     @property
     def coverage(self) -> float:
@@ -203,7 +198,7 @@ class StandInJudge:
         since it last turned or, before there are any, of those that calibrated it."""
         if self._seen.total:
             return self._seen.answers / self._seen.total
-        return self.gate.coverage if self.gate is not None and self.is_open else 0.0
+        return self.gate.coverage if self.is_open else 0.0
 
     @property
     def factor(self) -> float:
@@ -227,14 +222,14 @@ class StandInJudge:
         if self.doubts is not None:
             self.doubts.change(differ)
 
-    def _doubts_at(self, sure: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.ones(len(sure)) if self.doubts is None else self.doubts.of(sure)
-
     def judge(self, outputs: Array) -> Verdict:
         """Return the verdict on `outputs` (n, *output shape). Refused are those below the gate,
         those that are not finite and, with a budget, all while nothing is known of doubts."""
         sure = self._confidences(outputs)
-        return Verdict(self._refused(sure, outputs), self._doubts_at(sure))
+        doubts = np.ones(len(sure)) if self.doubts is None else self.doubts.of(sure)
+        if self.gate.level is not None:
+            return Verdict(refused(sure, outputs, self._limits, self._barred), doubts)
+        return Verdict(np.isnan(sure) | (self.doubts is None and self._differ < 1), doubts)
 
     def compare(
         self,
@@ -304,9 +299,7 @@ class StandInJudge:
 
     def _begin_with_first(self) -> None:
         """Take thresholds from the first comparisons."""
-        sure = np.array([each.confidence for each in self._first])
-        knots = np.unique(np.quantile(sure, np.linspace(0, 1, KNOTS)).round(4)).tolist()
-        self._begin(DoubtCurve(tuple(knots), (1.0,) * len(knots)))
+        self._begin_unknown(quantiles(np.array([each.confidence for each in self._first])))
         for each in self._first:
             self._saw(each, late=False)
         self._first.clear()
@@ -324,40 +317,21 @@ class StandInJudge:
             self._confidence = suited(self._agrees.kind, outputs)
         return confidences(self._confidence, outputs)
 
-    def _refused(self, sure: NDArray[np.float64], outputs: Array) -> NDArray[np.bool_]:
-        if self.gate is None:
-            return np.isnan(sure) | (self.doubts is None and self._differ < 1)
-        if not self._by_class:
-            answered = sure >= self._limits.get(None, NOTHING)
-        else:
-            said = classes_of(outputs)
-            answered = np.zeros(len(sure), np.bool_)
-            for number, limit in self._limits.items():
-                chosen = said == number if number is not None else ~np.isin(said, self._barred)
-                answered |= chosen & (sure >= limit)
-        return np.logical_not(answered)
-
     def _set_limits(self) -> None:
         """Compute the thresholds, by class, and the classes that are barred, from all gates."""
         late = self._gates[True]
         gates = [(number, gate, late[number]) for number, gate in self._gates[False].items()]
         self._limits = {number: max(one.threshold, other.threshold) for number, one, other in gates}
-        self._barred = sorted({each for _, *both in gates for gate in both for each in gate.barred})
-        self._by_class = bool(self._barred) or None not in self._limits
+        self._barred = {each for _, *both in gates for gate in both for each in gate.barred}
 
 
-def learned_in_service(bundle: _Bundle) -> Iterator[str]:
+def learned_in_service(bundle: StandInBundle) -> Iterator[str]:
     """Yield what service has taught of each stand-in of `bundle`, if it was compared."""
     store = evidence_of(bundle, keep=False)
     for name, calibration in bundle.gates.items():
-        source = Source(name)
-        gate = ChosenGate(calibration, AGREEMENT, calibration.at_least(AGREEMENT))
-        judge = StandInJudge(calibration, gate, others=store.learned_by_others(source))
-        total = sum(
-            each.comparisons.total
-            for each in store.learned_by_others(source)
-            if each.comparisons is not None
-        )
+        others = store.learned_by_others(Source(name))
+        judge = StandInJudge(Gate.at(calibration), others=others)
+        total = sum(each.comparisons.total for each in others if each.comparisons is not None)
         if total:
             yield (
                 f"{name}: service has added {total:,} comparisons; a gate of {AGREEMENT:g} now "

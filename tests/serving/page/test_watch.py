@@ -18,8 +18,7 @@ from parity_models.scheduling.health import State
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.page.feed import Feed
 from parity_models.serving.page.watch import NOW, InstanceView, Watch
-from parity_models.trust.gate import Calibration
-from parity_models.trust.gates import ChosenGate
+from parity_models.trust.gates import UNKNOWN, Gate
 from parity_models.trust.judge import StandInJudge
 
 BOTH = frozenset({DEPLOYED, BACKUP})
@@ -117,8 +116,7 @@ def test_losses_and_arrivals_after_the_start_are_events() -> None:
 def test_gates_and_redundant_work_are_read_off_the_metrics() -> None:
     watched = Watched()
     metrics = watched.frontend.metrics
-    unknown = Calibration("classes", 0.0, "scores", 0, 0.0)
-    judge = StandInJudge(unknown, ChosenGate(unknown, 0.9))
+    judge = StandInJudge(Gate(UNKNOWN, 0.9))
     watched.frontend.judges["backup"] = judge
     (gate,) = watched.watch.frame(watched.now).gates
     assert (gate.open, gate.coverage, gate.turns, gate.turned) == (False, 0, (), "")

@@ -322,11 +322,10 @@ class Watch(Observer):
             wrong, late_wrong = (disagreed.get((source, given), 0) for given in GIVEN)
             turns = [(each.total, each.coverage) for each in judge.turns]
             turned = f"{_clock(judge.turns[-1].time)}: {judge.turns[-1]}" if turns else ""
-            level = 0.0 if judge.gate is None else judge.gate.level
             views.append(
                 GateView(
                     source,
-                    level,
+                    judge.gate.level or 0.0,
                     judge.is_open,
                     judge.coverage,
                     seen,

@@ -8,15 +8,15 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from random import Random
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import Counter, Gauge
 
 from parity_models.codes import Code
 from parity_models.roles import Source, source_of
 from parity_models.scheduling.actions import Run
+from parity_models.serving.metrics import Metrics
 from parity_models.simulation.emulation import FaultPlan
 from parity_models.trust.evidence import EvidenceStore
 from parity_models.trust.gates import OutputGate
@@ -40,22 +40,6 @@ _log = logging.getLogger(__name__)
 def _number(query: int) -> int:
     """Return a query's number in a fault plan, which counts from 0; ids begin with 1."""
     return query - 1
-
-
-class Metrics(Protocol):
-    """The server's metrics of stand-ins."""
-
-    audit_factor: Gauge
-    audited_answers: Counter
-    audited_differed: Counter
-    compared_answers: Counter
-    disagreed_answers: Counter
-    gate_agreement: Gauge
-    gate_coverage: Gauge
-    gate_open: Gauge
-    gate_turns: Counter
-    impossible: Counter
-    refused_answers: Counter
 
 
 class StandIns:
@@ -94,14 +78,13 @@ class StandIns:
         """The share of all answers that may differ; None without a budget."""
         self.judges = {
             source: StandInJudge(
-                calibration,
-                gate.chosen.get(source),
+                each,
                 differ,
                 None if store is None else store.learned(source),
                 () if store is None else store.learned_by_others(source),
                 partial(self._turned, source),
             )
-            for source, calibration in gate.calibrations.items()
+            for source, each in gate.gates.items()
         }
         """The judge of each stand-in's outputs."""
         self.answers = 0
@@ -117,7 +100,7 @@ class StandIns:
         metrics.audit_factor.labels(source).set_function(lambda: judge.factor)
         for counted in (metrics.audited_answers, metrics.audited_differed):
             counted.labels(source)
-        if judge.gate is not None:
+        if judge.gate.level is not None:
             metrics.gate_open.labels(source).set_function(lambda: judge.is_open)
             metrics.gate_agreement.labels(source).set(judge.gate.level)
             metrics.gate_coverage.labels(source).set_function(lambda: judge.coverage)
@@ -138,9 +121,9 @@ class StandIns:
             verdict = judge.judge(outputs)
             doubts = verdict.doubts.tolist()
             unsure = np.flatnonzero(verdict.refused).tolist()
-            if judge.gate is not None or not faults.has_doubts:
+            if judge.gate.level is not None or not faults.has_doubts:
                 rows.update(unsure)
-            if judge.gate is not None:
+            if judge.gate.level is not None:
                 reason = "gate" if judge.is_open else "closed"
                 self._metrics.refused_answers.labels(source, reason).inc(len(unsure))
         rows.update(at for at, each in enumerate(queries) if faults.refuses(_number(each), source))
