@@ -50,11 +50,11 @@ def test_quantiles_are_order_statistics_and_intervals_know_how_few_spells_there_
 
 
 @pytest.mark.parametrize("kind", ["stopped", "neighbour", "disk"])
-def test_slowness_begins_and_is_taken_back(kind: str, tmp_path: Path) -> None:
+async def test_slowness_begins_and_is_taken_back(kind: str, tmp_path: Path) -> None:
     children = psutil.Process().children()
     with subprocess.Popen(["sleep", "60"]) as victim:
         try:
-            with slow(Spell(kind, 0.0, 1.0, 0), [[victim.pid]], tmp_path):
+            async with slow(Spell(kind, 0.0, 1.0, 0), [[victim.pid]], tmp_path):
                 if kind == "stopped":
                     assert os.WIFSTOPPED(os.waitpid(victim.pid, os.WUNTRACED)[1])
             if kind == "stopped":
