@@ -13,6 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 WHEEL = HERE.parent.parent / ".servers" / "triton"
+SHARED = f"shm-default-byte-size={64 * 2**20}"
 
 
 def main(repository: str, http_port: str, grpc_port: str, *options: str) -> None:
@@ -49,6 +50,8 @@ def main(repository: str, http_port: str, grpc_port: str, *options: str) -> None
             f"--grpc-port={grpc_port}",
             "--allow-metrics=false",
             "--exit-timeout-secs=1",
+            # A backend ends now and then as its shared memory grows.
+            *(f"--backend-config={each},{SHARED}" for each in ("python", "onnxruntime")),
             *options,
         ],
         environment,

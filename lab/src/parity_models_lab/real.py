@@ -67,7 +67,7 @@ LATE = 0.05
 CONTINUED = 0.02
 """Seconds after which the next of several stopped processes goes on."""
 
-BEGIN, CALM, SPELL, OUTAGE = 1.0, (0.8, 1.6), (0.8, 1.6), 5.0
+BEGIN, CALM, SPELL, OUTAGE = 1.0, (0.4, 1.0), (0.8, 1.6), 5.0
 """Seconds: before the first spell of slowness, between two, of a spell, and of an outage."""
 
 SPELLS = ("neighbour", "neighbour", "stopped", "stopped", "disk")

@@ -3,6 +3,7 @@
 Triton takes the folder that this file is in as the backend of that folder's name.
 """
 
+import ctypes
 import os
 import sys
 from pathlib import Path
@@ -10,8 +11,12 @@ from typing import Any
 
 sys.path.append(os.environ["PYTHONPATH"])  # which Triton's Python does not look at
 
+import numpy as np
 import onnxruntime
 import triton_python_backend_utils as triton
+
+_forget_destructor = ctypes.pythonapi.PyCapsule_SetDestructor
+_forget_destructor.argtypes = [ctypes.py_object, ctypes.c_void_p]
 
 
 class TritonPythonModel:
@@ -26,14 +31,21 @@ class TritonPythonModel:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
+        # By DLPack: Triton's own conversions were built for NumPy 1.
         rows = {
-            name: triton.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs
+            name: np.from_dlpack(triton.get_input_tensor_by_name(request, name))
+            for name in self._inputs
         }
         asked = request.requested_output_names()
         try:
             outputs = self._session.run(asked, rows)
         except Exception as error:
             return triton.InferenceResponse([], triton.TritonError(str(error)))
-        return triton.InferenceResponse(
-            [triton.Tensor(name, output) for name, output in zip(asked, outputs, strict=True)]
-        )
+        return triton.InferenceResponse(list(map(_tensor, asked, outputs)))
+
+
+def _tensor(name: str, output: Any) -> Any:
+    capsule = output.__dlpack__()
+    # Triton takes the tensor, and gives the capsule a name that NumPy's destructor does not know.
+    _forget_destructor(capsule, None)
+    return triton.Tensor.from_dlpack(name, capsule)
