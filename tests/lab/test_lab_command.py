@@ -12,7 +12,7 @@ from parity_models.bundle.bundle import open_bundle
 from parity_models.training import TrainingOptions
 from parity_models_lab import demo, late_calls, overhead, path
 from parity_models_lab.late_calls import Balancer
-from parity_models_lab.overhead import CASES, OURS, TRITONS
+from parity_models_lab.overhead import CASES, FLOOR, OURS, TRITONS
 from parity_models_lab.results import ResultCache
 
 
@@ -78,9 +78,12 @@ def test_overhead_compares_servers_with_triton(
     assert done.returncode == 0, done.stderr
     assert "requests/s" in done.stdout
     rows = json.loads((tmp_path / "overhead.json").read_text())["rows"]
-    servers = [*TRITONS, *OURS]
-    assert [row["clients"] for row in rows] == [str(case) for case in cases for _ in servers]
-    assert [row["server"] for row in rows] == servers * len(cases)
+    expected = [
+        (str(case), server)
+        for case in cases
+        for server in (*TRITONS, *OURS, *([FLOOR] if case.protocol == "REST" else []))
+    ]
+    assert [(row["clients"], row["server"]) for row in rows] == expected
     for row in rows:
         assert 0 < row["CPU µs"] < 1e6 * (os.cpu_count() or 1) / row["requests/s"]
         assert row["rate from"] <= row["rate x"] <= row["rate to"]

@@ -7,6 +7,7 @@ of them alike. Compare ratios, not absolute numbers.
 import asyncio
 import gc
 import re
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -34,6 +35,7 @@ from parity_models.serving.grpc import protos as pb
 from parity_models.serving.protocol import write_request
 from parity_models.serving.server import ServeOptions
 from parity_models.tensors.signature import Tensor, TensorSpec
+from parity_models_lab.processes import child
 from parity_models_lab.results import Out, Row, report
 from parity_models_lab.served import GRPC, post, processes, served, triton
 
@@ -63,6 +65,8 @@ TRITONS: Mapping[str, tuple[int, str]] = {
 BACKUP = "adaptive, backup"
 OURS = {"none": "none", "adaptive": "adaptive", BACKUP: "adaptive"}
 """Policies of this software's servers, by name; the last serves a bundle with a backup."""
+FLOOR = "no scheduler"
+"""The name of the server that `floor.py` is; it has REST alone."""
 
 _CONFIG = """backend: "python"
 max_batch_size: 64
@@ -99,12 +103,12 @@ CASES = [
 class Target:
     """A server of the bundle's model at these ports of this machine, and its processes.
 
-    Clients' connections to it stay open.
+    Clients' connections to it stay open. Without a port of gRPC, it takes REST alone.
     """
 
     name: str
     port: int
-    grpc_port: int
+    grpc_port: int | None
     processes: Sequence[psutil.Process]
     streams: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
     channels: list[grpc.Channel] = field(default_factory=list)
@@ -114,12 +118,15 @@ class Target:
         finer than the ticks of /proc."""
         return sum(time.clock_gettime(~each.pid << 3 | 2) for each in self.processes)
 
+    def takes(self, case: Case) -> bool:
+        return self.grpc_port is not None or case.protocol == "REST"
+
     async def connect(self, case: Case) -> None:
         """Open what connections the clients of a case still lack."""
         while len(self.streams) < case.clients:
             self.streams.append(await asyncio.open_connection("127.0.0.1", self.port))
         own = [("grpc.use_local_subchannel_pool", 1)]  # and so a connection
-        while len(self.channels) < case.clients:
+        while self.grpc_port is not None and len(self.channels) < case.clients:
             channel = grpc.insecure_channel(f"127.0.0.1:{self.grpc_port}", options=own)
             self.channels.append(channel)
 
@@ -143,12 +150,12 @@ one in seconds, with the column, its scale, and which of several servers is the 
 def overhead(out: Out = None) -> None:
     """Compare the cost of a request with that of Triton, which `make servers` installs.
 
-    Serves generated models with trained stand-ins, with the default options, and without
-    redundancy. Triton runs the model in Python, in four configurations; ratios are to the one that
-    is best in the case and the column, whose ratio is 1. Clients send one row at a time over
-    connections that are kept open; servers take turns. CPU is the processor time of a request in
-    all the server's processes; numbers are medians over rounds. Each ratio is the median of those
-    within a round, with a 95 % interval (bootstrap).
+    Serves generated models with trained stand-ins, with the default options, without redundancy,
+    and, as the floor, without a scheduler. Triton runs the model in Python, in four configurations;
+    ratios are to the one that is best in the case and the column, whose ratio is 1. Clients send
+    one row at a time over connections that are kept open; servers take turns. CPU is the processor
+    time of a request in all the server's processes; numbers are medians over rounds. Each ratio is
+    the median of those within a round, with a 95 % interval (bootstrap).
     """
     rows = uvloop.run(_measure_all())
     report("The cost of a request", rows, out and out / "overhead.json")
@@ -163,6 +170,7 @@ async def _measure_all() -> list[Row]:
             for name in OURS:
                 server = _ours(backed if name == BACKUP else bundle, name)
                 targets.append(await stack.enter_async_context(server))
+            targets.append(await stack.enter_async_context(_floor(bundle)))
             for each in targets:
                 stack.callback(each.close)
             cases = [each for each in CASES if each.input == input]
@@ -175,6 +183,8 @@ async def _measure(
 ) -> AsyncIterator[Row]:
     turns = defaultdict[tuple[Case, Target], list[tuple[float, ...]]](list)
     for target, case in product(targets, cases):
+        if not target.takes(case):
+            continue
         await target.connect(case)
         await _ask(target, case, requests[case.protocol])
     gc.freeze()
@@ -184,18 +194,20 @@ async def _measure(
             bars.on_progress(Progress("overhead", number, len(order)))
             # Every other time the other way round, as a warm cache may favour the second.
             for target in targets if turn % 2 == 0 else targets[::-1]:
+                if not target.takes(case):
+                    continue
                 before, began = target.cpu_seconds(), perf_counter()
                 latencies = await _ask(target, case, requests[case.protocol])
                 seconds, cpu = perf_counter() - began, target.cpu_seconds() - before
                 count, p50 = len(latencies), float(np.median(latencies))
                 turns[case, target].append((count / seconds, cpu / count, p50))
     tritons = [each for each in targets if each.name in TRITONS]
-    for case, target in product(cases, targets):
+    for case, target in turns:
         row: dict[str, object] = {"clients": str(case), "server": target.name}
         row["RSS MiB"] = sum(each.memory_info().rss for each in target.processes) / 2**20
         for i, (name, column, scale, best) in enumerate(MEASURES):
-            found = {each: np.array(turns[case, each])[:, i] for each in targets}
-            medians = {each: float(np.median(found[each])) for each in targets}
+            found = {each: np.array(turns[case, each])[:, i] for each in {*tritons, target}}
+            medians = {each: float(np.median(values)) for each, values in found.items()}
             ratios = found[target] / found[best(tritons, key=medians.__getitem__)]
             row[column] = medians[target] * scale
             drawn = np.random.default_rng(0).choice(ratios, (2000, ROUNDS))
@@ -212,6 +224,13 @@ async def _ours(bundle: Bundle, name: str) -> AsyncIterator[Target]:
         urls = server.message, await server.ask(GRPC)
         port, grpc_port = (int(each.rpartition(":")[2]) for each in urls)
         yield Target(name, port, grpc_port, processes(server.pid))
+
+
+@asynccontextmanager
+async def _floor(bundle: Bundle) -> AsyncIterator[Target]:
+    command = (sys.executable, "-m", "parity_models_lab.floor", str(bundle.path))
+    async with child(command) as server:
+        yield Target(FLOOR, int(server.message), None, processes(server.pid))
 
 
 @contextmanager
