@@ -371,16 +371,15 @@ class Models(Protocol):
     """The metrics of the server and its models."""
     title: str
     """A name for all of it, for people."""
-    extensions: Sequence[str]
+    extensions: Sequence[str] = ()
     """The protocol extensions that its models add."""
+    instances = 0
+    """The number of worker processes to expect."""
 
     @property
     def only(self) -> "ServedVersion | None":
         """The version of a server of a single bundle; None for a repository."""
-
-    @property
-    def instances(self) -> int:
-        """The number of worker processes to expect."""
+        return None
 
     @property
     def largest(self) -> ServedModel | None:
@@ -407,15 +406,20 @@ class Models(Protocol):
 
     def frames_of(self, asked: Mapping[str, str]) -> AsyncGenerator[bytes, None] | None:
         """Return the live frames of the model and version asked for; None if they have none."""
+        return None
 
     async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Load a model from its folder; return when it takes requests.
 
         Raises a RequestError, and changes nothing, if that is not possible.
         """
+        raise InvalidRequestError(
+            "this server serves one bundle; parm serve --repository loads and unloads models"
+        )
 
     async def unload(self, name: str) -> None:
         """Stop serving a model; return when its requests have been answered."""
+        await self.load(name, {})
 
     async def start(self) -> None:
         """Start all models; return when they take requests, or cannot.
@@ -435,7 +439,7 @@ class Models(Protocol):
         """Stop all models at once."""
 
 
-class ServedVersion:
+class ServedVersion(Models):
     """A version of a model that takes requests; also the Models of a server of one bundle.
 
     Args:
@@ -445,10 +449,8 @@ class ServedVersion:
 
     """
 
-    extensions: Sequence[str] = ()
     notes: Sequence[str] = ()
     """Surprises for a user."""
-    instances = 0
     description = ""
     """How it is served, for people."""
 
@@ -510,17 +512,6 @@ class ServedVersion:
 
     def switch_redundancy(self, on: bool) -> None:
         """Do nothing, by default."""
-
-    def frames_of(self, asked: Mapping[str, str]) -> AsyncGenerator[bytes, None] | None:
-        return None
-
-    async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
-        raise InvalidRequestError(
-            "this server serves one bundle; parm serve --repository loads and unloads models"
-        )
-
-    async def unload(self, name: str) -> None:
-        await self.load(name, {})
 
     async def start(self) -> None:
         """Do nothing: what needs a start has its own."""
