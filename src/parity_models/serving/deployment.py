@@ -220,7 +220,7 @@ class Deployment(ServedVersion):
         if self._journal is not None:
             self._journal.close()
 
-    def frames_of(self, asked: Mapping[str, str]) -> AsyncGenerator[bytes, None] | None:
+    def frames(self) -> AsyncGenerator[bytes, None] | None:
         return None if self._feed is None else self._feed.follow()
 
     def switch_redundancy(self, on: bool) -> None:

@@ -373,7 +373,7 @@ class Models(Protocol):
     """A name for all of it, for people."""
     extensions: Sequence[str] = ()
     """The protocol extensions that its models add."""
-    instances = 0
+    instances: int = 0
     """The number of worker processes to expect."""
 
     @property
@@ -403,10 +403,6 @@ class Models(Protocol):
 
     def switch_redundancy(self, on: bool) -> None:
         """Switch redundant work, where there is any, on or off for the versions that run now."""
-
-    def frames_of(self, asked: Mapping[str, str]) -> AsyncGenerator[bytes, None] | None:
-        """Return the live frames of the model and version asked for; None if they have none."""
-        return None
 
     async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Load a model from its folder; return when it takes requests.
@@ -481,6 +477,10 @@ class ServedVersion(Models):
 
     def begin_faults(self) -> None:
         """Start the clock of its fault plan, if it has one."""
+
+    def frames(self) -> AsyncGenerator[bytes, None] | None:
+        """Return its frames for the live page; None if it has none."""
+        return None
 
     # Models of one bundle
 

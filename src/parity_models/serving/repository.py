@@ -8,15 +8,7 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import (
-    AsyncGenerator,
-    Callable,
-    Collection,
-    Coroutine,
-    Iterable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -315,11 +307,6 @@ class Repository(Models, Collector):
 
     async def stop(self) -> None:
         await asyncio.gather(*(each.stop() for each in self._models.values()))
-
-    def frames_of(self, asked: Mapping[str, str]) -> AsyncGenerator[bytes, None] | None:
-        model = self._models.get(asked.get("model", ""))
-        running = None if model is None else model.running.get(asked.get("version", ""))
-        return None if running is None else running.frames_of({})
 
     @property
     def why_unready(self) -> str:

@@ -94,10 +94,7 @@ class Server:
         self._clients = options.access.clients()
         self._https: list[HttpServer] = []
         if options.port is not None:
-            page = None
-            if options.ui:
-                several = self.models.only is None
-                page = Page(self.models.title, self.models.frames_of, repository=several)
+            page = Page(self.models) if options.ui else None
             rest = Rest(
                 inference,
                 options.limits,
