@@ -89,9 +89,7 @@ async def test_a_large_request_that_ends_early_leaves_nothing_behind(how: str) -
             engine.fail(engine.units[0], "broken")
         await settle()
         assert first.done()
-        while not second.done():
-            engine.finish(engine.units[0])
-            await settle()
+        await engine.finish_until(second)
         assert len(second.result().sources) == 100
         assert frontend.queue_depths()[DEPLOYED] == 0
         assert not frontend.in_flight

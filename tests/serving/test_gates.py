@@ -95,20 +95,9 @@ async def test_an_unsure_reconstruction_answers_no_query() -> None:
     rows, threshold = by_confidence(queries(4))
     gate = OutputGate({Source.RECONSTRUCTION: chosen(threshold)})
     async with serving(Parity(CODE, DEDICATED), 4, gate=gate) as (frontend, engine):
-        sure = await asked(frontend.infer(rows[[0, 1]]))
-        late, other, parity = engine.units
-        engine.finish(other)
-        engine.finish(parity)
-        assert (await sure).sources == [Source.RECONSTRUCTION, Source.MODEL]
-        engine.finish(late)
-        unsure = await asked(frontend.infer(rows[[3, 0]]))
-        late, other, parity = engine.units
-        engine.finish(other)
-        engine.finish(parity)
-        await settle()
-        assert not unsure.done()
-        engine.finish(late)
-        assert (await unsure).sources == [Source.MODEL] * 2
+        sure = await sources(frontend, engine, rows[[0, 1]])
+        assert sure == [Source.RECONSTRUCTION, Source.MODEL]
+        assert await sources(frontend, engine, rows[[3, 0]]) == [Source.MODEL] * 2
         refused = "parm_stand_in_answers_refused_total"
         assert metric(frontend, refused, source="reconstruction", reason="gate") == 1
         assert metric(frontend, "parm_gate_agreement", source="reconstruction") == 0.99
@@ -155,12 +144,10 @@ async def test_an_output_that_is_no_number_is_no_comparison() -> None:
         assert counted(frontend.metrics, "late", "backup") == (0, 0)
 
 
-async def compared(
-    frontend: Frontend, engine: Puppet, wrong: bool, tenant: str | None = None
-) -> None:
+async def compared(frontend: Frontend, engine: Puppet, wrong: bool) -> None:
     """A group whose predictions are both here before its parity output, which may be wrong."""
     rows = queries(2)
-    request = await asked(frontend.infer(rows, tenant=tenant))
+    request = await asked(frontend.infer(rows))
     one, other, parity = engine.units
     engine.finish(one)
     engine.finish(other)
@@ -175,9 +162,11 @@ async def compared(
         engine.finish(parity)
 
 
-async def sources(frontend: Frontend, engine: Puppet, tenant: str | None = None) -> list[Source]:
+async def sources(
+    frontend: Frontend, engine: Puppet, rows: NDArray[np.float32] | None = None
+) -> list[Source]:
     """Those of the answers to a group, one of whose predictions comes after its parity output."""
-    request = await asked(frontend.infer(queries(2), tenant=tenant))
+    request = await asked(frontend.infer(queries(2) if rows is None else rows))
     late, other, parity = engine.units
     engine.finish(other)
     engine.finish(parity)
