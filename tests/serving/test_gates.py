@@ -24,7 +24,7 @@ from parity_models.training.export import floats
 from parity_models.trust.envelope import Envelope
 from parity_models.trust.evidence import EvidenceStore
 from parity_models.trust.gate import Calibration, DoubtCurve, GateLevel, confidences
-from parity_models.trust.gates import UNKNOWN, Gate, OutputGate
+from parity_models.trust.gates import Gate, OutputGate
 from puppet_engine import CODE, WEIGHTS, Puppet, asked, metric, queries, serving, settle
 
 ONE_IN = 20
@@ -222,37 +222,6 @@ async def test_a_gate_steps_back_and_opens_again_across_restarts(
         assert await sources(frontend, engine) == [Source.RECONSTRUCTION, Source.MODEL]
     async with served() as (frontend, engine):
         assert await sources(frontend, engine) == [Source.RECONSTRUCTION, Source.MODEL]
-
-
-async def test_a_gate_that_starts_closed_opens_by_itself_and_stays_open(tmp_path: Path) -> None:
-    """Nothing calibrated it; queries in time say that it agrees."""
-    gate = OutputGate({Source.BACKUP: Gate(UNKNOWN, 0.9)})
-
-    def served() -> AbstractAsyncContextManager[tuple[Frontend, Puppet]]:
-        policy = Adaptive(StandIns(None, True))
-        store = EvidenceStore(tmp_path, "a")
-        return serving(policy, 2, 0, gate=gate, store=store, compare=1.0)
-
-    def is_open(frontend: Frontend) -> bool:
-        answers = Source.BACKUP not in frontend.scheduler.closed_gates
-        assert metric(frontend, "parm_gate_open", source="backup") == answers
-        return answers
-
-    rows = queries(700)
-    async with served() as (frontend, engine):
-        asked_for = 0
-        for row in rows:
-            request = await asked(frontend.infer(row[np.newaxis]))
-            engine.finish_all()
-            await request
-            asked_for += 1
-            if is_open(frontend):
-                break
-        assert is_open(frontend)
-        assert 200 <= asked_for < 700
-    async with served() as (frontend, engine):
-        assert is_open(frontend)
-        assert metric(frontend, "parm_gate_coverage", source="backup") > 0
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
