@@ -71,9 +71,7 @@ async def test_queries_in_time_are_compared_as_often_as_the_operator_says(compar
             engine.finish_all("deployed")
             assert (await request).sources == [Source.MODEL]
             for unit in [*engine.units]:  # the output is wrong, now and then
-                rows = np.stack(unit.rows) @ WEIGHTS
-                engine.units.remove(unit)
-                engine.listener.unit_finished(unit.id, -rows if number == 7 else rows)
+                engine.finish(unit, -np.stack(unit.rows) @ WEIGHTS if number == 7 else None)
         assert counted(frontend.metrics, "in time", "backup") == (20 * compare, compare)
         assert counted(frontend.metrics, "late", "backup") == (0, 0)
 
@@ -137,8 +135,7 @@ async def test_an_output_that_is_no_number_is_no_comparison() -> None:
     async with serving(ApproximateBackup(), 1, 1, gate=UNGATED, **config) as (frontend, engine):
         request = await asked(frontend.infer(queries(1)))
         backup, deployed = sorted(engine.units, key=lambda unit: unit.role)
-        engine.units.remove(backup)
-        engine.listener.unit_finished(backup.id, np.full((1, 3), np.nan, np.float32))
+        engine.finish(backup, np.full((1, 3), np.nan, np.float32))
         engine.finish(deployed)
         assert (await request).sources == [Source.MODEL]
         assert counted(frontend.metrics, "late", "backup") == (0, 0)
@@ -152,14 +149,10 @@ async def compared(frontend: Frontend, engine: Puppet, wrong: bool) -> None:
     engine.finish(one)
     engine.finish(other)
     await request
-    if wrong:
-        engine.units.remove(parity)
-        # Whatever is subtracted from it, what is left is of a class that neither query has.
-        neither = {0, 1, 2} - set((rows @ WEIGHTS).argmax(axis=1))
-        output = 100 * np.eye(3, dtype=np.float32)[[neither.pop()]]
-        engine.listener.unit_finished(parity.id, output)
-    else:
-        engine.finish(parity)
+    # Whatever is subtracted from it, what is left is of a class that neither query has.
+    neither = {0, 1, 2} - set((rows @ WEIGHTS).argmax(axis=1))
+    output = 100 * np.eye(3, dtype=np.float32)[[neither.pop()]]
+    engine.finish(parity, output if wrong else None)
 
 
 async def sources(
@@ -272,8 +265,7 @@ async def test_a_reconstruction_beyond_the_model_s_outputs_answers_no_query() ->
         request = await asked(frontend.infer(rows))
         late, other, parity = engine.units
         engine.finish(other)
-        engine.units.remove(parity)
-        engine.listener.unit_finished(parity.id, np.full((1, 3), 1e6, np.float32))
+        engine.finish(parity, np.full((1, 3), 1e6, np.float32))
         await settle()
         assert not request.done()
         engine.finish(late)

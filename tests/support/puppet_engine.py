@@ -72,9 +72,11 @@ class Puppet(Engine):
     async def stop(self) -> None:
         self.stopped = True
 
-    def finish(self, unit: Unit) -> None:
+    def finish(self, unit: Unit, outputs: NDArray[Any] | None = None) -> None:
+        """Finish a unit, with other outputs than the right ones if they are given."""
         self.units.remove(unit)
-        self.listener.unit_finished(unit.id, np.stack(unit.rows) @ WEIGHTS)
+        right = np.stack(unit.rows) @ WEIGHTS
+        self.listener.unit_finished(unit.id, right if outputs is None else outputs)
 
     def finish_all(self, role: str | None = None) -> None:
         """Finish what is here, and what comes thereby; or only the units that have this role."""
