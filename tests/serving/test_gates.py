@@ -25,7 +25,7 @@ from parity_models.trust.envelope import Envelope
 from parity_models.trust.evidence import EvidenceStore
 from parity_models.trust.gate import Calibration, DoubtCurve, GateLevel, confidences
 from parity_models.trust.gates import Gate, OutputGate
-from puppet_engine import CODE, WEIGHTS, Puppet, asked, metric, queries, serving, settle
+from puppet_engine import CODE, WEIGHTS, Puppet, asked, metric, queries, serving, settle, sources
 
 ONE_IN = 20
 DEDICATED = Parity.Options(pool=Pool.DEDICATED)
@@ -153,19 +153,6 @@ async def compared(frontend: Frontend, engine: Puppet, wrong: bool) -> None:
     neither = {0, 1, 2} - set((rows @ WEIGHTS).argmax(axis=1))
     output = 100 * np.eye(3, dtype=np.float32)[[neither.pop()]]
     engine.finish(parity, output if wrong else None)
-
-
-async def sources(
-    frontend: Frontend, engine: Puppet, rows: NDArray[np.float32] | None = None
-) -> list[Source]:
-    """Those of the answers to a group, one of whose predictions comes after its parity output."""
-    request = await asked(frontend.infer(queries(2) if rows is None else rows))
-    late, other, parity = engine.units
-    engine.finish(other)
-    engine.finish(parity)
-    await settle()
-    engine.finish(late)
-    return list((await request).sources)
 
 
 def is_open(frontend: Frontend) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.codes import Code, CodeSpec
+from parity_models.roles import Source
 from parity_models.scheduling.policies import Parity, Policy
 from parity_models.scheduling.work import SchedulerConfig
 from parity_models.serving.engine import Engine, EngineListener
@@ -172,3 +173,16 @@ async def asked(infer: Awaitable[Result]) -> asyncio.Task[Result]:
 async def settle() -> None:
     for _ in range(3):
         await asyncio.sleep(0)
+
+
+async def sources(
+    frontend: Frontend, engine: Puppet, rows: NDArray[np.float32] | None = None
+) -> list[Source]:
+    """Those of the answers to a group, one of whose predictions comes after its parity output."""
+    request = await asked(frontend.infer(queries(2) if rows is None else rows))
+    late, other, parity = engine.units
+    engine.finish(other)
+    engine.finish(parity)
+    await settle()
+    engine.finish(late)
+    return list((await request).sources)
