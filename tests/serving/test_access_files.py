@@ -92,9 +92,7 @@ async def test_plain_text_on_a_tls_port_ends_only_its_connection(files: Files, t
         client.send(get())
         assert b"HTTP/1.1 200" not in await client.rest()
         client = await served.connect(files.trusting)
-        client.send(get())
-        assert (await client.answer())[0] == 200
-        client.close()
+        assert (await client.ask(get()))[0] == 200
 
 
 async def test_a_server_stops_though_handshakes_hang(tls: Tls) -> None:

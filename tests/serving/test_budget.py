@@ -61,9 +61,7 @@ async def test_a_stand_in_s_answer_says_its_doubt_and_is_audited() -> None:
         rows = queries(1)
         request = await asked(front.infer(rows))
         (backup,) = (unit for unit in engine.units if unit.role == "backup")
-        engine.units.remove(backup)
-        output = np.eye(3, dtype=np.float32)[(rows @ WEIGHTS).argmin(axis=1)]
-        engine.listener.unit_finished(backup.id, output)
+        engine.finish(backup, np.eye(3, dtype=np.float32)[(rows @ WEIGHTS).argmin(axis=1)])
         await request
         engine.finish_all(DEPLOYED)
         assert metric(front, "parm_audited_answers_total", source="backup") == 2

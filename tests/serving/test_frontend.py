@@ -89,9 +89,7 @@ async def test_a_large_request_that_ends_early_leaves_nothing_behind(how: str) -
             engine.fail(engine.units[0], "broken")
         await settle()
         assert first.done()
-        while not second.done():
-            engine.finish(engine.units[0])
-            await settle()
+        await engine.finish_until(second)
         assert len(second.result().sources) == 100
         assert frontend.queue_depths()[DEPLOYED] == 0
         assert not frontend.in_flight
@@ -227,27 +225,26 @@ async def test_engine_error_fails_its_query_alone() -> None:
 
 
 async def test_lost_unit_is_repaired_and_counted() -> None:
+    def check() -> float:
+        """Check three times, and return the number of repairs; the second check repairs."""
+        for _ in range(3):
+            frontend.check_engine()
+        return metric(frontend, "parm_repairs_total")
+
     async with serving(NoRedundancy(), 2, 0, repairs=3) as (frontend, engine):
         request = await asked(frontend.infer(queries(2)))
         lost = engine.units.pop(0).instance  # and nobody is told
-        for _ in range(2):
-            frontend.check_engine()
-        assert metric(frontend, "parm_repairs_total") == 1
+        assert check() == 1
         assert (lost, "recycle") in engine.log
         engine.finish_all()
         assert (await request).sources == [Source.MODEL] * 2
         del engine.roles["1"]
-        for _ in range(2):
-            frontend.check_engine()
+        assert check() == 2
         assert frontend.instances_up() == {DEPLOYED: 1}
         engine.roles["2"] = frozenset({DEPLOYED})
-        for _ in range(2):
-            frontend.check_engine()
+        assert check() == 3
         assert engine.log[-1] == ("2", "recycle")
-        assert metric(frontend, "parm_repairs_total") == 3
-        for _ in range(3):
-            frontend.check_engine()
-        assert metric(frontend, "parm_repairs_total") == 3
+        assert check() == 3
 
 
 @settings(max_examples=15, deadline=None)
@@ -323,8 +320,7 @@ async def test_an_instance_that_answers_a_golden_query_wrongly_is_replaced() -> 
         assert not frontend.ready, "instances are verified before they get queries"
         honest, liar = engine.units
         engine.finish(honest)
-        engine.units.remove(liar)
-        engine.listener.unit_finished(liar.id, 1.01 * np.stack(liar.rows) @ WEIGHTS)
+        engine.finish(liar, 1.01 * np.stack(liar.rows) @ WEIGHTS)
         assert ("1", "recycle") in engine.log
         assert metric(frontend, "parm_instances_recycled_total", reason="quarantined") == 1
         assert list(frontend.quarantined) == ["1"]
@@ -344,11 +340,11 @@ async def test_an_instance_that_is_wrong_on_clients_queries_alone_is_replaced() 
 
         def go_on() -> None:
             while engine.units:
-                unit = engine.units.pop(0)
+                unit = engine.units[0]
                 outputs = np.stack(unit.rows) @ WEIGHTS
                 if unit.instance[0] == "3" and not any((row == rows).all() for row in unit.rows):
                     outputs = outputs + (np.abs(rows - unit.rows[0]).min() > 0)
-                engine.listener.unit_finished(unit.id, outputs)
+                engine.finish(unit, outputs)
 
         go_on()
         wrong = 0

@@ -24,8 +24,8 @@ from parity_models.training.export import floats
 from parity_models.trust.envelope import Envelope
 from parity_models.trust.evidence import EvidenceStore
 from parity_models.trust.gate import Calibration, DoubtCurve, GateLevel, confidences
-from parity_models.trust.gates import UNKNOWN, Gate, OutputGate
-from puppet_engine import CODE, WEIGHTS, Puppet, asked, metric, queries, serving, settle
+from parity_models.trust.gates import Gate, OutputGate
+from puppet_engine import CODE, WEIGHTS, Puppet, asked, metric, queries, serving, settle, sources
 
 ONE_IN = 20
 DEDICATED = Parity.Options(pool=Pool.DEDICATED)
@@ -71,9 +71,7 @@ async def test_queries_in_time_are_compared_as_often_as_the_operator_says(compar
             engine.finish_all("deployed")
             assert (await request).sources == [Source.MODEL]
             for unit in [*engine.units]:  # the output is wrong, now and then
-                rows = np.stack(unit.rows) @ WEIGHTS
-                engine.units.remove(unit)
-                engine.listener.unit_finished(unit.id, -rows if number == 7 else rows)
+                engine.finish(unit, -np.stack(unit.rows) @ WEIGHTS if number == 7 else None)
         assert counted(frontend.metrics, "in time", "backup") == (20 * compare, compare)
         assert counted(frontend.metrics, "late", "backup") == (0, 0)
 
@@ -95,20 +93,9 @@ async def test_an_unsure_reconstruction_answers_no_query() -> None:
     rows, threshold = by_confidence(queries(4))
     gate = OutputGate({Source.RECONSTRUCTION: chosen(threshold)})
     async with serving(Parity(CODE, DEDICATED), 4, gate=gate) as (frontend, engine):
-        sure = await asked(frontend.infer(rows[[0, 1]]))
-        late, other, parity = engine.units
-        engine.finish(other)
-        engine.finish(parity)
-        assert (await sure).sources == [Source.RECONSTRUCTION, Source.MODEL]
-        engine.finish(late)
-        unsure = await asked(frontend.infer(rows[[3, 0]]))
-        late, other, parity = engine.units
-        engine.finish(other)
-        engine.finish(parity)
-        await settle()
-        assert not unsure.done()
-        engine.finish(late)
-        assert (await unsure).sources == [Source.MODEL] * 2
+        sure = await sources(frontend, engine, rows[[0, 1]])
+        assert sure == [Source.RECONSTRUCTION, Source.MODEL]
+        assert await sources(frontend, engine, rows[[3, 0]]) == [Source.MODEL] * 2
         refused = "parm_stand_in_answers_refused_total"
         assert metric(frontend, refused, source="reconstruction", reason="gate") == 1
         assert metric(frontend, "parm_gate_agreement", source="reconstruction") == 0.99
@@ -148,42 +135,24 @@ async def test_an_output_that_is_no_number_is_no_comparison() -> None:
     async with serving(ApproximateBackup(), 1, 1, gate=UNGATED, **config) as (frontend, engine):
         request = await asked(frontend.infer(queries(1)))
         backup, deployed = sorted(engine.units, key=lambda unit: unit.role)
-        engine.units.remove(backup)
-        engine.listener.unit_finished(backup.id, np.full((1, 3), np.nan, np.float32))
+        engine.finish(backup, np.full((1, 3), np.nan, np.float32))
         engine.finish(deployed)
         assert (await request).sources == [Source.MODEL]
         assert counted(frontend.metrics, "late", "backup") == (0, 0)
 
 
-async def compared(
-    frontend: Frontend, engine: Puppet, wrong: bool, tenant: str | None = None
-) -> None:
+async def compared(frontend: Frontend, engine: Puppet, wrong: bool) -> None:
     """A group whose predictions are both here before its parity output, which may be wrong."""
     rows = queries(2)
-    request = await asked(frontend.infer(rows, tenant=tenant))
+    request = await asked(frontend.infer(rows))
     one, other, parity = engine.units
     engine.finish(one)
     engine.finish(other)
     await request
-    if wrong:
-        engine.units.remove(parity)
-        # Whatever is subtracted from it, what is left is of a class that neither query has.
-        neither = {0, 1, 2} - set((rows @ WEIGHTS).argmax(axis=1))
-        output = 100 * np.eye(3, dtype=np.float32)[[neither.pop()]]
-        engine.listener.unit_finished(parity.id, output)
-    else:
-        engine.finish(parity)
-
-
-async def sources(frontend: Frontend, engine: Puppet, tenant: str | None = None) -> list[Source]:
-    """Those of the answers to a group, one of whose predictions comes after its parity output."""
-    request = await asked(frontend.infer(queries(2), tenant=tenant))
-    late, other, parity = engine.units
-    engine.finish(other)
-    engine.finish(parity)
-    await settle()
-    engine.finish(late)
-    return list((await request).sources)
+    # Whatever is subtracted from it, what is left is of a class that neither query has.
+    neither = {0, 1, 2} - set((rows @ WEIGHTS).argmax(axis=1))
+    output = 100 * np.eye(3, dtype=np.float32)[[neither.pop()]]
+    engine.finish(parity, output if wrong else None)
 
 
 def is_open(frontend: Frontend) -> float:
@@ -235,37 +204,6 @@ async def test_a_gate_steps_back_and_opens_again_across_restarts(
         assert await sources(frontend, engine) == [Source.RECONSTRUCTION, Source.MODEL]
 
 
-async def test_a_gate_that_starts_closed_opens_by_itself_and_stays_open(tmp_path: Path) -> None:
-    """Nothing calibrated it; queries in time say that it agrees."""
-    gate = OutputGate({Source.BACKUP: Gate(UNKNOWN, 0.9)})
-
-    def served() -> AbstractAsyncContextManager[tuple[Frontend, Puppet]]:
-        policy = Adaptive(StandIns(None, True))
-        store = EvidenceStore(tmp_path, "a")
-        return serving(policy, 2, 0, gate=gate, store=store, compare=1.0)
-
-    def is_open(frontend: Frontend) -> bool:
-        answers = Source.BACKUP not in frontend.scheduler.closed_gates
-        assert metric(frontend, "parm_gate_open", source="backup") == answers
-        return answers
-
-    rows = queries(700)
-    async with served() as (frontend, engine):
-        asked_for = 0
-        for row in rows:
-            request = await asked(frontend.infer(row[np.newaxis]))
-            engine.finish_all()
-            await request
-            asked_for += 1
-            if is_open(frontend):
-                break
-        assert is_open(frontend)
-        assert 200 <= asked_for < 700
-    async with served() as (frontend, engine):
-        assert is_open(frontend)
-        assert metric(frontend, "parm_gate_coverage", source="backup") > 0
-
-
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 async def test_a_query_that_would_harm_other_reconstructions_is_served_exact(value: float) -> None:
     spoilt = queries(2)
@@ -314,8 +252,7 @@ async def test_a_reconstruction_beyond_the_model_s_outputs_answers_no_query() ->
         request = await asked(frontend.infer(rows))
         late, other, parity = engine.units
         engine.finish(other)
-        engine.units.remove(parity)
-        engine.listener.unit_finished(parity.id, np.full((1, 3), 1e6, np.float32))
+        engine.finish(parity, np.full((1, 3), 1e6, np.float32))
         await settle()
         assert not request.done()
         engine.finish(late)

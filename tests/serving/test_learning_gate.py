@@ -13,7 +13,6 @@ from served import (
     INFER,
     ServerProcess,
     infer_message,
-    metric,
     predictions,
     queries,
     write_linear_bundle,
@@ -102,12 +101,3 @@ def test_a_share_that_is_none_is_refused(tmp_path: Path, parm_here: Here) -> Non
     bundle = write_linear_bundle(tmp_path, coded=False, backed=True)
     for share in ("1.5", "-0.1", "often"):
         assert_refused(parm_here("serve", bundle, "--compare", share), "--compare")
-
-
-def test_nothing_is_compared_if_the_operator_says_so(tmp_path: Path) -> None:
-    bundle = write_linear_bundle(tmp_path, coded=False, backed=True)
-    with ServerProcess(str(bundle), "--agreement", "0.9", "--compare", "0") as server:
-        load(server, 50, 0)
-        compared = 'parm_stand_in_answers_compared_total{given="in time"'
-        assert compared not in httpx.get(server.metrics_url).text
-        assert metric(server.metrics_url, "parm_gate_open") == 0

@@ -8,14 +8,12 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import tritonclient.grpc as triton_grpc
-import tritonclient.http as triton
-from numpy.typing import NDArray
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import InferenceServerException
 
 from parity_models.load.target import target
 from served import ServerProcess
 from text_models import expected, texts, write_text_bundle
+from triton_requests import triton_client, triton_inputs
 
 pytestmark = pytest.mark.slow
 
@@ -33,28 +31,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="module", params=["http", "grpc"])
 def client(server: ServerProcess, request: pytest.FixtureRequest) -> Iterator[Any]:
-    if request.param == "http":
-        with triton.InferenceServerClient(server.url.removeprefix("http://")) as client:
-            yield client
-    else:
-        with triton_grpc.InferenceServerClient(server.grpc_address) as client:
-            yield client
-
-
-def inputs(client: Any, queries: dict[str, NDArray[Any]], **options: Any) -> list[Any]:
-    module = triton if isinstance(client, triton.InferenceServerClient) else triton_grpc
-    made = []
-    for name, array in queries.items():
-        tensor = module.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-        tensor.set_data_from_numpy(array, **options)
-        made.append(tensor)
-    return made
+    with triton_client(server, request.param) as client:
+        yield client
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 5, 16])
 def test_queries_of_any_length_are_answered_at_their_own(client: Any, length: int) -> None:
     queries = texts(3, length, seed=length)
-    answer = client.infer("model", inputs(client, queries))
+    answer = client.infer("model", triton_inputs(client, queries))
     for name, values in expected(queries).items():
         found = answer.as_numpy(name)
         assert found.shape == values.shape
@@ -98,4 +82,4 @@ def test_tensors_that_do_not_fit_the_signature_are_refused(
 ) -> None:
     queries = texts(2, 4)
     with pytest.raises(InferenceServerException, match=re.escape(reason)):
-        client.infer("model", inputs(client, change(queries["ids"], queries["mask"])))
+        client.infer("model", triton_inputs(client, change(queries["ids"], queries["mask"])))

@@ -11,7 +11,7 @@ from parity_models.scheduling.policies import (
     Replication,
 )
 from parity_models.serving.frontend import Frontend
-from puppet_engine import CODE, asked, metric, queries, serving, settle
+from puppet_engine import CODE, asked, metric, queries, serving, sources
 
 FATES = ("sent", "answered", "cancelled")
 
@@ -58,12 +58,6 @@ async def test_a_backup_answers_or_is_cancelled() -> None:
 async def test_a_parity_query_answers_those_that_it_reconstructs() -> None:
     policy = Parity(CODE, Parity.Options(pool=Pool.DEDICATED))
     async with serving(policy, 2, 1) as (frontend, engine):
-        request = await asked(frontend.infer(queries(2)))
-        late, other, parity = engine.units
-        engine.finish(other)
-        engine.finish(parity)
-        await settle()
-        assert (await request).sources == [Source.RECONSTRUCTION, Source.MODEL]
-        engine.finish(late)
+        assert await sources(frontend, engine) == [Source.RECONSTRUCTION, Source.MODEL]
         assert counted(frontend, "parity") == {"sent": 1, "answered": 1}
         assert counted(frontend, "copy") == {}

@@ -2,7 +2,6 @@
 
 import signal
 import socket
-import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -13,41 +12,15 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton
+from ngh2 import ErrorCode
 
+from http2_client import END_HEADERS, HEADERS, RST_STREAM, SETTINGS, block, fields_of, frame
 from served import Clients, ServerProcess, infer, predictions, queries, until
 from triton_requests import grpc_infer, http_input
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-HEADERS, RST_STREAM, SETTINGS = 1, 3, 4
-END_HEADERS = 4
-CANCEL = struct.pack(">I", 8)
-"""The payload of RST_STREAM from a client that wants no answer any more."""
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    head = struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream)
-    return head + payload
-
-
-def call_headers(address: str, method: str) -> bytes:
-    """The headers of a gRPC call of `method`, none of them indexed (RFC 7541, section 6.2.2)."""
-    headers = {
-        ":method": "POST",
-        ":scheme": "http",
-        ":path": method,
-        ":authority": address,
-        "content-type": "application/grpc",
-        "te": "trailers",
-    }
-    texts = (each.encode() for pair in headers.items() for each in pair)
-    literal = [bytes([len(each)]) + each for each in texts]
-    pairs = zip(*[iter(literal)] * 2, strict=True)
-    return b"".join(b"\0" + name + value for name, value in pairs)
-
 
 pytestmark = pytest.mark.slow
-
-INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +55,10 @@ def test_rows_that_are_no_numbers_leave_those_beside_them_right(server: ServerPr
 def test_rapid_resets_keep_nobody_waiting(server: ServerProcess, http: httpx.Client) -> None:
     """Rapid reset, CVE-2023-44487. All of them arrive at once, before a good client's call."""
     host, port = server.grpc_address.rsplit(":", 1)
-    headers = call_headers(server.grpc_address, INFER)
+    cancel = int(ErrorCode.CANCEL).to_bytes(4, "big")
     opened = [
-        frame(HEADERS, END_HEADERS, stream, headers) + frame(RST_STREAM, 0, stream, CANCEL)
+        frame(HEADERS, END_HEADERS, stream, block(fields_of()))
+        + frame(RST_STREAM, 0, stream, cancel)
         for stream in range(1, 2001, 2)
     ]
     with ExitStack() as stack, ThreadPoolExecutor() as pool:
@@ -92,7 +66,7 @@ def test_rapid_resets_keep_nobody_waiting(server: ServerProcess, http: httpx.Cli
         try:
             for _ in range(3):
                 connection = stack.enter_context(socket.create_connection((host, int(port))))
-                connection.sendall(PREFACE + frame(SETTINGS, 0, 0, b"") + b"".join(opened))
+                connection.sendall(PREFACE + frame(SETTINGS, 0, 0) + b"".join(opened))
             calls = [pool.submit(grpc_infer, server.grpc_address, 1) for _ in range(5)]
         finally:
             server.signal(signal.SIGCONT)

@@ -8,8 +8,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import tritonclient.grpc
-import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
 import parity_models as pm
@@ -23,6 +21,7 @@ from parity_models.serving.errors import InvalidRequestError
 from parity_models.tensors.texts import MAX_TEXT
 from served import INFER, ServerProcess
 from string_models import exported, predict, texts, write_string_bundle
+from triton_requests import triton_client, triton_inputs
 
 TEXTS = texts(5, seed=7)
 STRANGE = np.array([["größer 😀"], [""], ["a\0b"], [MAX_TEXT // 2 * "ö"]], object)
@@ -41,21 +40,8 @@ def server(bundle: Bundle) -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="module", params=["http", "grpc"])
 def client(server: ServerProcess, request: pytest.FixtureRequest) -> Iterator[Any]:
-    if request.param == "http":
-        address = server.url.removeprefix("http://")
-        with tritonclient.http.InferenceServerClient(address) as client:
-            yield client
-    else:
-        with tritonclient.grpc.InferenceServerClient(server.grpc_address) as client:
-            yield client
-
-
-def infer(client: Any, array: Any, **options: Any) -> Any:
-    over_http = isinstance(client, tritonclient.http.InferenceServerClient)
-    module = tritonclient.http if over_http else tritonclient.grpc
-    tensor = module.InferInput("text", list(array.shape), "BYTES")
-    tensor.set_data_from_numpy(array, **options)
-    return client.infer("model", [tensor])
+    with triton_client(server, request.param) as client:
+        yield client
 
 
 def message(data: object, rows: int) -> dict[str, Any]:
@@ -73,7 +59,7 @@ def assert_right(label: list[Any], probabilities: Any, rows: Any = TEXTS) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [TEXTS, STRANGE])
 def test_tritonclient_sends_texts_and_gets_labels(client: Any, rows: Any) -> None:
-    answer = infer(client, rows)
+    answer = client.infer("model", triton_inputs(client, {"text": rows}))
     assert_right(answer.as_numpy("label").tolist(), answer.as_numpy("probabilities"), rows)
 
 
@@ -115,7 +101,7 @@ def test_strings_that_do_not_fit_are_refused(server: ServerProcess, data: Any, w
 )
 def test_bytes_that_are_no_texts_are_refused(client: Any, content: bytes, why: str) -> None:
     with pytest.raises(InferenceServerException, match=re.escape(why)):
-        infer(client, np.array([[content]], object))
+        client.infer("model", triton_inputs(client, {"text": np.array([[content]], object)}))
 
 
 @pytest.mark.slow

@@ -70,6 +70,7 @@ class Served:
         self, limits: Limits, echo: Echo, tls: Callable[[], SSLContext] | None = None
     ) -> None:
         self.echo = echo
+        self.clients: list[Client] = []
         self.metrics = Metrics()
         self.budget = ByteBudget(limits.max_in_flight)
         version = ServedVersion(cast(Any, echo), MODEL, self.metrics)
@@ -83,9 +84,11 @@ class Served:
 
     async def connect(self, tls: SSLContext | None = None, address: str = "127.0.0.1") -> "Client":
         here = ("127.0.0.1", self.port)
-        return Client(
+        client = Client(
             *await asyncio.open_connection(*here, limit=2**24, ssl=tls, local_addr=(address, 0))
         )
+        self.clients.append(client)
+        return client
 
     def counted(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
@@ -105,6 +108,11 @@ class Client:
         headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
         size = 0 if head else int(headers.get("content-length", 0))
         return int(lines[0].split()[1]), headers, await self.reader.readexactly(size)
+
+    async def ask(self, *pieces: bytes) -> tuple[int, dict[str, str], bytes]:
+        """Send a request, and return its answer."""
+        self.send(*pieces)
+        return await self.answer()
 
     async def error(self) -> tuple[int, str]:
         """Status and text of the next answer, which is an error, and the connection's last."""
@@ -132,6 +140,8 @@ async def serving(
         yield served
     finally:
         served.echo.may.set()
+        for client in served.clients:
+            client.close()
         await served.server.stop()
     assert served.budget.held == 0
 

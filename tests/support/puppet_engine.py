@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.codes import Code, CodeSpec
+from parity_models.roles import Source
 from parity_models.scheduling.policies import Parity, Policy
 from parity_models.scheduling.work import SchedulerConfig
 from parity_models.serving.engine import Engine, EngineListener
@@ -72,14 +73,22 @@ class Puppet(Engine):
     async def stop(self) -> None:
         self.stopped = True
 
-    def finish(self, unit: Unit) -> None:
+    def finish(self, unit: Unit, outputs: NDArray[Any] | None = None) -> None:
+        """Finish a unit, with other outputs than the right ones if they are given."""
         self.units.remove(unit)
-        self.listener.unit_finished(unit.id, np.stack(unit.rows) @ WEIGHTS)
+        right = np.stack(unit.rows) @ WEIGHTS
+        self.listener.unit_finished(unit.id, right if outputs is None else outputs)
 
     def finish_all(self, role: str | None = None) -> None:
         """Finish what is here, and what comes thereby; or only the units that have this role."""
         while units := [unit for unit in self.units if role in (None, unit.role)]:
             self.finish(units[0])
+
+    async def finish_until(self, request: asyncio.Task[Result]) -> None:
+        """Finish the oldest unit, time and again, until the request is answered."""
+        while not request.done():
+            self.finish(self.units[0])
+            await settle()
 
     def fail(self, unit: Unit, detail: str) -> None:
         self.units.remove(unit)
@@ -164,3 +173,16 @@ async def asked(infer: Awaitable[Result]) -> asyncio.Task[Result]:
 async def settle() -> None:
     for _ in range(3):
         await asyncio.sleep(0)
+
+
+async def sources(
+    frontend: Frontend, engine: Puppet, rows: NDArray[np.float32] | None = None
+) -> list[Source]:
+    """Those of the answers to a group, one of whose predictions comes after its parity output."""
+    request = await asked(frontend.infer(queries(2) if rows is None else rows))
+    late, other, parity = engine.units
+    engine.finish(other)
+    engine.finish(parity)
+    await settle()
+    engine.finish(late)
+    return list((await request).sources)

@@ -110,23 +110,22 @@ class Deployment(ServedVersion):
         budgeted = policy.differ is not None
         gates = choose_gates(bundle, used, options.agreement, budgeted=budgeted)
         envelope = bundle.envelope()
-        self.notes = (*closed(gates), *doubtful(gates, bundle.path, policy.differ or 0.0))
+        notes = [*closed(gates), *doubtful(gates, bundle.path, policy.differ or 0.0)]
         if envelope is None and parity_role(0) in used and not bundle.isolated:
-            unscreened = (
+            notes.append(
                 "the bundle does not say which inputs its parity model learned from, so one "
                 "client's query can spoil the reconstruction of another's; make it again with parm "
                 f"parity, or serve it with {spell('policy', 'none')}"
             )
-            self.notes = (*self.notes, unscreened)
         code = bundle.code() if stand_ins.used(requires).code is not None else None
         share_groups = options.share_groups or code is None or code.isolated
         if not share_groups and parity_role(0) in used and options.tenant_header is None:
-            not_shared = (
+            notes.append(
                 "the code does not isolate the slots of a group, so only queries of one tenant are "
                 f"encoded together; name tenants with {spell('tenant_header')}, or, if all "
                 f"clients trust one another, serve with {spell('share_groups', True)}"
             )
-            self.notes = (*self.notes, not_shared)
+        self.notes = tuple(notes)
         # The bundle's times say nothing about upstreams, or about times that a fault plan sets.
         times = bundle.manifest.inference_times if fixed is None and not options.faults else None
         self.max_batch = options.max_batch or (1 if times is None else times.batch)
@@ -220,7 +219,7 @@ class Deployment(ServedVersion):
         if self._journal is not None:
             self._journal.close()
 
-    def frames_of(self, asked: Mapping[str, str]) -> AsyncGenerator[bytes, None] | None:
+    def frames(self) -> AsyncGenerator[bytes, None] | None:
         return None if self._feed is None else self._feed.follow()
 
     def switch_redundancy(self, on: bool) -> None:

@@ -371,16 +371,15 @@ class Models(Protocol):
     """The metrics of the server and its models."""
     title: str
     """A name for all of it, for people."""
-    extensions: Sequence[str]
+    extensions: Sequence[str] = ()
     """The protocol extensions that its models add."""
+    instances: int = 0
+    """The number of worker processes to expect."""
 
     @property
     def only(self) -> "ServedVersion | None":
         """The version of a server of a single bundle; None for a repository."""
-
-    @property
-    def instances(self) -> int:
-        """The number of worker processes to expect."""
+        return None
 
     @property
     def largest(self) -> ServedModel | None:
@@ -405,17 +404,18 @@ class Models(Protocol):
     def switch_redundancy(self, on: bool) -> None:
         """Switch redundant work, where there is any, on or off for the versions that run now."""
 
-    def frames_of(self, asked: Mapping[str, str]) -> AsyncGenerator[bytes, None] | None:
-        """Return the live frames of the model and version asked for; None if they have none."""
-
     async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Load a model from its folder; return when it takes requests.
 
         Raises a RequestError, and changes nothing, if that is not possible.
         """
+        raise InvalidRequestError(
+            "this server serves one bundle; parm serve --repository loads and unloads models"
+        )
 
     async def unload(self, name: str) -> None:
         """Stop serving a model; return when its requests have been answered."""
+        await self.load(name, {})
 
     async def start(self) -> None:
         """Start all models; return when they take requests, or cannot.
@@ -435,7 +435,7 @@ class Models(Protocol):
         """Stop all models at once."""
 
 
-class ServedVersion:
+class ServedVersion(Models):
     """A version of a model that takes requests; also the Models of a server of one bundle.
 
     Args:
@@ -445,10 +445,8 @@ class ServedVersion:
 
     """
 
-    extensions: Sequence[str] = ()
     notes: Sequence[str] = ()
     """Surprises for a user."""
-    instances = 0
     description = ""
     """How it is served, for people."""
 
@@ -480,6 +478,10 @@ class ServedVersion:
     def begin_faults(self) -> None:
         """Start the clock of its fault plan, if it has one."""
 
+    def frames(self) -> AsyncGenerator[bytes, None] | None:
+        """Return its frames for the live page; None if it has none."""
+        return None
+
     # Models of one bundle
 
     @property
@@ -510,17 +512,6 @@ class ServedVersion:
 
     def switch_redundancy(self, on: bool) -> None:
         """Do nothing, by default."""
-
-    def frames_of(self, asked: Mapping[str, str]) -> AsyncGenerator[bytes, None] | None:
-        return None
-
-    async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
-        raise InvalidRequestError(
-            "this server serves one bundle; parm serve --repository loads and unloads models"
-        )
-
-    async def unload(self, name: str) -> None:
-        await self.load(name, {})
 
     async def start(self) -> None:
         """Do nothing: what needs a start has its own."""

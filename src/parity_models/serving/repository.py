@@ -8,23 +8,15 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import (
-    AsyncGenerator,
-    Callable,
-    Collection,
-    Coroutine,
-    Iterable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -33,7 +25,7 @@ from parity_models.errors import ParityModelsError, UserError, spell
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, UnavailableError
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.models import REPOSITORY, IndexEntry, ServedModel, ServedVersion
+from parity_models.serving.models import REPOSITORY, IndexEntry, Models, ServedModel, ServedVersion
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.protocol import read_json
 
@@ -95,15 +87,14 @@ class RepositoryModel:
 
     def __init__(self, folder: Path, open_version: Callable[[str, int | None], Deployment]) -> None:
         self.name = folder.name
-        self.current: str | None = None
+        self.current: Deployment | None = None
         """The version that takes requests."""
         self.running: dict[str, Deployment] = {}
         """The versions that have instances, including those that are ending."""
         self._folder = folder
         self._open_version = open_version
-        self._loading: str | None = None
-        self._reasons: dict[str, str] = {}
-        """The reason why each version that was tried is not current, the latest last."""
+        self._states: dict[str, tuple[str, str]] = {}
+        """The state of each version that was tried, and the reason for it, the latest last."""
         self._changing = asyncio.Lock()
         self._ending: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -127,12 +118,10 @@ class RepositoryModel:
 
     async def unload(self, why: str = "unloaded") -> None:
         """Unload all versions; returns when their requests are answered."""
-        if self._loading is not None:
-            self._set_reason(self._loading, why)
-            self._loading = None
-        current, self.current = self.current, None
-        if current is not None:
-            self._end(current, why)
+        for version, (state, _) in list(self._states.items()):
+            if state == "LOADING":
+                self._set_state(version, "UNAVAILABLE", why)
+        self._make_current(None, why)
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -152,12 +141,13 @@ class RepositoryModel:
             UnavailableError: It takes no requests.
 
         """
-        if self.current is not None and version in (None, self.current):
-            return self.running[self.current]
+        current = self.current
+        if current is not None and version in (None, current.model.version):
+            return current
         reasons = {each.version: each.reason for each in self.index()}
         if version is None:
-            latest = [*reasons.values(), *self._reasons.values()][-1]
-            name, why = f"model {self.name!r}", "" if self._loading is not None else latest
+            latest = [*reasons.values(), *(reason for _, reason in self._states.values())][-1]
+            name, why = f"model {self.name!r}", latest
         elif version in reasons:
             name, why = f"version {version} of model {self.name!r}", reasons[version]
         else:
@@ -166,16 +156,10 @@ class RepositoryModel:
 
     def index(self) -> list[IndexEntry]:
         """Return all versions, including those that still run without a folder."""
-        entries = []
-        for name in sorted({*versions_in(self._folder), *self.running}, key=int):
-            reason = self._reasons.get(name, "not loaded")
-            if name == self.current:
-                state, reason = "READY", ""
-            elif name == self._loading:
-                state, reason = "LOADING", ""
-            else:
-                state = "UNLOADING" if name in self.running else "UNAVAILABLE"
-            entries.append(IndexEntry(self.name, name, state, reason))
+        entries = [
+            IndexEntry(self.name, name, *self._states.get(name, ("UNAVAILABLE", "not loaded")))
+            for name in sorted({*versions_in(self._folder), *self.running}, key=int)
+        ]
         return entries or [IndexEntry(self.name, "", "UNAVAILABLE", _NO_VERSION)]
 
     async def _load(self, version: str | None) -> None:
@@ -191,32 +175,31 @@ class RepositoryModel:
                 )
             if version in self._ending:
                 await asyncio.wait((self._ending[version],))
-            if version == self.current:
+            if version in self.running:  # it is current
                 return
-            self._loading = version
+            self._set_state(version, "LOADING")
             try:
-                deployment = self.running[version] = await self._warm(version)
-                if self._loading is None:  # unloaded in the meantime
-                    self._end(version, self._reasons[version])
-                    return
+                deployment = await self._warm(version)
             except ParityModelsError as error:
-                self._set_reason(version, str(error))
+                self._set_state(version, "UNAVAILABLE", str(error))
                 _log.error("%s version %s cannot be loaded: %s", self.name, version, error)
                 raise InvalidRequestError(
                     f"version {version} of model {self.name!r} cannot be loaded: {error}"
                 ) from error
             except BaseException as error:
-                self._set_reason(version, f"loading failed: {error!r}")
+                self._set_state(version, "UNAVAILABLE", f"loading failed: {error!r}")
                 raise
-            finally:
-                self._loading = None
+            self.running[version] = deployment
+            state, why = self._states[version]
+            if state != "LOADING":  # unloaded in the meantime
+                self._end(deployment, why)
+                return
             deployment.begin_faults()
             for note in deployment.notes:
                 _log.warning("%s version %s: %s", self.name, version, note)
             _log.info("%s version %s is loaded", self.name, version)
-            before, self.current = self.current, version
-            if before is not None:
-                self._end(before, f"version {version} took its place")
+            self._set_state(version, "READY")
+            self._make_current(deployment, f"version {version} took its place")
 
     async def _warm(self, version: str) -> Deployment:
         """Start a version's instances; nothing is left of them if that fails."""
@@ -230,22 +213,30 @@ class RepositoryModel:
             raise
         return deployment
 
-    def _end(self, version: str, why: str) -> None:
+    def _make_current(self, deployment: Deployment | None, why: str) -> None:
+        """Let this version take requests, and end the one before, if there is one."""
+        before, self.current = self.current, deployment
+        if before is not None:
+            self._end(before, why)
+
+    def _end(self, deployment: Deployment, why: str) -> None:
+        version = deployment.model.version
         _log.info("%s version %s is unloaded: %s", self.name, version, why)
-        self._set_reason(version, why)
-        self._ending[version] = self._task(self._stop(version))
+        self._set_state(version, "UNLOADING", why)
+        self._ending[version] = self._task(self._stop(deployment, why))
 
-    def _set_reason(self, version: str, why: str) -> None:
-        self._reasons.pop(version, None)
-        self._reasons[version] = why
+    def _set_state(self, version: str, state: str, reason: str = "") -> None:
+        self._states.pop(version, None)
+        self._states[version] = state, reason
 
-    async def _stop(self, version: str) -> None:
-        deployment = self.running[version]
+    async def _stop(self, deployment: Deployment, why: str) -> None:
+        version = deployment.model.version
         try:
             await deployment.drain()
         finally:
             await deployment.stop()
             del self.running[version], self._ending[version]
+            self._states[version] = "UNAVAILABLE", why  # in its place: an older change
 
     def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -255,7 +246,7 @@ class RepositoryModel:
         return task
 
 
-class Repository(Collector):
+class Repository(Models, Collector):
     """The models in `folder`, as Models.
 
     Args:
@@ -269,8 +260,7 @@ class Repository(Collector):
 
     """
 
-    extensions: Sequence[str] = (REPOSITORY,)
-    only = None
+    extensions = (REPOSITORY,)
     instances = _INSTANCES
 
     def __init__(
@@ -307,25 +297,16 @@ class Repository(Collector):
         self._state = ""
 
     def retire(self) -> None:
-        """Report not ready from now on, but still take requests."""
         self._state = "stopping"
         for running in self.running():
             running.retire()
 
     async def drain(self) -> None:
-        """Take no more requests; return when all earlier ones are answered."""
-        await asyncio.gather(
-            *(each.unload("the server is stopping") for each in self._models.values())
-        )
+        why = "the server is stopping"
+        await asyncio.gather(*(each.unload(why) for each in self._models.values()))
 
     async def stop(self) -> None:
-        """End all models at once."""
         await asyncio.gather(*(each.stop() for each in self._models.values()))
-
-    def frames_of(self, asked: Mapping[str, str]) -> AsyncGenerator[bytes, None] | None:
-        model = self._models.get(asked.get("model", ""))
-        running = None if model is None else model.running.get(asked.get("version", ""))
-        return None if running is None else running.frames_of({})
 
     @property
     def why_unready(self) -> str:
@@ -409,7 +390,7 @@ class Repository(Collector):
 
 
 class _Versions(Struct, forbid_unknown_fields=True):
-    versions: Annotated[tuple[int, ...], Meta(min_length=1, max_length=1)]
+    versions: tuple[int]
 
 
 class _VersionPolicy(Struct, forbid_unknown_fields=True):

@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -94,10 +94,7 @@ class Server:
         self._clients = options.access.clients()
         self._https: list[HttpServer] = []
         if options.port is not None:
-            page = None
-            if options.ui:
-                several = self.models.only is None
-                page = Page(self.models.title, self.models.frames_of, repository=several)
+            page = Page(self.models) if options.ui else None
             rest = Rest(
                 inference,
                 options.limits,
@@ -218,8 +215,14 @@ class Server:
         assert only is not None, "the server is of a repository"
         if not isinstance(inputs, Mapping):
             inputs = {only.model.signature.inputs[0].name: inputs}
-        budget = self._inference.budget
-        call = _Predict(only.model.name, inputs, timeout, tenant, exact, budget)
+        call = _Predict(
+            model=only.model.name,
+            body=inputs,
+            timeout=timeout,
+            budget=self._inference.budget,
+            tenant=tenant,
+            exact=exact,
+        )
         try:
             return await self._inference.answer(call)
         finally:
@@ -281,27 +284,19 @@ def _models(
     return Deployment(models, options, tracing=tracing)
 
 
+@dataclass(eq=False, kw_only=True)
 class _Predict(Call[Predictions]):
-    """A call of `predict`, with rows of inputs by name."""
+    """A call of `predict`; its body is rows of inputs by name."""
 
-    def __init__(
-        self,
-        model: str,
-        inputs: Mapping[str, ArrayLike],
-        timeout: float | None,
-        tenant: str | None,
-        exact: bool,
-        budget: ByteBudget,
-    ) -> None:
-        self.model = model
-        self.body = inputs
-        self.timeout = timeout
-        self.budget = budget
-        self._tenant = tenant
-        self._exact = exact
+    model: str
+    body: Mapping[str, ArrayLike]
+    timeout: float | None
+    budget: ByteBudget
+    tenant: str | None
+    exact: bool
 
     def values(self, header: str) -> Sequence[str]:
-        return () if self._tenant is None else (self._tenant,)
+        return () if self.tenant is None else (self.tenant,)
 
     def read(self, model: ServedModel) -> InferRequest:
         signature = model.signature
@@ -320,8 +315,8 @@ class _Predict(Call[Predictions]):
             id=None,
             timeout=None,
             outputs=[AskedOutput(each, binary=True) for each in fitting.outputs],
-            exact=self._exact or model.is_exact(fitting.outputs),
-            tenant=self._tenant,
+            exact=self.exact or model.is_exact(fitting.outputs),
+            tenant=self.tenant,
             sizes=fitting.sizes,
             tensors={},
             rows=rows,

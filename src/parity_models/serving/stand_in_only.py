@@ -42,15 +42,14 @@ class BackupPredictor:
         self._backup = backup
         self._metrics = metrics
         self._read_at = time.monotonic()
-        self._free = self._all = threads
         self._threads = ThreadPoolExecutor(threads, "parm-backup")
+        self._most, self._answering = threads, set[asyncio.Future[Any]]()
         self.ready = True
         """True until the server stops."""
-        self._idle = asyncio.Event()
 
     def check_admission(self, rows: int, timeout: float | None = None) -> None:
         """Raise NoStandInError if all threads are busy."""
-        if not self._free:
+        if len(self._answering) == self._most:
             raise NoStandInError("all threads of the stand-in are busy", "busy")
 
     async def infer(
@@ -65,7 +64,6 @@ class BackupPredictor:
         if exact:
             raise NoStandInError("this server has no model, and the request is exact", "exact")
         self.check_admission(len(rows))
-        self._free -= 1
         began, run = time.monotonic(), run_options()
         if began > self._read_at + WRITE_EVERY:
             self._read_at = began
@@ -74,7 +72,8 @@ class BackupPredictor:
             answering = asyncio.get_running_loop().run_in_executor(
                 self._threads, self._backup.answer, rows, run
             )
-            answering.add_done_callback(self._answered)
+            self._answering.add(answering)
+            answering.add_done_callback(self._answering.discard)
             answer = await asyncio.shield(answering)
         except asyncio.CancelledError:
             run.terminate = True
@@ -93,20 +92,14 @@ class BackupPredictor:
             outputs[self._backup.output.name] = answer.outputs
         return Result(outputs, [Source.BACKUP] * len(rows), answer.doubts.tolist())
 
-    def _answered(self, _: object) -> None:
-        self._free += 1
-        if self._free == self._all:
-            self._idle.set()
-
     def retire(self) -> None:
         """Stop being ready, but still answer."""
         self.ready = False
 
     async def drain(self) -> None:
         """Return when the requests in flight have ended."""
-        self._idle.clear()
-        if self._free < self._all:
-            await self._idle.wait()
+        if self._answering:
+            await asyncio.wait(self._answering)
 
     async def stop(self) -> None:
         """End the threads, once they are idle."""

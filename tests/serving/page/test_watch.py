@@ -163,21 +163,13 @@ class Frame(Struct):
 
 
 class Sampled:
-    """Numbers its frames. One that is `broken` cannot be made."""
+    """Numbers its frames."""
 
-    def __init__(self, broken: int = 0) -> None:
-        self.frames = 0
-        self.broken = broken
+    frames = 0
 
     def frame(self, now: float) -> Frame:
         self.frames += 1
-        if self.frames == self.broken:
-            raise ValueError("cannot be read")
         return Frame(float(self.frames))
-
-
-def feed_of(sampled: Any = None) -> Feed:
-    return Feed(sampled or cast(Any, Sampled()))
 
 
 async def read(events: AsyncGenerator[bytes, None]) -> float:
@@ -189,7 +181,7 @@ async def read(events: AsyncGenerator[bytes, None]) -> float:
 
 
 async def test_a_frame_is_made_once_for_all_and_slow_watchers_get_the_latest() -> None:
-    feed = feed_of()
+    feed = Feed(cast(Any, Sampled()))
     one, slow = feed.follow(), feed.follow()
     assert [await read(one), await read(slow)] == [1, 2]
     feed.sample()

@@ -136,12 +136,12 @@ def test_a_server_of_a_bundle_has_an_index_and_loads_nothing() -> None:
     async def ask_all() -> None:
         async with serving() as served:
             client = await served.connect()
-            client.send(post(b'{"ready": true}', path="/v2/repository/index"))
-            _, _, content = await client.answer()
+            _, _, content = await client.ask(post(b'{"ready": true}', path="/v2/repository/index"))
             entry = {"name": "model", "version": "1", "state": "READY"}
             assert json.loads(content) == [entry]
-            client.send(post(b"{}", path="/v2/repository/models/model/load"))
-            status, _, content = await client.answer()
+            status, _, content = await client.ask(
+                post(b"{}", path="/v2/repository/models/model/load")
+            )
             assert status == 400
             assert "--repository" in json.loads(content)["error"]
             client.close()

@@ -142,10 +142,8 @@ async def test_answers_are_charged_to_the_budget_before_they_are_computed() -> N
         await eventually(lambda: served.echo.asked == 1, "no request arrives")
         assert served.budget.held > 3 * 640
         other = await served.connect()
-        other.send(binary(np.zeros((90, 4), np.float32)))
-        assert (await other.answer())[0] == 503
-        other.send(binary(np.zeros((200, 4), np.float32)))
-        status, _, content = await other.answer()
+        assert (await other.ask(binary(np.zeros((90, 4), np.float32))))[0] == 503
+        status, _, content = await other.ask(binary(np.zeros((200, 4), np.float32)))
         assert (status, b"its answer take 6400 bytes" in content) == (413, True)
         served.echo.may.set()
         assert (await client.answer())[0] == 200
@@ -169,13 +167,13 @@ async def test_a_large_request_is_refused_by_its_first_bytes() -> None:
         assert (status, headers["retry-after"]) == (503, "1")
         assert b"too much waits" in content
         assert served.echo.asked == 0
-        client.send(post(LARGE.replace(b"1000", b"2001") + b"x" * 100_000))
-        status, _, content = await client.answer()
+        status, _, content = await client.ask(
+            post(LARGE.replace(b"1000", b"2001") + b"x" * 100_000)
+        )
         assert (status, b"2001 rows, this server takes up to 2000" in content) == (413, True)
         served.echo.room = 1000
         client.send(post(LARGE + b"0," * 150_000 + b"0]}]}"))
         assert (await client.answer())[0] == 413  # for its values: they are read now
-        client.close()
 
 
 async def test_a_client_that_comes_back_too_early_is_refused_when_it_should_have_come() -> None:
@@ -183,30 +181,24 @@ async def test_a_client_that_comes_back_too_early_is_refused_when_it_should_have
         served.echo.room, served.echo.retry_after = 0, 1000.0
         client, other = await served.connect(), await served.connect()
         large = post(LARGE + b"x" * 100_000)
-        client.send(large)
-        assert (await client.answer())[0] == 503
+        assert (await client.ask(large))[0] == 503
         client.send(large)
         refused = "parm_refused_total"
         await eventually(lambda: served.counted(refused, why="admission") == 2, "not refused")
-        other.send(get())
-        assert (await other.answer())[0] == 200
+        assert (await other.ask(get()))[0] == 200
         answer = asyncio.ensure_future(client.answer())
         for _ in range(100):
             await asyncio.sleep(0)
         assert not answer.done()
         answer.cancel()
-        client.close()
 
 
 async def test_json_has_a_limit_of_its_own() -> None:
     async with serving(max_json=1000) as served:
         client = await served.connect()
-        client.send(post(b" " * 1001))
-        status, _, content = await client.answer()
+        status, _, content = await client.ask(post(b" " * 1001))
         assert (status, b"(max_json); send binary data" in content) == (413, True)
-        client.send(binary(np.zeros((100, 4), np.float32)))
-        assert (await client.answer())[0] == 200
-        client.close()
+        assert (await client.ask(binary(np.zeros((100, 4), np.float32))))[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -233,8 +225,7 @@ async def test_declared_length_alone_does_not_keep_others_out() -> None:
             each.send(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\n{{".encode())
         await eventually(lambda: served.budget.held == 20, "they do not arrive")
         client = await served.connect()
-        client.send(post(body()))
-        assert (await client.answer())[0] == 200
+        assert (await client.ask(post(body())))[0] == 200
         idle[0].send(b" " * 400)
         await eventually(lambda: served.budget.held == 420, "it does not arrive")
         client.send(post(b" " * 900))  # there is no room for as much
@@ -256,11 +247,9 @@ async def test_metrics_are_told_whatever_version_is_accepted(version: str) -> No
         client = await served.connect()
         for kind in ("text/plain", "application/openmetrics-text"):
             accept = f"Accept: {kind}; version={version}\r\n"
-            client.send(get("/metrics", accept))
-            status, _, content = await client.answer()
+            status, _, content = await client.ask(get("/metrics", accept))
             assert status == 200
             assert b"parm_requests" in content
-        client.close()
 
 
 async def test_web_pages_load_and_unload_no_models() -> None:
@@ -269,11 +258,10 @@ async def test_web_pages_load_and_unload_no_models() -> None:
         for what in ("load", "unload"):
             path = f"/v2/repository/models/model/{what}"
             for more, status in ("Origin: http://evil.example\r\n", 403), ("Origin: null\r\n", 403):
-                client.send(post(b"{}", more, path))
-                found, _, content = await client.answer()
+                found, _, content = await client.ask(post(b"{}", more, path))
                 assert (found, b"web pages" in content) == (status, True)
             client.send(post(b"{}", path=path))
             assert (await client.answer())[0] == 400  # as the server has no repository
-        client.send(post(b" " * 2**17, path="/v2/repository/models/model/load"))
-        assert (await client.answer())[0] == 413
-        client.close()
+        assert (await client.ask(post(b" " * 2**17, path="/v2/repository/models/model/load")))[
+            0
+        ] == 413

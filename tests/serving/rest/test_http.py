@@ -19,8 +19,7 @@ async def test_connections_are_kept_and_closed_as_http_says() -> None:
     async with serving() as served:
         client = await served.connect()
         for _ in range(3):
-            client.send(post(body(1, 2, 3, 4)))
-            status, headers, content = await client.answer()
+            status, headers, content = await client.ask(post(body(1, 2, 3, 4)))
             assert status == 200
             assert json.loads(content)["outputs"][0]["data"] == [1, 2, 3, 4]
             assert "connection" not in headers
@@ -33,8 +32,7 @@ async def test_connections_are_kept_and_closed_as_http_says() -> None:
         assert await client.rest() == b""
         for more, kept in (("", False), ("Connection: keep-alive\r\n", True)):
             client = await served.connect()
-            client.send(post(body(), more, version="1.0"))
-            status, headers, _ = await client.answer()
+            status, headers, _ = await client.ask(post(body(), more, version="1.0"))
             assert status == 200
             assert headers["connection"] == ("keep-alive" if kept else "close")
             if not kept:
@@ -55,8 +53,7 @@ async def test_bodies_come_in_chunks_or_after_leave_was_asked() -> None:
         length = len(body())
         client.send(f"{head}Expect: 100-continue\r\nContent-Length: {length}\r\n\r\n".encode())
         assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
-        client.send(body())
-        assert (await client.answer())[0] == 200
+        assert (await client.ask(body()))[0] == 200
         # A client that offers another protocol gets this one.
         client.send(post(body(), "Connection: Upgrade\r\nUpgrade: h2c\r\n"), get())
         assert [(await client.answer())[0] for _ in range(2)] == [200, 200]
@@ -97,8 +94,7 @@ async def test_bodies_are_refused_by_their_declared_size_before_they_are_read() 
         for more in ("", "Expect: 100-continue\r\n"):
             client = await served.connect()
             head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\n{more}Content-Length: 100000\r\n\r\n"
-            client.send(head.encode())
-            status, _, content = await client.answer()
+            status, _, content = await client.ask(head.encode())
             assert status == 413
             assert b"larger than the 1000 bytes" in content
             client.close()
@@ -106,8 +102,7 @@ async def test_bodies_are_refused_by_their_declared_size_before_they_are_read() 
         client = await served.connect()
         chunks = b"".join(b"64\r\n" + bytes(100) + b"\r\n" for _ in range(18))
         client.send(CHUNKED)
-        client.send(chunks)
-        status, _, content = await client.answer()
+        status, _, content = await client.ask(chunks)
         assert (status, b"larger than the 1000 bytes" in content) == (413, True)
         client.close()
         # A small body that nobody wants costs no connection.
@@ -127,8 +122,7 @@ async def test_all_requests_in_flight_share_a_budget_of_bytes() -> None:
         first.send(post(padded))
         await eventually(lambda: served.echo.asked == 1, "no request arrives")
         assert served.budget.held > 800  # and the answer
-        second.send(post(padded))
-        status, headers, content = await second.answer()
+        status, headers, content = await second.ask(post(padded))
         assert (status, headers["retry-after"] in ("1", "2")) == (503, True)
         assert b"800 more would exceed the 1500 this server holds at once" in content
         assert b"(max_in_flight)" in content
@@ -137,8 +131,7 @@ async def test_all_requests_in_flight_share_a_budget_of_bytes() -> None:
         assert (await second.answer())[0] == 200
         served.echo.may.set()
         assert (await first.answer())[0] == 200
-        second.send(post(padded))
-        assert (await second.answer())[0] == 200
+        assert (await second.ask(post(padded)))[0] == 200
         # What comes in chunks is paid for as it comes, and given back when it does not.
         served.echo.may.clear()
         first.send(CHUNKED)
@@ -158,13 +151,11 @@ async def test_trailers_beyond_the_limit_are_refused() -> None:
             await asyncio.sleep(0)
         status, _, content = await client.answer()
         assert (status, b"longer than 65536 bytes" in content) == (431, True)
-        client.close()
 
 
 async def idle(served: Served, address: str = "127.0.0.1") -> Client:
     client = await served.connect(address=address)
-    client.send(get())
-    assert (await client.answer())[0] == 200
+    assert (await client.ask(get()))[0] == 200
     return client
 
 
@@ -173,8 +164,7 @@ async def test_the_longest_idle_connection_makes_room_for_a_new_one() -> None:
         clients = [await idle(served) for _ in range(3)]
         silent = [await served.connect() for _ in range(40)]
         new = await served.connect()
-        new.send(post(body()))
-        assert (await new.answer())[0] == 200
+        assert (await new.ask(post(body())))[0] == 200
         for client in (*clients, *silent[:30]):
             assert await client.rest() == b""
         assert served.server.connections <= 3
@@ -186,8 +176,7 @@ async def test_a_flood_from_one_address_ends_no_connection_from_another() -> Non
     async with serving(max_connections=4) as served:
         other = await idle(served, "127.0.0.2")
         flood = [await idle(served) for _ in range(20)]
-        other.send(post(body()))
-        assert (await other.answer())[0] == 200
+        assert (await other.ask(post(body())))[0] == 200
         assert await flood[0].rest() == b""
 
 
@@ -200,12 +189,10 @@ async def test_health_and_metrics_are_answered_while_all_connections_are_busy() 
         await eventually(lambda: served.echo.asked == 2, "no request arrives")
         for path in ("/v2/health/live", "/v2/health/ready", "/metrics"):
             probe = await served.connect()
-            probe.send(get(path))
-            status, headers, _ = await probe.answer()
+            status, headers, _ = await probe.ask(get(path))
             assert (status, headers["connection"]) == (200, "close")
         refused = await served.connect()
-        refused.send(post(body()))
-        status, headers, content = await refused.answer()
+        status, headers, content = await refused.ask(post(body()))
         assert (status, headers["connection"]) == (503, "close")
         assert int(headers["retry-after"]) >= 1
         assert "at most 2 connections (max_connections), and all are" in content.decode()
@@ -267,8 +254,7 @@ async def test_idle_connections_are_closed_and_busy_ones_are_not() -> None:
         silent, idle, busy = [await served.connect() for _ in range(3)]
         served.echo.may.clear()
         busy.send(post(body()))
-        idle.send(get())
-        assert (await idle.answer())[0] == 200
+        assert (await idle.ask(get()))[0] == 200
         assert await silent.rest() == b""
         assert await idle.rest() == b""
         assert served.counted("parm_connections_ended_total", limit="idle timeout") == 2
@@ -315,14 +301,12 @@ async def test_a_server_that_stops_finishes_what_is_under_way() -> None:
     async with serving() as served:
         idle, busy = await served.connect(), await served.connect()
         served.echo.may.clear()
-        idle.send(get())
-        assert (await idle.answer())[0] == 200
+        assert (await idle.ask(get()))[0] == 200
         busy.send(post(body()))
         await eventually(lambda: served.echo.asked == 1, "no request arrives")
         served.server.closing = True
         late = await served.connect()
-        late.send(get("/v2/health/ready"))
-        status, headers, _ = await late.answer()
+        status, headers, _ = await late.ask(get("/v2/health/ready"))
         assert (status, headers["connection"]) == (200, "close")
         stopping = asyncio.create_task(served.server.stop(grace=600))
         assert await idle.rest() == b""
@@ -351,12 +335,10 @@ async def test_a_request_that_crosses_the_end_of_its_connection_resets_nothing()
     async with serving() as served:
         prompt, late = await served.connect(), await served.connect()
         for client in (prompt, late):
-            client.send(get())
-            assert (await client.answer())[0] == 200
+            assert (await client.ask(get()))[0] == 200
         stopping = asyncio.create_task(served.server.stop(grace=600))
         await asyncio.sleep(0)
-        prompt.send(get())
-        status, headers, _ = await prompt.answer()
+        status, headers, _ = await prompt.ask(get())
         assert (status, headers["connection"]) == (200, "close")
         while not late.reader.at_eof():
             await asyncio.sleep(0.001)

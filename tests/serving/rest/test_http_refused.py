@@ -93,17 +93,14 @@ async def test_it_is_refused_once_and_nothing_after_it_is_read(sent: bytes) -> N
         assert status == 400, error
         assert served.echo.asked == 0
         assert served.counted("parm_refused_total", why="http") == 1
-        client.close()
 
 
 @pytest.mark.parametrize("sent", ANSWERED.values(), ids=list(ANSWERED))
 async def test_it_is_answered_and_so_is_what_comes_after_it(sent: bytes) -> None:
     async with serving() as served:
         client = await served.connect()
-        client.send(sent, get("/v2"))
-        assert (await client.answer())[0] == 200
+        assert (await client.ask(sent, get("/v2")))[0] == 200
         assert b'"extensions"' in (await client.answer())[2]
-        client.close()
 
 
 LOAD = "/v2/repository/models/model/load"
@@ -156,8 +153,7 @@ async def test_it_is_counted_once_and_told(why: Refused, case: tuple[bytes, int,
     }
     async with serving(max_body=10**6, **short.get(why, {})) as served:
         client = await served.connect()
-        client.send(sent)
-        told, _, content = await client.answer()
+        told, _, content = await client.ask(sent)
         assert (told, text in content.decode()) == (status, True), content
         client.close()
         assert refused(served) == {why: 1}
@@ -172,7 +168,5 @@ async def test_failures_have_statuses_of_their_own() -> None:
     async with serving() as served:
         client = await served.connect()
         for served.echo.error, status in failures:
-            client.send(post(BODY))
-            told, _, content = await client.answer()
+            told, _, content = await client.ask(post(BODY))
             assert (told, str(served.echo.error) in content.decode()) == (status, True)
-        client.close()

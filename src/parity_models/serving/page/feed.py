@@ -10,13 +10,14 @@ foreign page whose name resolves to this machine (DNS rebinding) is refused.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Collection
 from functools import partial
 from importlib.resources import files
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
+from parity_models.serving.models import Models
 from parity_models.serving.page.watch import Watch
 from parity_models.serving.rest import (
     Handler,
@@ -105,26 +106,13 @@ class Feed:
 
 
 class Page:
-    """The routes of a page.
+    """The routes of the page of a server of these models, each of which has a feed."""
 
-    Args:
-        title: The page's title.
-        frames: Returns the frames of the server that an address's parameters name, if it runs.
-        repository: True for a repository, where each model has a feed.
-
-    """
-
-    def __init__(
-        self,
-        title: str,
-        frames: Callable[[Mapping[str, str]], AsyncGenerator[bytes, None] | None],
-        *,
-        repository: bool,
-    ) -> None:
-        self._frames = frames
+    def __init__(self, models: Models) -> None:
+        self._models = models
         index = Response(308, b"", ((b"location", b"/ui/"),))
-        about = json_response({"title": title, "repository": repository}, headers=_SAFE)
-        self._answers = {"/ui": index, "/ui/about": about}
+        about = {"title": models.title, "repository": models.only is None}
+        self._answers = {"/ui": index, "/ui/about": json_response(about, headers=_SAFE)}
         for file in (files(__package__) / "static").iterdir():
             media_type = _TYPES.get(file.name.rpartition(".")[2])
             if media_type is not None:
@@ -151,9 +139,10 @@ class Page:
             return error_response(text, 403)
         if path in self._answers:
             return self._answers[path]
-        asked = parse_qs(urlsplit(request.target).query)
-        frames = self._frames({name: values[0] for name, values in asked.items()})
-        if frames is None:
-            return error_response("this model or version is not running; try again soon", 503)
+        asked = dict(parse_qsl(urlsplit(request.target).query))
+        version = self._models.only or self._models.find(
+            asked.get("model", ""), asked.get("version")
+        )
+        frames = version.frames()
         pieces = None if request.method == "HEAD" else frames
         return Response(200, b"", _EVENTS, pieces=pieces)
