@@ -67,17 +67,16 @@ class Connection:
             if not Connection._users and Connection._is_ours:
                 ray.shutdown()
 
-    async def check_room(self, cpus: float) -> None:
+    def check_room(self, cpus: float) -> None:
         """Raise ServingError if the cluster has fewer CPUs free."""
         end = time.monotonic() + ROOM_TIMEOUT
-        # Not on the loop's thread, as it asks the cluster's head, and other models may be served.
-        while (free := (await asyncio.to_thread(ray.available_resources)).get("CPU", 0.0)) < cpus:
+        while (free := ray.available_resources().get("CPU", 0.0)) < cpus:
             if time.monotonic() > end:
                 raise ServingError(
                     f"its instances reserve {cpus:g} CPUs and the cluster has {free:g} free; add "
                     f"nodes, unload a model, or lower {spell('instances')} or cpus-per-instance"
                 )
-            await asyncio.sleep(0.1)
+            time.sleep(0.1)
 
     def store(self, models: Mapping[str, PinnedModel]) -> dict[str, StoredModel]:
         """Put models into the object store. Raises ModelError if one was changed since it was
