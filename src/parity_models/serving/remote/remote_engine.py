@@ -327,12 +327,6 @@ class RemoteEngine(Engine):
         hosts = {urlsplit(each.url).hostname for each in self._upstreams}
         return upstream.url if len(hosts) == 1 else urlsplit(upstream.url).hostname or ""
 
-    def recheck_doubted(self) -> None:
-        """Check at once the upstreams that stayed in use despite a doubt: another is back."""
-        for link in self._links:
-            if link.kept_for is not None:
-                link.doubted.set()
-
     def can_spare(self, link: "_Link") -> bool:
         """Return whether half of the instances of each role would remain without this upstream."""
         for role in link.models if link.units else ():
@@ -406,7 +400,7 @@ class _Link:
     `fault` is the reason why it is not in use. `units` has its instances that have joined and not
     left, each with its unit, if it has one. `kept_for` is the doubt that does not eject it, as too
     many others are out. `doubted` is set to check the upstream at once: a slot was recycled,
-    another upstream is back, or it was ejected.
+    or it was ejected.
     """
 
     def __init__(
@@ -579,7 +573,6 @@ class _Link:
                 _log.warning("upstream %s has recovered and gets units", self.upstream.url)
                 self.doubted.clear()
                 self._admit()
-                self._engine.recheck_doubted()
             elif self.fault.fault is not before.fault:
                 _log.warning(_IS_OUT, self.upstream.url, self.fault)
 
