@@ -5,14 +5,13 @@ import json
 import ssl
 from collections.abc import Iterable
 from functools import partial
-from math import prod
 from typing import Any, Self
 
 import grpc
 import numpy as np
 from aiohttp import web
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
 from numpy.typing import NDArray
 
 from parity_models.serving.grpc.protos import (
@@ -39,15 +38,26 @@ NULL = "null"
 BUSY = "busy"
 HELD = "held"
 
+LENGTH = "Inference-Header-Content-Length"
+CODES = {400: grpc.StatusCode.INVALID_ARGUMENT, 500: grpc.StatusCode.INTERNAL}
+"""The codes of gRPC for statuses of HTTP."""
+
+
+class RefusedError(Exception):
+    """The refusal of a unit, with a status of HTTP or a code of gRPC."""
+
+    def __init__(self, status: Any, text: str) -> None:
+        self.status, self.text = status, text
+
 
 class FakeUpstream:
     """Serves rows @ weights as model "model", from "input" (n, *) to "output" (n, *).
 
     `heard` are the headers, or the metadata, of the units that it was asked, in lower case.
 
-    `mode` says how it answers from now on; health checks are only bad when it is AWAY or
-    DENIED, as if it asked for a token. When it is
-    PICKY, rows with a value above 1 are the client's mistake: none that it is checked with is one.
+    `mode` says how it answers from now on; health checks are only bad when it is AWAY or DENIED, as
+    if it asked for a token. When it is PICKY, rows with a value above 1 are the client's mistake:
+    none that it is checked with is one.
     Over REST it reads and writes JSON data unless it is `binary`, and says that it is `software`;
     when it is NULL, a number there is none. When it is HELD, units wait for `release`; `abandoned`
     counts those whose clients did not. When it is BUSY, units are turned away: as `busy` says, with
@@ -74,7 +84,6 @@ class FakeUpstream:
         self._closing = asyncio.Event()
         self._scheme = scheme
         self._weights = weights
-        self._shape = (-1, *weights.shape[:1])
         self._binary = binary
         self._software = software
         self._tls = tls
@@ -93,7 +102,7 @@ class FakeUpstream:
                 web.get("/v2/models/model/ready", self._ready),
                 web.post("/v2/models/model/infer", self._infer),
                 web.get("/v1/models/model", self._status),
-                web.post("/v1/models/model:predict", self._predict),
+                web.post("/v1/models/model:predict", self._infer),
             ]
         )
         runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
@@ -129,26 +138,34 @@ class FakeUpstream:
         self._closing.set()
         await self._stop()
 
-    def _answer(self, data: bytes) -> NDArray[np.float32]:
-        rows = np.frombuffer(data, np.float32).reshape(-1, prod(self._weights.shape[:1]))
-        factor = 3 if self.mode == OTHER else 1
-        return factor * (rows @ self._weights)
-
-    def _dislikes(self, data: bytes) -> bool:
-        return self.mode == PICKY and bool((np.frombuffer(data, np.float32) > 1).any())
-
-    async def _asked(self, headers: Iterable[tuple[str, Any]]) -> None:
-        """A unit has come: it waits if that is how the server misbehaves."""
+    async def _outputs(
+        self, headers: Iterable[tuple[str, Any]], data: bytes
+    ) -> NDArray[np.float32] | bytes:
+        """Return a unit's outputs, or bytes that are none. Raises RefusedError."""
+        mode = self.mode
         self.asked += 1
         self.heard.append({name.lower(): str(value) for name, value in headers})
-        if self.mode == HUNG:
+        if mode == HUNG:
             await self._closing.wait()
-        if self.mode == HELD:
+        elif mode == HELD:
             try:
                 await self.release.wait()
             except asyncio.CancelledError:
                 self.abandoned += 1
                 raise
+        elif mode == ERROR:
+            raise RefusedError(500, "not today")
+        elif mode == BUSY:
+            raise RefusedError(self.busy, "too much")
+        elif mode == NOISE:
+            return bytes(range(256)) * 20
+        elif mode == HUGE:
+            return bytes(10 * 2**20)
+        rows = np.frombuffer(data, np.float32)
+        if mode == PICKY and (rows > 1).any():
+            raise RefusedError(400, "above 1")
+        factor = 3 if self.mode == OTHER else 1
+        return factor * (rows.reshape(-1, len(self._weights)) @ self._weights)
 
     # REST
 
@@ -160,70 +177,29 @@ class FakeUpstream:
         return web.Response(status={AWAY: 503, DENIED: 401}.get(self.mode, 200))
 
     async def _metadata(self, request: web.Request) -> web.Response:
-        return web.json_response(
-            {
-                "name": "model",
-                "versions": ["1"],
-                "inputs": [{"name": "input", "datatype": "FP32", "shape": self._shape}],
-                "outputs": [
-                    {"name": "output", "datatype": "FP32", "shape": (-1, *self._weights.shape[1:])}
-                ],
-            }
-        )
+        return web.json_response({"name": "model", "inputs": [], "outputs": []})
 
     async def _status(self, request: web.Request) -> web.Response:
         return web.json_response({"name": "model", "ready": self.mode != AWAY})
 
     async def _infer(self, request: web.Request) -> web.StreamResponse:
-        body = await request.read()
-        if not self._binary:
-            return await self._answer_json(request, json.loads(body)["inputs"][0]["data"])
-        length = int(request.headers["Inference-Header-Content-Length"])
-        if (wrong := await self._misbehave(request, body[length:])) is not None:
-            return wrong
-        outputs = self._answer(body[length:])
-        output = {"name": "output", "datatype": "FP32", "shape": outputs.shape}
-        header = json.dumps({"outputs": [output]}).encode()
-        data = outputs.tobytes()
-        return web.Response(
-            body=header + (data[:-1] if self.mode == SHORT else data),
-            headers={"Inference-Header-Content-Length": str(len(header))},
-        )
-
-    async def _predict(self, request: web.Request) -> web.StreamResponse:
-        return await self._answer_json(request, json.loads(await request.read())["instances"])
-
-    async def _answer_json(self, request: web.Request, rows: Any) -> web.StreamResponse:
-        data = np.array(rows, np.float32).tobytes()
-        if (wrong := await self._misbehave(request, data)) is not None:
-            return wrong
-        outputs = self._answer(data)
-        answers = outputs.tolist()
-        if self.mode == SHORT:
-            answers.pop()
-        if self.mode == NULL:
-            answers[0][0] = None
-        if request.path.startswith("/v1"):
-            return web.json_response({"predictions": answers})
-        output = {"name": "output", "datatype": "FP32", "shape": outputs.shape, "data": answers}
-        return web.json_response({"outputs": [output]})
-
-    async def _misbehave(self, request: web.Request, data: bytes) -> web.StreamResponse | None:
-        """The answer of a server that misbehaves, or dislikes this unit."""
-        held = self.mode == HELD
-        await self._asked(request.headers.items())
-        if held:
-            return None
-        if self.mode == ERROR:
-            return web.json_response({"error": "not today"}, status=500)
-        if self.mode == BUSY:
+        """Answer a unit over V1, or over V2 with binary data or JSON."""
+        body, is_v1 = await request.read(), request.path.startswith("/v1")
+        binary = self._binary and not is_v1
+        if binary:
+            data = body[int(request.headers[LENGTH]) :]
+        else:
+            message = json.loads(body)
+            rows = message["instances"] if is_v1 else message["inputs"][0]["data"]
+            data = np.array(rows, np.float32).tobytes()
+        try:
+            outputs = await self._outputs(request.headers.items(), data)
+        except RefusedError as refusal:
             headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-            assert isinstance(self.busy, int)
-            return web.json_response({"error": "too much"}, status=self.busy, headers=headers)
-        if self.mode == NOISE:
-            return web.Response(body=bytes(range(256)) * 20)
-        if self.mode == HUGE:
-            return web.Response(body=bytes(10 * 2**20))
+            error = {"error": refusal.text}
+            return web.json_response(error, status=refusal.status, headers=headers)
+        if isinstance(outputs, bytes):
+            return web.Response(body=outputs)
         if self.mode == CUT:
             cut = web.StreamResponse(headers={"Content-Length": "100"})
             await cut.prepare(request)
@@ -231,7 +207,22 @@ class FakeUpstream:
             assert request.transport is not None
             request.transport.close()
             return cut
-        return web.json_response({"error": "above 1"}, status=400) if self._dislikes(data) else None
+        output = {"name": "output", "datatype": "FP32", "shape": outputs.shape}
+        if binary:
+            header = json.dumps({"outputs": [output]}).encode()
+            length = {LENGTH: str(len(header))}
+            return web.Response(body=header + self._bytes(outputs), headers=length)
+        values = outputs.tolist()
+        if self.mode == SHORT:
+            values.pop()
+        if self.mode == NULL:
+            values[0][0] = None
+        answer = {"predictions": values} if is_v1 else {"outputs": [{**output, "data": values}]}
+        return web.json_response(answer)
+
+    def _bytes(self, outputs: NDArray[np.float32]) -> bytes:
+        data = outputs.tobytes()
+        return data[:-1] if self.mode == SHORT else data
 
     # gRPC
 
@@ -249,43 +240,32 @@ class FakeUpstream:
         return ServerMetadataResponse(name=self._software).SerializeToString()
 
     async def _metadata_grpc(self, request: bytes, context: Any) -> Any:
-        about = ModelMetadataResponse(name="model", versions=["1"])
-        about.inputs.add(name="input", datatype="FP32", shape=self._shape)
-        about.outputs.add(name="output", datatype="FP32", shape=(-1, *self._weights.shape[1:]))
-        return about.SerializeToString()
+        return ModelMetadataResponse(name="model").SerializeToString()
 
     async def _infer_grpc(self, request: bytes, context: Any) -> Any:
-        held = self.mode == HELD
-        await self._asked(context.invocation_metadata())
-        if self.mode == ERROR and not held:
-            await context.abort(grpc.StatusCode.INTERNAL, "not today")
-        if self.mode == BUSY and not held:
-            details = _retry_info(self.retry_after)
-            await context.abort(self.busy, "too much", (("grpc-status-details-bin", details),))
-        if self.mode == NOISE:
-            return bytes(range(255, 0, -1))
-        if self.mode == HUGE:
-            return bytes(10 * 2**20)
         data = ModelInferRequest.FromString(request).raw_input_contents[0]
-        if self._dislikes(data):
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "above 1")
-        outputs = self._answer(data)
+        try:
+            outputs = await self._outputs(context.invocation_metadata(), data)
+        except RefusedError as refusal:
+            code = CODES.get(refusal.status, refusal.status)
+            details = _retry_info(self.retry_after)
+            await context.abort(code, refusal.text, (("grpc-status-details-bin", details),))
+        if isinstance(outputs, bytes):
+            return outputs
         response = ModelInferResponse(model_name="model")
         response.outputs.add(name="output", datatype="FP32", shape=outputs.shape)
-        data = outputs.tobytes()
-        response.raw_output_contents.append(data[:-1] if self.mode == SHORT else data)
+        response.raw_output_contents.append(self._bytes(outputs))
         return response.SerializeToString()
 
 
-def _retry_info(seconds: Any) -> bytes:
+def _retry_info(seconds: Any) -> Any:
     """A google.rpc.Status with a RetryInfo, or without one for None."""
     if seconds is None:
         return b""
-    delay = Duration()
-    delay.FromNanoseconds(round(1e9 * float(seconds)))
-    info = b"\x0a" + bytes([delay.ByteSize()]) + delay.SerializeToString()
-    detail = AnyMessage(type_url="type.googleapis.com/google.rpc.RetryInfo", value=info)
-    return b"\x08\x08\x1a" + bytes([detail.ByteSize()]) + detail.SerializeToString()
+    info, status = RetryInfo(), Status(code=8)
+    info.retry_delay.FromNanoseconds(round(1e9 * float(seconds)))
+    status.details.add().Pack(info)
+    return status.SerializeToString()
 
 
 def server_context(certificate: Any) -> ssl.SSLContext:

@@ -202,14 +202,3 @@ def test_compressed_message_over_the_limit_is_refused(
     with pytest.raises(grpc.RpcError) as error:
         bytes_method(channel, "ModelInfer")(bytes(100 * 2**20), compression=algorithm)
     assert error.value.code() is StatusCode.RESOURCE_EXHAUSTED
-
-
-def test_unreadable_message_is_refused(channel: grpc.Channel) -> None:
-    for method, code in [
-        ("ModelInfer", StatusCode.INVALID_ARGUMENT),
-        ("ModelReady", StatusCode.INVALID_ARGUMENT),
-        ("ModelStreamInfer", StatusCode.UNIMPLEMENTED),
-    ]:
-        with pytest.raises(grpc.RpcError) as error:
-            bytes_method(channel, method)(b"\xff\xfe not protobuf")
-        assert error.value.code() is code

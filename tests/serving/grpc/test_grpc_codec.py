@@ -120,6 +120,10 @@ def changed(raw: bool, **changes: Any) -> ModelInferRequest:
             setattr(message.inputs[0], path, value)
         elif path == "shape":
             message.inputs[0].shape[:] = value
+        elif path == "inputs":
+            message.inputs[0].parameters[value].string_param = "region"
+        elif path == "outputs":
+            message.outputs.add(name="x").parameters[value].int64_param = 3
         else:
             message.raw_input_contents[:] = value
     return message
@@ -153,6 +157,9 @@ def with_parameter(name: str, **value: Any) -> ModelInferRequest:
         (typed("int_contents", [1]), r"has 1 int_contents; its shape \[2, 3\] takes 6"),
         (typed("int_contents", [0] * 5 + [2**15]), "numbers beyond INT16"),
         (typed("int64_contents", [0]), "1 int64_contents; INT16 goes into int_contents"),
+        (changed(True, inputs="shared_memory_region"), "shared memory"),
+        (changed(True, outputs="shared_memory_region"), "shared memory"),
+        (changed(True, outputs="classification"), "classifications"),
         (with_parameter("timeout", int64_param=-1), "microseconds, 0 or more"),
         (with_parameter("timeout", string_param="5"), "microseconds, 0 or more"),
         (with_parameter("redundancy", string_param="no"), "'any' or 'exact', got 'no'"),
@@ -166,22 +173,6 @@ def with_parameter(name: str, **value: Any) -> ModelInferRequest:
 def test_requests_that_do_not_fit_are_refused(message: ModelInferRequest, reason: str) -> None:
     with pytest.raises(InvalidRequestError, match=reason):
         done(read(message, model_of(ARRAY)).read_rows())
-
-
-def test_unsupported_parameters_are_refused() -> None:
-    model = model_of(ARRAY)
-    message = request(ARRAY)
-    message.inputs[0].parameters["shared_memory_region"].string_param = "region"
-    with pytest.raises(InvalidRequestError, match="shared memory"):
-        read(message, model)
-    for parameter, reason in [
-        ("shared_memory_region", "shared memory"),
-        ("classification", "classifications"),
-    ]:
-        message = request(ARRAY)
-        message.outputs.add(name="x").parameters[parameter].int64_param = 3
-        with pytest.raises(InvalidRequestError, match=reason):
-            read(message, model)
 
 
 def test_rows_and_bytes_have_bounds() -> None:

@@ -37,45 +37,37 @@ async def answers(served: Served) -> None:
         assert await method(channel)(request(), timeout=60)
 
 
+MESSAGE, BR = prefixed(request()), (b"grpc-encoding", b"br")
+GZIP = (b"grpc-encoding", b"gzip")
+
+
 @pytest.mark.parametrize(
-    ("message", "more", "code", "text"),
+    ("data", "more", "code", "text"),
     [
-        (request(), [(b"grpc-timeout", b"soon")], "INVALID_ARGUMENT", "grpc-timeout"),
-        (request(), [(b"grpc-timeout", b"10S"), (b"grpc-encoding", b"br")], "OK", ""),
-        (request() + b"\x00", [], "INVALID_ARGUMENT", "cannot be read"),
+        (MESSAGE, [(b"grpc-timeout", b"soon")], "INVALID_ARGUMENT", "grpc-timeout"),
+        (MESSAGE, [(b"grpc-timeout", b"10S"), BR], "OK", ""),
+        (prefixed(request() + b"\0"), [], "INVALID_ARGUMENT", "cannot be read"),
+        (b"", [], "INVALID_ARGUMENT", "one whole message"),
+        (b"\0\0\0", [], "INVALID_ARGUMENT", "one whole message"),
+        (MESSAGE + b"\0", [], "INVALID_ARGUMENT", "one whole message"),
+        (MESSAGE[:-1], [], "INVALID_ARGUMENT", "one whole message"),
+        (prefixed(request(), 1), [GZIP], "INVALID_ARGUMENT", "cannot be decompressed"),
+        (prefixed(request(), 1), [BR], "UNIMPLEMENTED", "gzip, deflate or not"),
+        (prefixed(gzip.compress(request())[:-12], 1), [GZIP], "RESOURCE_EXHAUSTED", "a part of"),
+        (prefixed(gzip.compress(request()), 1), [GZIP], "OK", ""),
     ],
 )
-async def test_status_of_a_call(
-    message: bytes, more: list[tuple[bytes, bytes]], code: str, text: str
+async def test_a_call_has_one_whole_message(
+    data: bytes, more: list[tuple[bytes, bytes]], code: str, text: str
 ) -> None:
     async with serving() as (served, _), connected(served.address) as client:
         served.frontend.may.set()
-        found, said = await client.status(client.ask(message, *more))
-        assert code_pb2.Code.Name(found) == code
-        assert text in said
-
-
-@pytest.mark.parametrize(
-    ("data", "coding", "code"),
-    [
-        (b"", b"identity", "INVALID_ARGUMENT"),
-        (b"\0\0\0", b"identity", "INVALID_ARGUMENT"),
-        (prefixed(request()) + b"\0", b"identity", "INVALID_ARGUMENT"),
-        (prefixed(request())[:-1], b"identity", "INVALID_ARGUMENT"),
-        (prefixed(request(), 1), b"gzip", "INVALID_ARGUMENT"),
-        (prefixed(request(), 1), b"br", "UNIMPLEMENTED"),
-        (prefixed(gzip.compress(request())[:-12], 1), b"gzip", "RESOURCE_EXHAUSTED"),
-        (prefixed(gzip.compress(request()), 1), b"gzip", "OK"),
-    ],
-)
-async def test_a_call_has_one_whole_message(data: bytes, coding: bytes, code: str) -> None:
-    async with serving() as (served, _), connected(served.address) as client:
-        served.frontend.may.set()
-        stream = client.ask(None, (b"grpc-encoding", coding))
+        stream = client.ask(None, *more)
         client.h2.send_data(stream, data, end_stream=True)
         client.flush()
-        found, _ = await client.status(stream)
+        found, said = await client.status(stream)
         assert code_pb2.Code.Name(found) == code
+        assert text in said
 
 
 async def test_another_protocol_gets_415_and_another_method_unimplemented() -> None:

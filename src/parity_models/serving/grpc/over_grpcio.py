@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from math import ceil
 from typing import Any, NoReturn
-from weakref import WeakValueDictionary
 
 import grpc
 from grpc.aio import ServicerContext
@@ -58,9 +57,7 @@ class GrpcServer(Service, grpc.GenericRpcHandler):
 
     def __init__(self, inference: Inference, limits: Limits, **options: Any) -> None:
         super().__init__(inference, limits, **options)
-        self._may_arrive = max(1, limits.max_in_flight // limits.max_body)
-        self._arriving = asyncio.Semaphore(self._may_arrive)
-        self._arriving_from: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._arriving = asyncio.Semaphore(max(1, limits.max_in_flight // limits.max_body))
 
     async def start(self, host: str, port: int) -> str:
         limits = self.limits
@@ -132,15 +129,10 @@ class GrpcServer(Service, grpc.GenericRpcHandler):
 
     async def _read(self, context: Context) -> Any:
         """Return the message of a call. Its size is unknown while it arrives, so few arrive at a
-        time, and half as many from one address, which bounds their bytes. Raises a RequestError."""
-        address = context.peer().rpartition(":")[0]
-        own = self._arriving_from.get(address)
-        if own is None:
-            few = max(1, self._may_arrive // 2)
-            own = self._arriving_from[address] = asyncio.Semaphore(few)
+        time, which bounds their bytes. Raises a RequestError."""
         seconds = self.limits.body_timeout
         try:
-            async with asyncio.timeout(seconds), own, self._arriving:
+            async with asyncio.timeout(seconds), self._arriving:
                 return await context.read()
         except TimeoutError as error:
             text = f"the message did not arrive within the body_timeout of {seconds:g} s"

@@ -212,17 +212,9 @@ class LocalEngine(SupervisedEngine[WorkerProcess]):
             name: worker.pid for name, worker in self._instances.items() if worker.pid is not None
         }
 
-    async def _prepare(
+    def _prepare(
         self, models: Mapping[str, PinnedModel], instances: int
     ) -> Mapping[str, wire.AssignedModel]:
-        copying = asyncio.ensure_future(asyncio.to_thread(self._copy, models))
-        try:
-            return await asyncio.shield(copying)
-        except asyncio.CancelledError:
-            await asyncio.wait((copying,))
-            raise
-
-    def _copy(self, models: Mapping[str, PinnedModel]) -> Mapping[str, wire.AssignedModel]:
         """Copy the models to files without a name, which workers inherit: later ones, too, load the
         checked content, even if the bundle's folder or the temporary folder is gone.
 

@@ -70,11 +70,11 @@ class ThreadEngine(SupervisedEngine[WorkerThread]):
     same_clock = True
     tolerance = 1e-5
 
-    async def _prepare(
+    def _prepare(
         self, models: Mapping[str, PinnedModel], instances: int
     ) -> Mapping[str, OnnxModel]:
         return {
-            role: warm_model(await asyncio.to_thread(model.load), f"{role} ({model.path})")
+            role: warm_model(model.load(), f"{role} ({model.path})")
             for role, model in models.items()
         }
 

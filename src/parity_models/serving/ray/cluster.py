@@ -5,8 +5,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
@@ -68,17 +67,16 @@ class Connection:
             if not Connection._users and Connection._is_ours:
                 ray.shutdown()
 
-    async def check_room(self, cpus: float) -> None:
+    def check_room(self, cpus: float) -> None:
         """Raise ServingError if the cluster has fewer CPUs free."""
         end = time.monotonic() + ROOM_TIMEOUT
-        # Not on the loop's thread, as it asks the cluster's head, and other models may be served.
-        while (free := (await asyncio.to_thread(ray.available_resources)).get("CPU", 0.0)) < cpus:
+        while (free := ray.available_resources().get("CPU", 0.0)) < cpus:
             if time.monotonic() > end:
                 raise ServingError(
                     f"its instances reserve {cpus:g} CPUs and the cluster has {free:g} free; add "
                     f"nodes, unload a model, or lower {spell('instances')} or cpus-per-instance"
                 )
-            await asyncio.sleep(0.1)
+            time.sleep(0.1)
 
     def store(self, models: Mapping[str, PinnedModel]) -> dict[str, StoredModel]:
         """Put models into the object store. Raises ModelError if one was changed since it was
@@ -170,7 +168,6 @@ class ActorInstance(SupervisedInstance):
         cpus: float,
     ) -> None:
         super().__init__(number, name, models, on_report)
-        self._loop = asyncio.get_running_loop()
         self._cpus = cpus
         self._actor: Any = None
         self._killed = asyncio.Event()
@@ -201,10 +198,18 @@ class ActorInstance(SupervisedInstance):
             return f"ended: {_last_line(error)}"
 
     def send_unit(self, unit: wire.Unit, rows: Sequence[wire.Frame]) -> None:
-        reference = self._actor.run.remote(unit, [_as_array(row) for row in rows])
-        reference.future().add_done_callback(
-            lambda result: self._from_thread(self._on_result, unit.unit, result)
-        )
+        result = self._actor.run.remote(unit, [_as_array(row) for row in rows])
+        self._reporting = asyncio.create_task(self._report(unit.unit, result))
+
+    async def _report(self, unit: int, result: Any) -> None:
+        try:
+            report, outputs = await result
+        except RayActorError as error:
+            self.kill(f"ended: {_last_line(error)}")
+        except Exception as error:
+            self._on_report(wire.Failed(unit, _last_line(error)), b"")
+        else:
+            self._on_report(report, outputs.data)
 
     def send(self, message: wire.Cancel | wire.InjectFaults) -> None:
         match message:
@@ -221,20 +226,6 @@ class ActorInstance(SupervisedInstance):
 
     async def cleanup(self) -> None:
         self._end()
-
-    def _from_thread(self, callback: Callable[..., None], *arguments: Any) -> None:
-        with suppress(RuntimeError):  # the loop has been closed
-            self._loop.call_soon_threadsafe(callback, *arguments)
-
-    def _on_result(self, unit: int, result: "Future[Any]") -> None:
-        error = result.exception()
-        if error is None:
-            report, outputs = result.result()
-            self._on_report(report, outputs.data)
-        elif isinstance(error, RayActorError):
-            self.kill(f"ended: {_last_line(error)}")
-        else:
-            self._on_report(wire.Failed(unit, _last_line(error)), b"")
 
 
 def _as_array(frame: wire.Frame) -> Any:

@@ -7,12 +7,11 @@ and give up, as the local engine does for processes.
 
 import asyncio
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from parity_models.bundle.onnx_model import PinnedModel
-from parity_models.errors import ParityModelsError, UserError, install
+from parity_models.errors import UserError, install
 from parity_models.options import option
 from parity_models.serving.engine import Engine
 from parity_models.serving.worker.supervised import OnReport, SupervisedEngine
@@ -47,7 +46,7 @@ class RayEngine(SupervisedEngine["ActorInstance"]):
         )
         cpus_per_instance: float = option(1.0, "CPUs that Ray reserves for an instance.", ge=0)
 
-    async def _prepare(
+    def _prepare(
         self, models: Mapping[str, PinnedModel], instances: int
     ) -> "Mapping[str, StoredModel]":
         # Only now: without this engine, Ray need not be installed.
@@ -56,17 +55,11 @@ class RayEngine(SupervisedEngine["ActorInstance"]):
         except ImportError as error:
             raise UserError(f"the engine ray needs Ray; {install('ray')}") from error
 
-        connecting = asyncio.ensure_future(asyncio.to_thread(Connection, self._options.address))
-        try:
-            connection = await asyncio.shield(connecting)
-        except asyncio.CancelledError:
-            with suppress(ParityModelsError):
-                (await connecting).close()
-            raise
+        connection = Connection(self._options.address)
         self._resources.push_async_callback(asyncio.to_thread, connection.close)
         self._cpus = self._options.cpus_per_instance if self._options.address else 0.0
-        await connection.check_room(instances * self._cpus)
-        return await asyncio.to_thread(connection.store, models)
+        connection.check_room(instances * self._cpus)
+        return connection.store(models)
 
     def _make(
         self, number: int, name: str, models: "Mapping[str, StoredModel]", on_report: OnReport

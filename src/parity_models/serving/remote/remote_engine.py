@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from parity_models.bundle.bundle import Bundle
 from parity_models.bundle.onnx_model import ELSEWHERE, PinnedModel
-from parity_models.errors import ServingError, UserError, spell
+from parity_models.errors import UserError, spell
 from parity_models.options import option
 from parity_models.roles import BACKUP, DEPLOYED, parity_role
 from parity_models.serving.backoff import Backoff
@@ -237,18 +237,15 @@ class RemoteEngine(Engine):
         self._options = options
         self.parts = parts
         self._upstreams = upstreams or upstreams_of(options, parts.bundle)
-        self._own_roles = [] if upstreams else _own_roles(options, parts.bundle)
         self._threads = ThreadEngine(ThreadEngine.Options(), parts)
         self._threads.prefix = "own-"
         self._links: list[_Link] = []
         self._supervisors: list[asyncio.Task[None]] = []
 
     async def start(self, roles: Sequence[frozenset[str]], listener: EngineListener) -> None:
-        theirs = roles_of(self._upstreams)
-        if list(roles) != [*theirs, *self._own_roles]:
-            raise ServingError("the instances to start are not those of the upstreams")
+        own = roles[len(roles_of(self._upstreams)) :]
         self.listener = listener
-        used = sorted(frozenset[str]().union(*theirs))
+        used = sorted(frozenset[str]().union(*(each.models for each in self._upstreams)))
         models = {role: await asyncio.to_thread(_known, self.parts.models[role]) for role in used}
         try:
             for number, upstream in enumerate(self._upstreams):
@@ -268,14 +265,14 @@ class RemoteEngine(Engine):
                     continue
                 wrong = link.fault.fault is Fault.MISMATCH
                 missing = link.models.keys() - well
-                if missing and (wrong or not self._own_roles):
+                if missing and (wrong or not own):
                     raise UpstreamError(
                         link.fault.fault,
                         f"no upstream that runs {min(missing)} is available: {link.upstream.url} "
                         f"{link.fault}",
                     )
-            if self._own_roles:
-                await self._threads.start(self._own_roles, listener)
+            if own:
+                await self._threads.start(own, listener)
         except BaseException:
             await self.stop()
             raise
@@ -330,16 +327,10 @@ class RemoteEngine(Engine):
         hosts = {urlsplit(each.url).hostname for each in self._upstreams}
         return upstream.url if len(hosts) == 1 else urlsplit(upstream.url).hostname or ""
 
-    def recheck_doubted(self) -> None:
-        """Check at once the upstreams that stayed in use despite a doubt: another is back."""
-        for link in self._links:
-            if link.kept_for is not None:
-                link.doubted.set()
-
     def can_spare(self, link: "_Link") -> bool:
         """Return whether half of the instances of each role would remain without this upstream."""
-        for role in link.upstream.roles if link.units else ():
-            alike = [each for each in self._links if role in each.upstream.roles]
+        for role in link.models if link.units else ():
+            alike = [each for each in self._links if role in each.models]
             left = sum(len(each.units) for each in alike if each is not link)
             if 2 * left < sum(each.upstream.concurrency for each in alike):
                 return False
@@ -370,15 +361,17 @@ def connect(upstream: Upstream, options: UpstreamOptions, max_answer: int) -> Up
 
 def roles_of(upstreams: Sequence[Upstream]) -> list[frozenset[str]]:
     """Return the roles of each instance, in order; an upstream has `concurrency` instances."""
-    return [each.roles for each in upstreams for _ in range(each.concurrency)]
+    return [frozenset(each.models) for each in upstreams for _ in range(each.concurrency)]
 
 
 def _own_roles(options: UpstreamOptions, bundle: Bundle) -> list[frozenset[str]]:
     """Return the roles of each instance in this process: stand-ins that no upstream runs."""
-    own = {role for role in bundle.manifest.models if role != DEPLOYED}
-    own -= {BACKUP} if options.backup is not None else set()
-    own -= {role for role in own if role != BACKUP} if options.parity is not None else set()
-    return [frozenset(own)] * OWN if own else []
+    own = frozenset(
+        role
+        for role in bundle.manifest.models
+        if role != DEPLOYED and (options.backup if role == BACKUP else options.parity) is None
+    )
+    return [own] * OWN if own else []
 
 
 def _known(pinned: PinnedModel) -> UpstreamModel:
@@ -407,7 +400,7 @@ class _Link:
     `fault` is the reason why it is not in use. `units` has its instances that have joined and not
     left, each with its unit, if it has one. `kept_for` is the doubt that does not eject it, as too
     many others are out. `doubted` is set to check the upstream at once: a slot was recycled,
-    another upstream is back, or it was ejected.
+    or it was ejected.
     """
 
     def __init__(
@@ -500,7 +493,7 @@ class _Link:
     def _admit(self) -> None:
         """Let the instances that are out join: the upstream has passed its checks."""
         self.kept_for = None
-        roles, node = self.upstream.roles, self._engine.node(self.upstream)
+        roles, node = frozenset(self.models), self._engine.node(self.upstream)
         out = set(range(self.upstream.concurrency)) - {
             int(each.split(".")[1]) for each in self.units
         }
@@ -580,7 +573,6 @@ class _Link:
                 _log.warning("upstream %s has recovered and gets units", self.upstream.url)
                 self.doubted.clear()
                 self._admit()
-                self._engine.recheck_doubted()
             elif self.fault.fault is not before.fault:
                 _log.warning(_IS_OUT, self.upstream.url, self.fault)
 

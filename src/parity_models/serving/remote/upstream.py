@@ -86,10 +86,6 @@ class Upstream:
     protocol: str = "v2"
     version: str | None = None
 
-    @property
-    def roles(self) -> frozenset[str]:
-        return frozenset(self.models)
-
 
 @dataclass(frozen=True)
 class UpstreamModel:

@@ -142,12 +142,10 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
     # For subclasses
 
     @abstractmethod
-    async def _prepare(
-        self, models: Mapping[str, PinnedModel], instances: int
-    ) -> Mapping[str, Any]:
+    def _prepare(self, models: Mapping[str, PinnedModel], instances: int) -> Mapping[str, Any]:
         """Return the models, by role, in the form that this many instances take.
 
-        Raises ServingError or UserError.
+        It runs in a thread of its own. Raises ServingError or UserError.
         """
 
     @abstractmethod
@@ -166,7 +164,11 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
         try:
             used = sorted(frozenset[str]().union(*roles))
             models = {role: self._parts.models[role] for role in used}
-            self._models = await self._prepare(models, len(roles))
+            preparing = asyncio.ensure_future(asyncio.to_thread(self._prepare, models, len(roles)))
+            try:
+                self._models = await asyncio.shield(preparing)
+            finally:
+                await asyncio.wait((preparing,))  # it may have resources, even if cancelled
             self._to_join = set(range(len(roles)))
             self._supervisors = {
                 asyncio.create_task(self._supervise(number, each))

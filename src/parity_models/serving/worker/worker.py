@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import NoReturn
@@ -28,9 +29,6 @@ from parity_models.tensors.signature import pack, tensors_in
 
 MAX_DETAIL = 1000
 """Maximum number of an error's characters that are reported."""
-
-MAX_READ = 2**30
-"""Bytes that are read at once; the system's own limit is below the size of the largest model."""
 
 
 class Runner:
@@ -142,8 +140,12 @@ def load(assigned: wire.AssignedModel) -> OnnxModel:
     Raises ModelError if its content is not the assigned one or cannot be run, and OSError if it
     cannot be read.
     """
+    # Processes that inherit a descriptor share its position, which a mapping does not use.
+    with mmap(assigned.descriptor, 0, access=ACCESS_READ) as copy:
+        content = copy[:]
+    check_sha256(assigned.name, assigned.sha256, hashlib.sha256(content).hexdigest())
     try:
-        model = OnnxModel(_read_copy(assigned), signature=assigned.signature)
+        model = OnnxModel(content, signature=assigned.signature)
     except ModelError as error:
         raise ModelError(f"{assigned.name}: {error}") from error
     return warm_model(model, assigned.name)
@@ -166,19 +168,6 @@ def warm_model(model: OnnxModel, name: str) -> OnnxModel:
     with suppress(Exception):
         model(row, cancelled)
     return model
-
-
-def _read_copy(assigned: wire.AssignedModel) -> bytes:
-    """Read a model's copy. Raises ModelError if its hash is not the one the server checked."""
-    pieces = []
-    at, size = 0, os.fstat(assigned.descriptor).st_size
-    # Processes that inherit a descriptor share its position, so each reads at its own offsets.
-    while piece := os.pread(assigned.descriptor, min(size - at, MAX_READ), at):
-        pieces.append(piece)
-        at += len(piece)
-    content = b"".join(pieces)
-    check_sha256(assigned.name, assigned.sha256, hashlib.sha256(content).hexdigest())
-    return content
 
 
 def serve(
