@@ -135,7 +135,7 @@ def test_a_server_warns_if_clients_can_harm_each_other_s_answers(
 WEIGHTS = np.random.default_rng(0).normal(size=(6, CLASSES)).astype(np.float32)
 
 
-@pytest.mark.parametrize(("batch", "default"), [(2.0, 4), (2.1, 1), (None, 1)])
+@pytest.mark.parametrize(("batch", "default"), [(2.0, 4), (1.5, 7), (1.0, 16), (2.1, 1), (None, 1)])
 def test_batches_are_run_where_they_pay(batch: float | None, default: int, tmp_path: Path) -> None:
     path = linear_bundle(tmp_path, WEIGHTS).path
     times = msgspec.to_builtins(InferenceTimes(1.0, None, None, batch))

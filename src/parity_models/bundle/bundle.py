@@ -140,6 +140,8 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 BATCH = 4
 """The size of the batch that is timed in addition to a single query."""
+MAX_BATCH = 16
+"""The largest batch size by default."""
 
 
 class InferenceTimes(
@@ -157,11 +159,17 @@ class InferenceTimes(
     deployed_batch: Milliseconds | None = None
 
     @property
+    def added(self) -> float:
+        """The share of a single query's time that each further query adds to a batch."""
+        batch = self.deployed_batch or BATCH * self.deployed
+        return max(0.0, (batch / self.deployed - 1) / (BATCH - 1))
+
+    @property
     def batch(self) -> int:
-        """The default batch size: BATCH if such a batch takes no longer than two single queries, so
-        that answers come sooner on average; else 1."""
-        pays = self.deployed_batch is not None and self.deployed_batch <= 2 * self.deployed
-        return BATCH if pays else 1
+        """The default batch size: the largest that takes no longer than two single queries, at most
+        MAX_BATCH; 1 if not even BATCH queries do."""
+        most = int(1 + 1 / max(self.added, 1 / MAX_BATCH) + 1e-9)
+        return min(most, MAX_BATCH) if most >= BATCH else 1
 
 
 class Manifest(

@@ -107,7 +107,7 @@ class ServeOptions(Options):
     )
     max_batch: int | None = option(
         None,
-        "Maximum number of queries in a batch; by default 4 if the model batches well, else 1.",
+        "Maximum number of queries in a batch; by default up to 16 if the model batches well.",
         ge=1,
     )
     max_queue: int = option(

@@ -14,7 +14,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from parity_models.bundle.bundle import BATCH, Bundle, InferenceTimes, open_bundle
+from parity_models.bundle.bundle import Bundle, InferenceTimes, open_bundle
 from parity_models.bundle.inference_time import inference_times, measure_models
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import UserError, spell
@@ -220,9 +220,7 @@ def _measured(bundle: Bundle, options: SimulationOptions) -> Service:
     taken = {DEPLOYED: times.deployed, BACKUP: times.backup}
     taken |= {parity_role(j): times.parity for j in range(len(manifest.parity))}
     seconds = {role: each / 1e3 for role, each in taken.items() if each is not None}
-    full = times.deployed_batch or BATCH * times.deployed
-    # Batches of stand-ins are not measured.
-    added = dict.fromkeys(seconds, max(0.0, (full / times.deployed - 1) / (BATCH - 1)))
+    added = dict.fromkeys(seconds, times.added)  # batches of stand-ins are not measured
     stand_ins = StandIns(bundle.code(), manifest.backup is not None)
     roles = list(manifest.models)
     level = options.agreement if stand_ins else None
