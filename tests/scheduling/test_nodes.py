@@ -3,7 +3,7 @@
 from collections import Counter
 from itertools import combinations
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from histories import every_policy
@@ -41,7 +41,7 @@ STEPS = st.lists(
 POLICIES = {name: make for name, make in every_policy(0.5).items() if name != "three copies"}
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80)
 @given(
     st.sampled_from(sorted(POLICIES)),
     st.sampled_from(RULES),
@@ -83,7 +83,7 @@ def test_with_nodes_enough_no_two_units_of_a_query_or_of_a_group_are_on_one(
         check_spread(world, groups=name.startswith("parity"))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.sampled_from(RULES),
     st.lists(st.integers(0, 2), min_size=1, max_size=12),

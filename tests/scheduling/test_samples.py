@@ -8,12 +8,9 @@ from typing import Any
 import pytest
 
 from parity_models.scheduling.actions import RecycleReason
-from parity_models.scheduling.core import Scheduler
 from parity_models.scheduling.dispatch import RULES, SINGLE_QUEUE, Dispatch
 from parity_models.scheduling.health import ALL_GOLDEN, State
-from parity_models.scheduling.policies import NoRedundancy
-from parity_models.scheduling.work import SchedulerConfig
-from scheduling_world import ORIGINALS, World
+from scheduling_world import ORIGINALS, world_of
 
 Output = Callable[[str, int], int]
 """The output of an instance for a query: 0 is right."""
@@ -29,18 +26,14 @@ class Fleet:
         self, instances: int, output: Output, rule: str = SINGLE_QUEUE, **config: Any
     ) -> None:
         config = {"verify_every": 100, "sample_every": 100, **config}
-        settings = SchedulerConfig(**config)
-        self.world = World(
-            Scheduler(NoRedundancy(), settings, Dispatch(rule)), None, settings.max_batch
-        )
+        names = map(str, range(instances))
+        self.world = world_of(names, dispatch=Dispatch(rule), **config)
         self.output = output
         self.given: dict[int, str] = {}
         """The instance that answered each query."""
         self.outputs: dict[int, list[int]] = {}
         self.lives = count(1)
         self.replaced: list[tuple[str, float]] = []
-        for i in range(instances):
-            self.world.join(f"{i}", ORIGINALS)
         self.go_on()
 
     def serve(

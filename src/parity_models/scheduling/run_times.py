@@ -65,11 +65,6 @@ class RunTimes(RecentDurations):
         """The median run time; None while it is unknown."""
         return self._ranked[(len(self._ranked) - 1) // 2] if self._ranked else None
 
-    def exceeded_by(self, share: float) -> float:
-        """Return the age that at most this share of units exceeds; 0 while it is unknown."""
-        known = len(self._ranked)
-        return self._ranked[max(0, known - 1 - int(share * known))] if known else 0.0
-
     def lasts_from(self, share: float, longer: float) -> float:
         """Return the age, which at most this share of units exceeds, from which units run `longer`
         seconds more on average; if there is none, an age beyond all known ones; 0 while that is

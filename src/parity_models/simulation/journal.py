@@ -7,7 +7,7 @@ and roles, no tensors, and numbers in place of tenants' names.
 
 import os
 from bisect import bisect
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -164,9 +164,9 @@ class Recording:
         scheduler.closed_gates.update(self.header.closed)
         hints = {name: get_type_hints(getattr(Scheduler, name)) for name in EVENTS}
         for event in self.events():
-            kinds = {key: kind for key, kind in hints[event.name].items() if key != "return"}
-            named = dict(zip(kinds, event.given, strict=False)) | event.named
-            given = {key: _typed(value, kinds[key]) for key, value in named.items()}
+            kinds = hints[event.name]
+            given = dict(zip(kinds, event.given, strict=False)) | event.named
+            given = {key: msgspec.convert(x, kinds[key], strict=False) for key, x in given.items()}
             actions = _written(getattr(scheduler, event.name)(**given))
             if msgspec.json.encode(actions) != msgspec.json.encode(event.actions):
                 return event
@@ -276,11 +276,6 @@ class _AsRecorded(Driver):
 def _read(path: Path) -> tuple[Header, list[bytes]]:
     first, *lines = path.read_bytes().split(b"\n")[:-1]  # the last line may be cut off
     return msgspec.json.decode(first, type=Header), lines
-
-
-def _typed(value: Any, kind: Any) -> Any:
-    """Return an argument as the scheduler's method takes it."""
-    return value if kind is Hashable else msgspec.convert(value, kind, strict=False)
 
 
 def _concerns(action: Mapping[str, Any], queries: Collection[int], units: Collection[int]) -> bool:

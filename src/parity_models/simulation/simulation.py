@@ -260,12 +260,9 @@ class Driver:
     def _arrive(self) -> None:
         query = self._arrived
         self._arrived += 1
-        self._admit(query)
+        self._carry_out(self._scheduler.queries_arrived(self._now, (query,), "query"))
         if self._arrived < self._count:
             self._at(self._arrivals[self._arrived], self._arrive)
-
-    def _admit(self, query: int) -> None:
-        self._carry_out(self._scheduler.queries_arrived(self._now, (query,), "query"))
 
     def _finish(self, run: Run, ended: float) -> None:
         if self._running.pop(run.unit, None) is None:
@@ -297,10 +294,7 @@ class Driver:
     def _wake(self, time: float) -> None:
         if time == self._wake_time:
             self._wake_time = None
-            self._pass_time()
-
-    def _pass_time(self) -> None:
-        self._carry_out(self._scheduler.time_passed(self._now))
+            self._carry_out(self._scheduler.time_passed(self._now))
 
     def _join(self, instance: Instance) -> None:
         self._instances[instance.name] = instance
@@ -323,14 +317,10 @@ class Driver:
         if counted:
             self._result.units[run.role] += 1
             self._result.rows[run.role] += len(run.subjects)
-        running = Running(run, self._instances[run.instance], counted, self._now)
+        instance = self._instances[run.instance]
+        running = Running(run, instance, counted, self._now)
         self._running[run.unit] = running
-        self._send(running)
-
-    def _send(self, running: Running) -> None:
-        """The server has sent the unit to its instance."""
-        run = running.run
-        running.there = self._there(running.instance, run.role, len(run.subjects))
+        running.there = self._there(instance, run.role, len(run.subjects))
         self._begin(running)
 
     def _begin(self, running: Running) -> None:

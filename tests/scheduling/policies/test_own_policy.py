@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,26 +12,24 @@ from parity_models.errors import UserError
 from parity_models.scheduling.choice import PolicyChoice
 
 
-def test_its_options_are_checked_as_it_says() -> None:
-    with pytest.raises(
-        UserError, match="again_after must be a number, above 0 and at most 9; got 10"
-    ):
-        PolicyChoice(POLICY, {"again_after": 10})
-    with pytest.raises(
-        UserError, match="again_after must be a number, above 0 and at most 9; got 'soon'"
-    ):
-        PolicyChoice(POLICY, {"again_after": "soon"})
-    with pytest.raises(UserError, match="scans is not an option of the policy"):
-        PolicyChoice(POLICY, {"scans": 7})
-    with pytest.raises(UserError, match=r"again is not an option .*; did you mean again_after"):
-        PolicyChoice(POLICY, {"again": 7})
-
-
-def test_class_that_is_no_policy_is_refused() -> None:
-    with pytest.raises(UserError, match="cannot be the policy: it must be a subclass of"):
-        PolicyChoice(f"{__name__}:Path")
-    with pytest.raises(UserError, match="did you mean hedging"):
-        PolicyChoice("hedgin")
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        (
+            POLICY,
+            {"again_after": 10},
+            "again_after must be a number, above 0 and at most 9; got 10",
+        ),
+        (POLICY, {"again_after": "soon"}, "a number, above 0 and at most 9; got 'soon'"),
+        (POLICY, {"scans": 7}, "scans is not an option of the policy"),
+        (POLICY, {"again": 7}, "again is not an option .*; did you mean again_after"),
+        (f"{__name__}:Path", {}, "cannot be the policy: it must be a subclass of"),
+        ("hedgin", {}, "did you mean hedging"),
+    ],
+)
+def test_options_and_policies_are_checked(name: str, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        PolicyChoice(name, options)
 
 
 def test_it_is_simulated(parm_here: Here, tmp_path: Path) -> None:

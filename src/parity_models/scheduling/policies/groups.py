@@ -107,7 +107,6 @@ class CodingGroups(Policy):
         for query in queries:
             self._enter(port, group, query)
         self._fill(port, group, padding[:missing])
-        group.parities = [False] * len(self.parity_roles)
         self._submit(port, group, rows, preemptible=False)
         return group
 
@@ -226,10 +225,10 @@ class CodingGroups(Policy):
         self._no_longer_open(group)
         self._cancel_timer(port, group)
         group.wait = port.now - group.waiting_since
-        group.parities = [False] * len(self.parity_roles)
         self._submit(port, group, len(self.parity_roles), preemptible=True)
 
     def _submit(self, port: Port, group: CodingGroup, rows: int, *, preemptible: bool) -> None:
+        group.parities = [False] * len(self.parity_roles)
         group.tasks = [
             port.submit(
                 role, group.id, group.kind, group.members, group.apart, preemptible=preemptible

@@ -55,11 +55,7 @@ class Margin:
 
     def kept(self, pending: int) -> int:
         """Return how many instances to leave idle while `pending` queries are in flight."""
-        return round(self._share * self._full * self.fluctuation(pending))
-
-    def fluctuation(self, pending: int) -> float:
-        """Return the typical fluctuation of `pending` queries, in batches."""
-        return self._full * sqrt(pending)
+        return round(self._share * self._full * (self._full * sqrt(pending)))
 
 
 class Pool(StrEnum):
