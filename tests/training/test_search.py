@@ -1,6 +1,6 @@
 """A search proposes stand-ins, trains them, and drops those that others beat."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -96,39 +96,32 @@ def test_the_most_useful_candidates_are_kept(
 # Proposals
 
 
-@pytest.fixture
-def proposed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Shape, float], dict[str, float]]:
-    """Proposes for a model that takes so many ms, where networks take 1, 2, 3, ... ms."""
-
-    def make(shape: Shape, ms: float) -> dict[str, float]:
-        def times(models: Sequence[object], sizes: Shape) -> list[float]:
-            return [ms, *map(float, range(1, len(models)))]
-
-        monkeypatch.setattr(search, "inference_times", times)
-        linear_model(tmp_path / "model.onnx", shape, (4,))
-        with open_teacher(tmp_path / "model.onnx") as teacher:
-            return propose(teacher, Queried.of(shape), ())
-
-    return make
+FASTER = {"mlp@0.5": 1.0, "linear": 1 / 3, "mlp@0.25": 2 / 3}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(6,), (1, 16, 16)])
-def test_networks_that_are_not_slower_are_proposed_the_most_capable_first(
-    shape: Shape, proposed: Callable[[Shape, float], dict[str, float]]
+@pytest.mark.parametrize(
+    ("shape", "ms", "expected"),
+    [((6,), 3.0, FASTER), ((1, 16, 16), 3.0, FASTER), ((6,), 0.01, {"linear": 100.0})],
+)
+def test_networks_that_are_not_slower_are_proposed_the_most_capable_first_or_the_fastest(
+    shape: Shape,
+    ms: float,
+    expected: dict[str, float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = proposed(shape, 3.0)
-    assert list(found) == ["mlp@0.5", "linear", "mlp@0.25"]
-    assert list(found.values()) == pytest.approx([1.0, 1 / 3, 2 / 3])
+    """The model takes so many ms, and networks take 1, 2, 3, ... ms."""
 
+    def times(models: Sequence[object], sizes: Shape) -> list[float]:
+        return [ms, *map(float, range(1, len(models)))]
 
-@pytest.mark.slow
-def test_a_model_that_nothing_is_faster_than_still_gets_a_proposal(
-    proposed: Callable[[Shape, float], dict[str, float]],
-) -> None:
-    assert proposed((6,), 0.01) == {"linear": 100.0}
+    monkeypatch.setattr(search, "inference_times", times)
+    linear_model(tmp_path / "model.onnx", shape, (4,))
+    with open_teacher(tmp_path / "model.onnx") as teacher:
+        found = propose(teacher, Queried.of(shape), ())
+    assert list(found) == list(expected)
+    assert found == pytest.approx(expected)
 
 
 # Searches

@@ -5,7 +5,6 @@ from importlib import resources
 from itertools import product
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,7 +13,7 @@ from parity_models.options import option
 from parity_models.scheduling.race import Purse
 from parity_models.scheduling.work import COMPARE
 from parity_models.trust.doubt import Doubts, fit_doubt
-from parity_models_lab.latency.reproduce_rivals import BUDGETS, PREDICTIONS
+from parity_models_lab.latency.reproduce_rivals import BUDGETS, PREDICTIONS, Recorded
 from parity_models_lab.results import Out, Row, report, simulated
 
 RECORDED = resources.files("parity_models_lab") / "predictions"
@@ -31,14 +30,6 @@ COMPARED = 20
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-
-
-class Recorded(msgspec.Struct, frozen=True):
-    """A stand-in's outputs for held-out queries: the confidence in each, and whether it agrees."""
-
-    about: str
-    confidence: tuple[float, ...]
-    agrees: tuple[int, ...]
 
 
 class Promise(NamedTuple):

@@ -72,16 +72,21 @@ LEARNED = 20_000
 """Comparisons with queries in time."""
 
 
-class Predictions(msgspec.Struct, frozen=True):
-    """Predictions for n held-out queries: the stand-in's `confidence`, and whether it `agrees`. It
-    takes a `share` of the model's time; `threshold` is its gate's, of the `level`."""
+class Recorded(msgspec.Struct, frozen=True):
+    """Outputs of a stand-in for n held-out queries: their confidence, and whether F agrees."""
 
     about: str
+    confidence: tuple[float, ...]
+    agrees: tuple[int, ...]
+
+
+class Predictions(Recorded, frozen=True):
+    """Outputs of a stand-in that takes a `share` of the model's time; `threshold` is its gate's, of
+    the `level`."""
+
     share: float
     level: float
     threshold: float
-    confidence: tuple[float, ...]
-    agrees: tuple[int, ...]
 
 
 @cache
