@@ -1,6 +1,5 @@
 """A bundle opens as it was written, is written whole or not at all, and refused if unsound."""
 
-import json
 import os
 import shutil
 from contextlib import suppress
@@ -85,18 +84,9 @@ def test_optional_fields_of_a_manifest_may_be_missing(bundle: Path) -> None:
 @pytest.mark.parametrize("size", [1, 8])
 def test_a_model_of_a_fixed_batch_is_served(tmp_path: Path, size: int) -> None:
     content = save([IDENTITY], (FLOAT, [size, 2]), (FLOAT, [size, 2]))
-    (tmp_path / "deployed.onnx").write_bytes(content)
-    tensors = [[{"name": each, "datatype": "FP32", "shape": [2]}] for each in ("input", "output")]
-    file = {"file": "deployed.onnx", "sha256": sha256(content).hexdigest(), "size": len(content)}
-    signature = dict(zip(("inputs", "outputs"), tensors, strict=True), axes={}, batch=size)
-    manifest = {
-        "format": "parity-models-bundle", "format_version": 3, "created": "", "versions": {},
-        "deployed": {**file, "signature": signature, "network": "own"}, "digest": "",
-    }  # fmt: skip
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    tamper(tmp_path, lambda content: None)
+    bundle = write_bundle(tmp_path / "bundle", deployed=NewModel(content, "own"))
     rows = np.arange(2 * size + 2, dtype=np.float32).reshape(-1, 2)
-    with pm.serve(tmp_path, instances=1) as server:
+    with pm.serve(bundle, instances=1) as server:
         for count in (1, size, size + 1):
             found = server.predict(rows[:count]).outputs["output"]
             np.testing.assert_array_equal(found, rows[:count])

@@ -1,5 +1,6 @@
 """Flags, variables and a TOML file give the same options; help and shells name them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,22 +24,21 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "parm.toml"
 
 
-class Served:
-    """The options that `parm serve` made a server of."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._made: list[ServeOptions] = []
-        monkeypatch.setattr(serve_command, "Server", lambda _, options, *__: options)
-        monkeypatch.setattr(serve_command, "_run", self._made.append)
-
-    def __call__(self, *arguments: str) -> ServeOptions:
-        command_of("serve", serve_command.serve)(arguments, standalone_mode=False)
-        return self._made[-1]
+Served = Callable[..., ServeOptions]
 
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Served:
-    return Served(monkeypatch)
+    """Run `parm serve` with arguments, and return the options that it makes a server of."""
+    made: list[ServeOptions] = []
+    monkeypatch.setattr(serve_command, "Server", lambda _, options, *__: options)
+    monkeypatch.setattr(serve_command, "_run", made.append)
+
+    def serve(*arguments: str) -> ServeOptions:
+        command_of("serve", serve_command.serve)(arguments, standalone_mode=False)
+        return made[-1]
+
+    return serve
 
 
 def test_a_file_says_all_that_flags_say(bundle: str, file: Path, served: Served) -> None:
@@ -134,5 +134,8 @@ def test_help_lists_every_command_and_version_tells_it(parm_here: Here) -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_shells_complete_commands(parm_here: Here, shell: str) -> None:
-    assert "_PARM_COMPLETE" in parm_here("--show-completion", shell).stdout
+def test_shells_complete_commands(
+    parm_here: Here, monkeypatch: pytest.MonkeyPatch, shell: str
+) -> None:
+    monkeypatch.setenv("_PARM_COMPLETE", f"{shell}_source")
+    assert "_PARM_COMPLETE" in parm_here().stdout

@@ -6,7 +6,6 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -65,18 +64,16 @@ def test_every_answer_is_judged(server: ServerProcess, data: Path, tmp_path: Pat
     assert report["accuracy"] == pytest.approx(right.mean())
 
 
-def running_load(*arguments: object) -> subprocess.Popen[str]:
-    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(parm("load", *map(str, arguments)), text=True, **pipes)
-
-
 def test_an_interrupt_ends_the_load(server: ServerProcess, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     before = server.metric("parm_requests_total")
-    asking = running_load(
-        server.url, "--inputs", data / "queries.npz", "--rate", 100, "--duration", 600,
-        "--json", out,
-    )  # fmt: skip
+    load = ("load", server.url, "--inputs", f"{data / 'queries.npz'}", "--json", f"{out}")
+    asking = subprocess.Popen(
+        parm(*load, "--rate", "100", "--duration", "600"),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     until(lambda: server.metric("parm_requests_total") > before + 20, "no requests came")
     asking.send_signal(signal.SIGINT)
     printed, errors = asking.communicate()

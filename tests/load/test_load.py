@@ -87,10 +87,6 @@ async def serving(handle: Handler) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-def ignore() -> None:
-    """Nothing waits for the start."""
-
-
 Rows = np.ndarray[Any, Any]
 LONG = 600.0
 """A timeout, in seconds, that no test meets."""

@@ -13,7 +13,6 @@ from importlib import import_module
 from typing import Any
 
 import click
-from click.shell_completion import get_completion_class
 
 from parity_models import __version__
 from parity_models.errors import ParityModelsError, UserError, missing, options_as_flags
@@ -104,15 +103,6 @@ class Group(click.Group):
     ) -> None:
         super().__init__(name, help=help, no_args_is_help=True)
         self._sections = sections
-        completion = click.Option(
-            ["--show-completion"],
-            type=click.Choice(["bash", "zsh", "fish"]),
-            help="Show the completion script for a shell and exit.",
-            is_eager=True,
-            expose_value=False,
-            callback=_show_completion,
-        )
-        self.params.append(completion)
         for commands in sections.values():
             for each, text in commands.items():
                 self.add_command(_Subcommand(each, module_of(each), text))
@@ -137,11 +127,3 @@ class _Subcommand(click.Command):
         name = str(self.name)
         entry = getattr(import_module(self._module), name)
         return command_of(name, entry).make_context(*args, **kwargs)
-
-
-def _show_completion(context: click.Context, _: Any, shell: str | None) -> None:
-    if shell is not None and (kind := get_completion_class(shell)):
-        name = str(context.command.name)
-        variable = f"_{name.replace('-', '_').upper()}_COMPLETE"
-        click.echo(kind(context.command, {}, name, variable).source())
-        context.exit()

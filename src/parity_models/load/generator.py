@@ -62,18 +62,7 @@ async def offer_load(
     """
     async with target(spec.url, spec.model, spec.binary) as asked:
         load = Load(spec, Queries.read(spec, asked), asked)
-
-        async def stop_when_asked() -> None:
-            if stop is not None:
-                await stop.wait()
-                load.stop()
-
-        load.start(asyncio.get_running_loop().time() + LEAD, started)
-        stopping = asyncio.create_task(stop_when_asked())
-        try:
-            await load.finish()
-        finally:
-            stopping.cancel()
+        await load.run(started, stop or asyncio.Event())
     return load.result()
 
 
@@ -95,30 +84,24 @@ class Load:
         self._outcomes = {str(source): code for code, source in enumerate(SOURCES)}
         self._in_flight: set[asyncio.Task[None]] = set()
 
-    def start(self, at: float, started: Callable[[], None] | None) -> None:
-        """Begin to send requests at their times after `at`, in the event loop's time.
+    async def run(self, started: Callable[[], None] | None, stop: asyncio.Event) -> None:
+        """Send every request when it is due, and wait until all have ended.
 
-        `started` is called when the first counted request is due.
+        `started` is called when the first counted request is due. Once `stop` is set, send no more,
+        and wait PATIENCE for answers.
         """
-        self._sending = asyncio.create_task(self._send_all(at, started))
-
-    def stop(self) -> None:
-        """Send no more, and do not wait long for answers."""
-
-        def give_up() -> None:
-            for task in self._in_flight:
-                task.cancel()
-
-        self._sending.cancel()
-        asyncio.get_running_loop().call_later(PATIENCE, give_up)
-
-    async def finish(self) -> None:
-        """Wait until every request has been sent and has ended, or the load was stopped."""
-        await asyncio.wait((self._sending,))
-        if not self._sending.cancelled():
-            self._sending.result()
-        while self._in_flight:
-            await asyncio.wait(self._in_flight)
+        sending = asyncio.create_task(self._send_all(started))
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait((sending, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if sending.done():
+            sending.result()
+            return
+        sending.cancel()
+        await asyncio.wait((sending, *self._in_flight), timeout=PATIENCE)
+        for task in self._in_flight:
+            task.cancel()
+        await asyncio.wait((sending, *self._in_flight))
 
     def result(self) -> LoadResult:
         """Return the outcomes of the counted queries that were due before the load ended."""
@@ -133,10 +116,11 @@ class Load:
             outcomes=np.array(list(self._outcomes)),
         )
 
-    async def _send_all(self, at: float, started: Callable[[], None] | None) -> None:
+    async def _send_all(self, started: Callable[[], None] | None) -> None:
+        """Send every request, and wait until all have ended."""
         loop = asyncio.get_running_loop()
         limit = self._spec.connections
-        for request, due in enumerate((at + self._due).tolist()):
+        for request, due in enumerate((loop.time() + LEAD + self._due).tolist()):
             ask = self._target.prepare(self._queries.take(self._rows[request]))
             await asyncio.sleep(due - loop.time())
             if started is not None and request == self._spec.warm_up_requests:
@@ -147,6 +131,8 @@ class Load:
             task = asyncio.create_task(self._send(request, due, ask))
             self._in_flight.add(task)
             task.add_done_callback(self._in_flight.discard)
+        while self._in_flight:
+            await asyncio.wait(self._in_flight)
 
     async def _send(self, request: int, due: float, ask: Ask) -> None:
         loop = asyncio.get_running_loop()

@@ -117,7 +117,8 @@ def simulate(
     service = service_of(bundle, chosen, CODE if chosen.backup_time is None else None)
     recording = None if journal is None else Recording(journal)
     if recording is None:
-        scenario = Scenario.of(service, chosen, queries=QUERIES)
+        count = chosen.queries or QUERIES
+        scenario = Scenario.of(service, chosen, queries=count, seed=chosen.seed)
     else:
         workload, batch = recording.workload(), recording.header.config.max_batch
         scenario = Scenario.recorded(service, workload, batch, chosen.seed)

@@ -237,7 +237,8 @@ class Planner:
         """Simulate a plan."""
         goal, service = self._goal, self._service
         options = replace(goal, rate=self.rate, instances=instances)
-        outcome = Scenario.of(service, options, queries=QUERIES).outcome(choice)
+        queries = goal.queries or QUERIES
+        outcome = Scenario.of(service, options, queries=queries, seed=goal.seed).outcome(choice)
         factors = {
             f"p99 {outcome.p99_ms:.1f} ms": outcome.p99_ms / (1e3 * (goal.p99 or inf)),
             f"p99.9 {outcome.p999_ms:.1f} ms": outcome.p999_ms / (1e3 * (goal.p999 or inf)),

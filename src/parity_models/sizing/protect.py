@@ -34,12 +34,7 @@ from parity_models.progress import Callbacks
 from parity_models.roles import DEPLOYED
 from parity_models.scheduling.choice import DIFFER, PolicyChoice
 from parity_models.scheduling.policies import Adaptive, EqualResources, Hedging
-from parity_models.sizing.finalists import (
-    Contender,
-    Finalist,
-    choose,
-    measure,
-)
+from parity_models.sizing.finalists import Contender, Finalist, choose, measure
 from parity_models.sizing.scenario import (
     ALIKE,
     INSTANCES,
@@ -47,7 +42,6 @@ from parity_models.sizing.scenario import (
     Scenario,
     ScenarioOptions,
     Service,
-    SimulationOptions,
     outcome_table,
 )
 from parity_models.tasks.metrics import USUAL, OutputKind, choose_metric, recognise
@@ -336,10 +330,8 @@ def _imitate(
     metric = choose_metric(options.metric or USUAL[kind], targets.shape[1:])
     with TemporaryDirectory() as folder:
         bare = write_bundle(Path(folder, "bare"), **about)
-        teacher, only = (
-            teacher_of(bare, options.output),
-            answered_classes(bare, options.answer_only),
-        )
+        teacher = teacher_of(bare, options.output)
+        only = answered_classes(bare, options.answer_only)
         train = fit_texts if any(x.dtype.hasobject for x in queries.values()) else search_log
         made = train(teacher, learning, targets, metric, options, seconds, callbacks)
         about |= {"imitated": teacher.bundle.manifest.imitated, "backup": made.backup}
@@ -417,13 +409,8 @@ def _finish(context: TrainingContext, found: Found, out: Path, options: SearchOp
         shown = context.level
     with TemporaryDirectory() as folder:
         base, trained = measure(found.finalists, context, Path(folder))
-        simulated = SimulationOptions(
-            rate=options.rate,
-            instances=options.instances,
-            contention=options.contention,
-            seed=options.seed,
-        )
-        scenario = Scenario.of(Service({DEPLOYED: base / 1e3}), simulated, queries=count)
+        service = Service({DEPLOYED: base / 1e3})
+        scenario = Scenario.of(service, options, queries=count, seed=options.seed)
 
         def simulate(finalist: Finalist) -> None:
             service = finalist.service(gated=shown is not None)

@@ -322,17 +322,17 @@ class Scenario:
     driver: Callable[..., Driver] | None = None
 
     @classmethod
-    def of(cls, service: Service, options: SimulationOptions, *, queries: int) -> "Scenario":
-        """Return the scenario of a load; `queries` is their default number.
+    def of(
+        cls, service: Service, options: ScenarioOptions, *, queries: int, seed: int
+    ) -> "Scenario":
+        """Return the scenario of a load of so many queries.
 
         Raises UserError for files that cannot be read or do not fit.
         """
-        instances, count = options.instances or INSTANCES, options.queries or queries
-        warm_up = count // WARM_UP
+        instances, warm_up = options.instances or INSTANCES, queries // WARM_UP
         rate = options.rate or 0.5 * instances / service.unit
-        arrivals = poisson_arrivals(rate, count + warm_up, options.seed)
+        arrivals = poisson_arrivals(rate, queries + warm_up, seed)
         faults = options.faults(instances) or standard_contention(instances, service.unit)
-        seed = options.seed
         return cls(
             service,
             Simulation(arrivals, instances, 0, {}, faults=faults, seed=seed, warm_up=warm_up),

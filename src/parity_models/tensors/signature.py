@@ -58,19 +58,28 @@ Size = Annotated[int, msgspec.Meta(ge=1, le=MAX_VALUES)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
 
-class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Name, data type (a key of DATATYPES) and shape of a tensor, without the batch axis."""
+class _Typed(msgspec.Struct, frozen=True):
+    """The name and the data type, a key of DATATYPES, of a tensor."""
 
     name: Name
     datatype: str
-    shape: Annotated[tuple[Size, ...], msgspec.Meta(max_length=32)]
-
-    def __post_init__(self) -> None:
-        _check(self.datatype, self.shape)
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
         return DATATYPES[self.datatype]
+
+    @property
+    def is_text(self) -> bool:
+        return self.datatype == BYTES
+
+
+class TensorSpec(_Typed, frozen=True, forbid_unknown_fields=True):
+    """A tensor with its shape, without the batch axis."""
+
+    shape: Annotated[tuple[Size, ...], msgspec.Meta(max_length=32)]
+
+    def __post_init__(self) -> None:
+        _check(self.datatype, self.shape)
 
     def zeros(self, rows: int) -> Array:
         """Return a batch of `rows` rows of zeros, or of empty texts: (rows, *shape)."""
@@ -88,22 +97,16 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return rng.random(shape).astype(self.dtype)
         return rng.integers(0, 2, shape).astype(self.dtype)
 
-    @property
-    def is_text(self) -> bool:
-        return self.datatype == BYTES
-
     def __str__(self) -> str:
         return f"{self.name!r} {self.datatype} {list(self.shape)}"
 
 
-class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Tensor(_Typed, frozen=True, forbid_unknown_fields=True):
     """A tensor of a model, whose `shape` (of one row) has names where axes are dynamic.
 
     Shorter rows of an input are filled up with the value `padding`, or with empty texts.
     """
 
-    name: Name
-    datatype: str
     shape: Annotated[tuple[Size | Name, ...], msgspec.Meta(max_length=32)]
     padding: float = 0.0
 
@@ -114,14 +117,6 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         fits = float(held) == self.padding or self.dtype.kind == "f"
         if not fits or (self.is_text and self.padding):
             raise ValueError(f"{self.datatype} of {self.name!r} cannot hold {self.padding:g}")
-
-    @property
-    def dtype(self) -> np.dtype[np.generic]:
-        return DATATYPES[self.datatype]
-
-    @property
-    def is_text(self) -> bool:
-        return self.datatype == BYTES
 
     @property
     def fill(self) -> Array:
