@@ -1,6 +1,8 @@
 """`parm serve --stand-in-only`: a stand-in answers at once, or another server has to."""
 
 import asyncio
+import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from served import (
     queries,
     write_linear_bundle,
 )
+from string_models import CLASSES, texts
 
 ROWS = queries(20)
 CONFIDENCE = confidences("scores", 2 * predictions(ROWS))
@@ -131,3 +134,65 @@ async def test_it_learns_from_what_servers_keep(bundle: Bundle, tmp_path: Path) 
     assert other.compare(made, predictions(rows), late=False)
     other.close()
     assert await said() == "('backup',)"
+
+
+# The HTTP classification of vLLM's semantic router
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A stand-in from a log of texts, of which those that only say "well" have any label."""
+    folder = tmp_path_factory.mktemp("log")
+    pairs = [(text, CLASSES[row % 3]) for row, text in enumerate(texts(1500)[:, 0].tolist())]
+    pairs += [(f"well {row} well", CLASSES[row % 3]) for row in range(500)]
+    lines = (json.dumps({"text": text, "answer": answer}) for text, answer in pairs)
+    (folder / "log.jsonl").write_text("\n".join(lines))
+    pm.protect(pairs=folder / "log.jsonl", out=folder / "bundle")
+    with ServerProcess(str(folder / "bundle"), "--stand-in-only", "--agreement", "0.9") as server:
+        yield server
+
+
+def classify(server: ServerProcess, inputs: Any) -> httpx.Response:
+    return httpx.post(f"{server.url}/classify", json={"inputs": inputs})
+
+
+def best_label(scores: Any) -> str:
+    """Read a response as the router does, given the labels of its mapping: alignScoresToMapping in
+    pkg/classification/http_classifier.go."""
+    assert sorted(each["label"] for each in scores) == sorted(CLASSES)
+    found = [each["score"] for each in scores]
+    assert all(math.isfinite(score) and 0 <= score <= 1 for score in found)
+    assert abs(sum(found) - 1) <= 0.02
+    label: str = max(scores, key=lambda each: each["score"])["label"]
+    return label
+
+
+@pytest.mark.slow
+def test_the_semantic_router_gets_the_score_of_every_label(classifier: ServerProcess) -> None:
+    asked = texts(3, seed=4)[:, 0].tolist()
+    answer = classify(classifier, asked[0])
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["x-parm-source"] == "backup"
+    assert best_label(answer.json()) == answer.json()[0]["label"] == CLASSES[0]
+    assert [best_label(each) for each in classify(classifier, asked).json()] == [*CLASSES]
+    assert classifier.metric("parm_requests_total") == 2
+
+
+@pytest.mark.slow
+def test_the_router_gets_an_error_where_the_stand_in_may_not_answer(
+    classifier: ServerProcess, server: ServerProcess
+) -> None:
+    refused = classify(classifier, "well 7 well")
+    assert (refused.status_code, refused.headers["x-parm-reason"]) == (503, "unsure")
+    for inputs, status, why in [
+        ([], 400, "one row or more"),
+        (7, 400, "Expected `str | array`, got `int`"),
+        (2**16 * "ab", 400, "a text has 65536 at most"),
+        (["a"] * 2000, 413, "up to 1000 at once"),
+        (2**23 * "a", 413, "the body is larger than the 8388608 bytes"),
+    ]:
+        answer = classify(classifier, inputs)
+        assert (answer.status_code, why in answer.text) == (status, True), answer.text
+    unfit = classify(server, "my card")
+    assert (unfit.status_code, "made from a log" in unfit.text) == (404, True), unfit.text

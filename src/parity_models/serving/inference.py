@@ -285,8 +285,8 @@ class Inference:
         result = await version.predictor.infer(
             rows, timeout, tenant=asked.tenant, exact=asked.exact
         )
-        if model.labels is not None:
-            result = msgspec.structs.replace(result, outputs=model.labels.texts(result.outputs))
+        if (labels := asked.model.labels) is not None:
+            result = msgspec.structs.replace(result, outputs=labels.texts(result.outputs))
         if log is not None:
             log.model, log.version, log.sources = model.name, model.version, result.sources
         return await call.write(asked, result)

@@ -28,7 +28,7 @@ from parity_models.serving.options import EngineChoice, ServeOptions
 from parity_models.serving.page.feed import Page
 from parity_models.serving.repository import Repository
 from parity_models.serving.rest import Rest
-from parity_models.serving.stand_in_only import stand_in_only
+from parity_models.serving.stand_in_only import CLASSIFY, Classify, stand_in_only
 from parity_models.tensors.signature import cut, padded
 from parity_models.tensors.texts import as_texts
 
@@ -95,12 +95,16 @@ class Server:
         self._https: list[HttpServer] = []
         if options.port is not None:
             page = Page(self.models) if options.ui else None
+            pages = {} if page is None else dict(page.routes())
+            if options.stand_in_only and isinstance(models, Bundle):
+                classify = Classify(inference, models, options.limits.max_json)
+                pages[CLASSIFY] = ("POST", classify)
             rest = Rest(
                 inference,
                 options.limits,
                 clients=self._clients,
                 lacks=() if options.access.metrics_port is None else (METRICS,),
-                pages=None if page is None else page.routes(),
+                pages=pages,
                 open_paths=() if page is None else page.open_paths,
             )
             tls = None if certificate is None else lambda: certificate.context

@@ -2,20 +2,29 @@
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
+import msgspec
+import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from parity_models.bundle.backup import GatedBackup, Judged, Refusal
 from parity_models.bundle.bundle import Bundle
 from parity_models.bundle.onnx_model import run_options
 from parity_models.roles import BACKUP, Source
-from parity_models.serving.errors import NoStandInError
+from parity_models.serving.errors import InvalidRequestError, NoStandInError, NotFoundError
+from parity_models.serving.inference import Call, Inference, InferRequest, request_of
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import Result, ServedModel, ServedVersion
 from parity_models.serving.options import ServeOptions
+from parity_models.serving.protocol import read_json
+from parity_models.serving.rest import JSON, Request, Response
+from parity_models.tensors.signature import Signature
+from parity_models.tensors.texts import BYTES, as_texts
 from parity_models.trust.evidence import WRITE_EVERY
 from parity_models.trust.gates import evidence_of
 
@@ -128,3 +137,80 @@ def stand_in_only(bundle: Bundle, options: ServeOptions) -> ServedVersion:
     served.description = f"threads: {options.workers}"
     served.notes = tuple(backup.notes)
     return served
+
+
+CLASSIFY = "/classify"
+"""The path of a classifier of texts (http_classify) for vLLM's semantic router."""
+
+
+class _Texts(Struct):
+    """The body of a request for the labels of a text, or of several."""
+
+    inputs: str | list[str]
+
+
+_TEXTS = msgspec.json.Decoder(_Texts)
+
+
+class Classify:
+    """Answers a text with the scores of all labels, the highest first, and a list of texts with a
+    list of such answers. `inference` asks the stand-in of `bundle`; a body has `max_json` bytes."""
+
+    def __init__(self, inference: Inference, bundle: Bundle, max_json: int) -> None:
+        self._inference, self._max_json = inference, max_json
+        self._labels, self._signature = bundle.labels, bundle.manifest.deployed.signature
+        only = inference.models.only
+        assert only is not None, "it is of one bundle"
+        self._model = only.model.name
+
+    async def __call__(self, request: Request) -> Response:
+        if not self._labels or [each.datatype for each in self._signature.inputs] != [BYTES]:
+            raise NotFoundError(f"{CLASSIFY} needs a stand-in made from a log of texts and labels")
+        request.inference = request.is_json = True
+        request.max_body = min(request.max_body, self._max_json)
+        await request.decompress()
+        if len(request.body) > request.max_body:
+            raise request.too_large()
+        call = _Classification(request, self._labels, self._signature)
+        call.model = self._model
+        try:
+            return await self._inference.answer(call)
+        finally:
+            call.release()
+
+
+class _Classification(Call[Response]):
+    """A request to classify texts; the model's output has a score for each of the `labels`."""
+
+    def __init__(self, request: Request, labels: Sequence[str], signature: Signature) -> None:
+        self.log, self.headers = request.log, request.headers
+        self.body, self.budget = request.body, request.budget
+        self._labels, self._signature = labels, signature
+
+    def values(self, header: str) -> Sequence[str]:
+        return ()  # no header names a tenant here
+
+    def read(self, model: ServedModel) -> InferRequest:
+        given = read_json(_TEXTS, memoryview(self.body), "the request").inputs
+        self._is_list, (tensor,) = isinstance(given, list), self._signature.inputs
+        texts = np.array(given if self._is_list else [given], object)
+        try:
+            texts = as_texts(texts.reshape(-1, *tensor.shape))
+        except ValueError as error:
+            raise InvalidRequestError(f"'inputs' {error}") from error
+        scores = replace(model, signature=self._signature, labels=None)
+        fitting = scores.check_request([(tensor.name, BYTES, texts.shape)])
+        return request_of(
+            scores, fitting, {tensor.name: texts}, id=None, parameters=None, outputs=()
+        )
+
+    async def write(self, asked: InferRequest, result: Result) -> Response:
+        answers = []
+        for scores in result.outputs.tolist():
+            ranked = sorted(zip(scores, self._labels, strict=True), reverse=True)
+            said = [{"label": label, "score": score} for score, label in ranked]
+            answers.append(msgspec.json.encode(said))
+            await self.budget.turn()
+        content = b"[%s]" % b",".join(answers) if self._is_list else answers[0]
+        headers = ((name.encode(), value.encode()) for name, value in result.headers)
+        return Response(200, content, (*JSON, *headers))
