@@ -1,7 +1,10 @@
 """Decorated functions and clients of httpx give what they gave before, sooner."""
 
+import importlib
 import json
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -114,6 +117,32 @@ def check_answers(first: httpx.Response, second: httpx.Response) -> None:
 
 
 MESSAGE = infer_message(queries(2))
+KSERVE = Path(__file__).parent.parent.parent / ".servers" / "kserve"
+
+
+@pytest.mark.servers
+async def test_the_client_of_kserve_gets_the_answers_of_stand_ins(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [*KSERVE.glob("lib/python*/site-packages")]
+    assert found, f"there is no KServe at {KSERVE}; make servers installs it"
+    monkeypatch.setattr(sys, "path", [*sys.path, str(found[0])])
+    kserve = importlib.import_module("kserve")
+    tensor = kserve.InferInput("input", list(queries(2).shape), "FP32")
+    tensor.set_data_from_numpy(queries(2), binary_data=False)
+    asked = kserve.InferRequest(model_name="model", infer_inputs=[tensor])
+    target = Target()
+    async with pm.Late(bundle, differ=0.1) as late:
+        transport = pm.LateTransport(late, "model", target)
+        config = kserve.RESTConfig(transport=transport, protocol="v2", retries=0)
+        client = kserve.InferenceRESTClient(config)
+        for times in (1, 2):
+            answer = await client.infer("http://a", asked, model_name="model")
+            scores = answer.outputs[0].as_numpy()
+            np.testing.assert_allclose(scores, times * predictions(queries(2)), rtol=1e-3)
+            target.fails = True
+        await client.close()
+        assert (late.counts["model"], late.counts["backup"]) == (1, 1)
 
 
 async def test_an_async_httpx_client_gets_responses_with_headers(bundle: Bundle) -> None:
