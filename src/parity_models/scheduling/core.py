@@ -369,7 +369,7 @@ class Scheduler:
 
     def process_measured(self, now: float, lag: float, busy: float) -> list[Action]:
         """One of the driver's timers was `lag` seconds late. `busy` is the share of the time since
-        the last report that its thread computed, without the time it waited for a processor."""
+        the last report that its thread computed, and did not wait for a processor."""
         self.now = max(self.now, now)
         self.process_load.measured(busy)
         self.process_load.waited(lag, self._admission.typical_run)

@@ -16,7 +16,7 @@ SHARE, MIN_LAG = 0.1, 0.002
 seconds, until it is below half the larger of the two; not while the loop is busy for less than the
 share HAS_TIME."""
 
-HAS_TIME = 0.5
+HAS_TIME = 0.25
 
 BUSY, NOT_BUSY = 0.9, 0.75
 """It is also the bottleneck once the loop is busy for the share BUSY of the time, until that share
@@ -28,7 +28,7 @@ MEASURE_INTERVAL = 0.1
 
 class ProcessLoad:
     """Measures how late the event loop is (`lag`, in seconds), and how `busy`: the share of the
-    time in which it computed, without the time in which it waited for a processor."""
+    time in which it computed, not waited for a processor."""
 
     def __init__(self) -> None:
         self.lag = 0.0

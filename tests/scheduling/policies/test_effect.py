@@ -106,7 +106,7 @@ def test_a_server_that_is_its_own_bottleneck_sends_nothing_redundant() -> None:
 
 def test_a_server_that_only_waits_for_a_processor_is_no_bottleneck() -> None:
     scheduler = Scheduler(Adaptive(BACKUPS, runs=run_times(*SOME_SLOW)))
-    slow_server(0.0, scheduler, 0.5, busy=0.4)
+    slow_server(0.0, scheduler, 0.5, busy=0.2)
     assert scheduler.redundancy.value == "on"
     slow_server(1.0, scheduler, 0.0, busy=0.95)
     assert scheduler.redundancy.value == "bottleneck"
