@@ -36,6 +36,7 @@ from parity_models.bundle.bundle import Bundle
 from parity_models.errors import DataError
 from parity_models.late import client as client_module
 from parity_models.late.values import form_of
+from parity_models.scheduling import race
 from parity_models.tensors.signature import Tensor
 from served import queries, write_linear_bundle
 from text_models import expected, imitated, texts, write_text_bundle
@@ -101,6 +102,18 @@ async def test_backup_with_little_doubt_answers_in_place_of_the_call(make_bundle
             await late(target, ROWS)
         assert late.counts["in place"] > 0
         assert target.calls < late.counts["backup"] / 4 + 10
+
+
+async def test_calls_that_hang_before_times_are_known_are_answered_by_the_backup(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(race, "PRESUMED_LATE", 0.05)
+    target = Target()
+    async with Late(bundle, differ=0.01) as late:
+        await late(target, ROWS)
+        target.hangs = True
+        assert (await late(target, ROWS)).source == "backup"
+        assert not late.counts["copies"]
 
 
 async def test_an_error_is_late_as_well(bundle: Bundle, make_bundle: BundleOf) -> None:

@@ -48,6 +48,7 @@ def test_in_an_outage_only_stand_ins_answer(bundle: Bundle) -> None:
     assert helped.stood_in > max(alone.report.answered, hedged.report.answered)
     assert helped.right is not None
     assert helped.right == pytest.approx(helped.answered), "the backup is the model"
+    assert helped.recovered is not None
     text = str(found)
     for said in ("every instance stops", "time-out, default answer", f"{helped.stood_in:,} of"):
         assert said in text

@@ -8,7 +8,7 @@ on this machine, except that the model may be slowed down, which the result says
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
 
 import numpy as np
 import uvloop
@@ -51,6 +52,9 @@ MAX_RATE = 100.0
 LOADED = 0.5
 """The offered load, as a share of what the instances can carry."""
 
+RECOVERS_WITHIN = 30.0
+"""Seconds for which a server is waited for that was started again."""
+
 COUNTS = ("model", "copies", "stand-ins")
 """The sources of answers in the tables."""
 
@@ -66,12 +70,14 @@ class Run:
     """The answers under a `policy` during the fault; `copies` of them were given by copies.
 
     `common` is the share of queries with the commonest class of the model; None: it gives none.
+    `recovered` is the time in seconds after which the model answers once an outage is over.
     """
 
     policy: str
     report: LoadReport
     copies: int
     common: float | None
+    recovered: float | None = None
 
     @property
     def stood_in(self) -> int:
@@ -172,7 +178,12 @@ class Rehearsal(Printed):
         helped = self.outage[-1]
         return (
             f"A copy needs an instance that runs: copies gave {helped.copies:,} answers, stand-ins "
-            f"{helped.stood_in:,} of {helped.report.queries:,}."
+            f"{helped.stood_in:,} of {helped.report.queries:,}. An instance that started again was "
+            + (
+                "not in use soon."
+                if helped.recovered is None
+                else f"in use {helped.recovered:.1f} s later."
+            )
         )
 
 
@@ -350,12 +361,14 @@ class _Rehearsed:
 
     async def in_front_of_a_fleet(
         self, stack: AsyncExitStack, policy: PolicyChoice
-    ) -> tuple[Server, Callable[[], None]]:
-        """Start servers of an instance each, and one in front of them; return that, and a function
-        that stops the others."""
+    ) -> tuple[Server, Callable[[], None], Callable[[], Awaitable[float | None]]]:
+        """Start servers of an instance each, and one in front of them; return that, a function
+        that stops the others, and one that starts one again and returns the seconds until it is in
+        use."""
         alone = PolicyChoice("none")
         fleet = [await self._serve(stack, alone, 1) for _ in range(self.instances)]
-        engine = EngineChoice("remote", {"deployed": ",".join(each.url for each in fleet)})
+        urls = [each.url for each in fleet]
+        engine = EngineChoice("remote", {"deployed": ",".join(urls)})
         options = ServeOptions(port=0, deadline=DEADLINE, policy=policy, engine=engine)
         server = await stack.enter_async_context(Server(self.bundle, options))
         stopping: list[asyncio.Future[None]] = []
@@ -363,20 +376,37 @@ class _Rehearsed:
         def stop() -> None:
             stopping.extend(asyncio.ensure_future(each.stop()) for each in fleet)
 
-        return server, stop
+        async def restart() -> float | None:
+            await asyncio.gather(*stopping)
+            await self._serve(stack, alone, 1, port=urlsplit(urls[0]).port or 0)
+            began = time.monotonic()
+            while not server.deployment.frontend.instances_up()[DEPLOYED]:
+                if time.monotonic() > began + RECOVERS_WITHIN:
+                    return None
+                await asyncio.sleep(0.01)
+            return time.monotonic() - began
 
-    async def _serve(self, stack: AsyncExitStack, policy: PolicyChoice, instances: int) -> Server:
+        return server, stop, restart
+
+    async def _serve(
+        self, stack: AsyncExitStack, policy: PolicyChoice, instances: int, port: int = 0
+    ) -> Server:
         options = ServeOptions(
-            port=0, deadline=DEADLINE, instances=instances, policy=policy, faults=self.plan
+            port=port, deadline=DEADLINE, instances=instances, policy=policy, faults=self.plan
         )
         server = await stack.enter_async_context(Server(self.bundle, options))
         server.deployment.begin_faults()
         return server
 
     async def run(
-        self, load: LoadSpec, policy: PolicyChoice, server: Server, fail: Callable[[], None]
+        self,
+        load: LoadSpec,
+        policy: PolicyChoice,
+        server: Server,
+        fail: Callable[[], None],
+        restart: Callable[[], Awaitable[float | None]] | None = None,
     ) -> Run:
-        """Offer the load; the fault begins with the first counted query."""
+        """Offer the load; the fault begins with the first counted query. Then, `restart`."""
         before = []
 
         def copies() -> int:
@@ -390,4 +420,6 @@ class _Rehearsed:
 
         load = replace(load, url=server.url)
         report = report_of(load, await offer_load(load, begin))
-        return Run(policy.name, report, copies() - before[0], self.common)
+        given = copies() - before[0]
+        recovered = None if restart is None else await restart()
+        return Run(policy.name, report, given, self.common, recovered)

@@ -101,7 +101,7 @@ class Admission:
         """Return the reason for refusing these queries, which are due at one time, or None.
 
         `waiting` queries wait for instances; everything also waits `lag` seconds for the server's
-        own process. If the server is `degraded`, stand-ins answer though no instance is up.
+        own process. If the server is `degraded`, stand-ins answer though no instance does.
         """
         max_queue = self._config.max_queue
         if not waiting:
@@ -116,7 +116,7 @@ class Admission:
         if waiting + queries > max_queue:
             detail = f"{waiting} queries wait, and at most {max_queue} may (max_queue)"
             return self._overloaded(detail, waiting / rate if rate else 0.0)
-        if not rate:
+        if not rate or degraded:
             return None
         left = due - now
         run, long_run = self.typical_run, self._runs.quantile(self.LONG_RUN) or 0.0
@@ -142,7 +142,7 @@ class Admission:
 
     def no_instances(self) -> Refusal:
         """Return the refusal of a query that only an instance of the model could answer."""
-        detail = "no instance of the model is up; try again later"
+        detail = "no instance of the model is up, or all are stuck; try again later"
         return Reason.NO_INSTANCES, detail, self._jittered(self.NO_INSTANCES_RETRY)
 
     def capacity(self, now: float) -> float:

@@ -70,6 +70,12 @@ _log = logging.getLogger(__name__)
 
 _SUBJECT = attrgetter("subject")
 
+STUCK, STUCK_RUNS = 1.0, 20
+"""Instances that have finished nothing for this many seconds and median run times are stuck."""
+
+MANY_STUCK = 3
+"""The fewest queries that must be stuck, if there are as many instances: one may be slow itself."""
+
 NO_DOUBTS: Mapping[int, float] = {}
 
 
@@ -108,6 +114,8 @@ class Scheduler:
         self.units: dict[int, Unit] = {}
         self.unit_on: dict[str, Unit | None] = {}
         """The unit that each instance runs; None: it has none."""
+        self._tried: dict[str, float] = {}
+        """When each instance got its first original since any finished a unit of the model."""
         self.process_load = ProcessLoad()
         self.closed_gates: set[Source] = set()
         self.redundancy_on = True
@@ -171,7 +179,7 @@ class Scheduler:
             self._fire_timers()  # expired queries do not wait
         due = now + self.config.deadline if deadline is None else deadline
         lag = self.process_load.lag
-        degraded = not self.dispatch.up[DEPLOYED] and self.degraded
+        degraded = self.degraded
         refusal = admitted or self._admission.refusal(
             self.now, due, len(queries), waiting=self.waiting, lag=lag, degraded=degraded
         )
@@ -192,10 +200,12 @@ class Scheduler:
             self.queries[query_id] = query
             self.waiting += 1
             self._holds[query_id] = 1
+            if degraded and self.dispatch.up[DEPLOYED]:  # all of these are stuck
+                self._strand(query)
+                continue
             self.dispatch.add(original)
-            query.stranded = degraded
             if degraded:
-                self._check_stranded(query_id)
+                self._strand(query)
                 continue
             try:
                 self._policy.arrived(self, query)
@@ -329,6 +339,7 @@ class Scheduler:
             self._health.left(instance)
             if unit is not None and self._end_unit(unit, self.now, lost=True):
                 self._poison.lost(unit)
+            self._strand_pending()
         return self._turn()
 
     def unit_verified(self, now: float, unit: int, right: bool, answer: int = 0) -> list[Action]:
@@ -358,10 +369,11 @@ class Scheduler:
 
     def process_measured(self, now: float, lag: float, busy: float) -> list[Action]:
         """One of the driver's timers was `lag` seconds late. `busy` is the share of the time since
-        the last report that its thread spent computing or waiting for a processor."""
+        the last report that its thread computed, and did not wait for a processor."""
         self.now = max(self.now, now)
-        self.process_load.busy = busy
+        self.process_load.measured(busy)
         self.process_load.waited(lag, self._admission.typical_run)
+        self._strand_pending()
         return self._turn()
 
     def redundancy_switched(self, now: float, on: bool) -> list[Action]:
@@ -393,8 +405,9 @@ class Scheduler:
 
     @property
     def degraded(self) -> bool:
-        """True while no instance of the deployed model is up, and stand-ins answer."""
-        return not self.dispatch.up[DEPLOYED] and self._policy.stands_in(self)
+        """True while no instance of the deployed model is up, or all are stuck, and stand-ins
+        answer."""
+        return self._is_out() and self._policy.stands_in(self)
 
     @property
     def pending(self) -> int:
@@ -454,15 +467,44 @@ class Scheduler:
             if query.state in WITHHELD and source is Source.BACKUP:
                 self.queue_again(query.original)
 
+    def _is_out(self) -> bool:
+        """Return whether no instance of the deployed model is up, or all are stuck: every node has
+        queries, and has finished none for long. Instances that run stand-ins as well never are."""
+        up, run = self.dispatch.up[DEPLOYED], self._admission.typical_run
+        if not up:
+            return True
+        before = self.now - max(STUCK, STUCK_RUNS * run)
+        if not run or not self._tried or next(iter(self._tried.values())) > before:
+            return False
+        stuck = [instance for instance, at in self._tried.items() if at <= before]
+        return (
+            set(up).isdisjoint(self.dispatch.up[BACKUP])
+            and len(stuck) >= min(MANY_STUCK, len(up))
+            and self.dispatch.nodes_of(stuck) >= self.dispatch.nodes_of(up)
+            and any(unit.role == DEPLOYED for unit in self.units.values())
+        )
+
+    def _strand_pending(self) -> None:
+        """While stand-ins answer in place of the deployed model, ask them for all queries."""
+        if self.queries and self.degraded:
+            for query in [*self.queries.values()]:
+                self._strand(query)
+
+    def _strand(self, query: Query) -> None:
+        query.stranded = True
+        self._check_stranded(query.id)
+
     def _check_stranded(self, query_id: int) -> None:
-        """While no instance of the deployed model is up, have a stand-in answer a query that has
-        arrived since, or fail it at once."""
+        """While no instance of the deployed model answers, have a stand-in answer a query, or fail
+        it at once, unless an instance that is stuck runs it."""
         query = self.queries.get(query_id)
-        if query is None or not query.stranded or self.dispatch.up[DEPLOYED]:
+        if query is None or not query.stranded or not self._is_out():
             return
         self.tell((query_id,), self._policy.stranded, self, query)
         asked = query.backup
-        if query_id in self.queries and (asked is None or not asked.wanted or asked.has_output):
+        if query_id not in self.queries or any(task.unit for task in query.tasks):
+            return
+        if asked is None or not asked.wanted or asked.has_output:
             self._actions.append(Fail(query_id, *self._admission.no_instances()))
             self._end_query(query)
 
@@ -526,7 +568,10 @@ class Scheduler:
                     self.advance(self.queries[task.subject], STARTED)
                 self.tell((), policy.redundancy_starts, self, task)
                 continue
-            self.advance(self.queries[task.subject], STARTED)
+            query = self.queries[task.subject]
+            self.advance(query, STARTED)
+            if task is query.original:
+                self._tried.setdefault(instance, self.now)
             try:
                 policy.starts(self, task)
             except Exception as error:
@@ -550,6 +595,8 @@ class Scheduler:
         query or a comparison, which no query needs."""
         del self.units[unit.id]
         unit.took = ended_at - unit.started
+        if finished and unit.role == DEPLOYED:
+            self._tried.clear()
         if not lost:
             self.unit_on[unit.instance] = None
             if not unit.tasks:

@@ -84,7 +84,7 @@ class Dispatch:
         """The number of nodes that run the deployed model; 0 if no two instances share one."""
         if self._nodes is None:
             shared = len(set(self._node.values())) < len(self._node)
-            self._nodes = len(self._nodes_of(self.up[DEPLOYED])) if shared else 0
+            self._nodes = len(self.nodes_of(self.up[DEPLOYED])) if shared else 0
         return self._nodes
 
     def join(self, instance: str, roles: frozenset[str], node: str | None) -> None:
@@ -206,7 +206,7 @@ class Dispatch:
     def shares_node(self, task: Task, others: Iterable[Task]) -> bool:
         """Return whether one of the others runs on this task's node."""
         at = task.instance
-        return at in self._node and self._node[at] in self._nodes_of(self._instances_of(others))
+        return at in self._node and self._node[at] in self.nodes_of(self._instances_of(others))
 
     def _take_batch(
         self, queue: Queue, instance: str, max_batch: int, suits: dict[Task, Suits]
@@ -247,7 +247,7 @@ class Dispatch:
         """
         up, failed, node = self.up[task.role], task.failed_on, self._node
         taken = self._instances_of(o for tasks in task.apart for o in tasks if o is not task)
-        nodes = self._nodes_of(taken) if self.nodes else ()
+        nodes = self.nodes_of(taken) if self.nodes else ()
 
         def grade(instance: str) -> int:
             """The lower, the better."""
@@ -265,7 +265,8 @@ class Dispatch:
     def _instances_of(self, tasks: Iterable[Task]) -> set[str]:
         return {task.instance for task in tasks if task.instance is not None}
 
-    def _nodes_of(self, instances: Iterable[str]) -> set[Hashable]:
+    def nodes_of(self, instances: Iterable[str]) -> set[Hashable]:
+        """Return the nodes of those of the instances that may be given work."""
         return {self._node[instance] for instance in instances if instance in self._node}
 
 

@@ -107,6 +107,10 @@ KNOWN = 50
 
 EXPLORE = 8
 
+PRESUMED_LATE = 2.0
+"""While the model's times are unknown, a query without a deadline is late from this age on, and
+from twice the longest time so far."""
+
 
 class Ask(NamedTuple):
     """Run the query on this role: the model (once more, if it runs already), or the backup."""
@@ -554,7 +558,8 @@ class Race:
             if may_ask and now >= rule.asked_at(self.arrived, first) and rule.help.spend():
                 self._asked = now
                 actions.append(ASK_BACKUP)
-            if now >= self._copied_at(started) and rule.copies.spend():
+            known = rule.median or self.due < inf
+            if known and now >= self._copied_at(started) and rule.copies.spend():
                 rule.help.spend()
                 self.tasks += 1
                 self._started = inf  # until the copy starts
@@ -594,7 +599,13 @@ class Race:
         rule, first, started = self._rule, self._first, self._started
         median = rule.median
         if not median:
-            return (self._wake((now + self.due) / 2),) if now < self.due < inf else ()
+            if self.due < inf:
+                return (self._wake((now + self.due) / 2),) if now < self.due else ()
+            age = max(PRESUMED_LATE, 2 * rule.runs.longest, rule.not_before)
+            at = max(self.arrived + age, now)
+            if again:
+                at = max(at, 2 * now - self.arrived)
+            return (self._wake(at),)
         at = inf
         if self.held is not None:
             at = self.arrived + rule.released_after(self.held)

@@ -65,6 +65,11 @@ class RunTimes(RecentDurations):
         """The median run time; None while it is unknown."""
         return self._ranked[(len(self._ranked) - 1) // 2] if self._ranked else None
 
+    @property
+    def longest(self) -> float:
+        """The longest of the recent run times; 0 without any."""
+        return max(self._recent, default=0.0)
+
     def lasts_from(self, share: float, longer: float) -> float:
         """Return the age, which at most this share of units exceeds, from which units run `longer`
         seconds more on average; if there is none, an age beyond all known ones; 0 while that is

@@ -167,7 +167,7 @@ class Query:
     timer: int = 0
     """The timer of its deadline."""
     stranded: bool = False
-    """It arrived while no instance of the deployed model was up."""
+    """No instance of the deployed model answered while it was pending."""
     alarm: int = 0
     """The policy's last timer for it, which ends with the query; 0: none was set."""
 

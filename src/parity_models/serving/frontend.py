@@ -18,7 +18,6 @@ from contextlib import suppress
 from functools import cache, partial
 from hashlib import blake2b
 from math import ceil
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -70,9 +69,6 @@ now = time.monotonic
 
 VERIFIED_WITHIN = 10.0
 """Maximum seconds that a starting frontend waits for golden queries."""
-
-SCHEDSTAT = Path("/proc/thread-self/schedstat")
-"""Nanoseconds that the reading thread has computed, and has waited for a processor."""
 
 CHECK_EVERY = 10
 """Measurements between two self-checks."""
@@ -306,7 +302,7 @@ class Frontend:
         self._timer: asyncio.TimerHandle | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._ticks = 0
-        self._tick_due = self._wanted = 0.0
+        self._tick_due = self._used = 0.0
         self._logged, self._next_message = Redundancy.ON, 0.0
         self._differences: set[tuple[str, int | str | None, int | str | None]] = set()
         self._started = self._retired = self._closing = self._stopped = False
@@ -526,7 +522,7 @@ class Frontend:
         self._loop = asyncio.get_running_loop()
         await self._engine.start(roles, self)
         self._started = True
-        self._tick_due, self._wanted = now(), processor_wanted()
+        self._tick_due, self._used = now(), time.thread_time()
         self._tick()
         with suppress(TimeoutError):
             async with asyncio.timeout(VERIFIED_WITHIN):
@@ -875,7 +871,7 @@ class Frontend:
         request.unanswered -= 1
         self.metrics.latency(source).observe(at - request.arrived)
         if not request.unanswered and not request.future.done():
-            degraded = not self.scheduler.dispatch.up[DEPLOYED] and self.scheduler.degraded
+            degraded = self.scheduler.degraded
             request.future.set_result(
                 Result(request.answers, request.sources, request.doubts, degraded)
             )
@@ -984,10 +980,10 @@ class Frontend:
 
     def _tick(self) -> None:
         """Report the delay of this timer and how busy the loop was."""
-        at, wanted = now(), processor_wanted()
+        at, used = now(), time.thread_time()
         lag = max(0.0, at - self._tick_due)
-        busy = (wanted - self._wanted) / (MEASURE_INTERVAL + lag)
-        self._tick_due, self._wanted = at + MEASURE_INTERVAL, wanted
+        busy = (used - self._used) / (MEASURE_INTERVAL + lag)
+        self._tick_due, self._used = at + MEASURE_INTERVAL, used
         self._ticker = self._loop.call_later(MEASURE_INTERVAL, self._tick)
         if self._ticks % CHECK_EVERY == 0:
             self.check_engine()
@@ -1068,19 +1064,6 @@ class PoisonedRows:
             self.until.popitem(last=False)
         found = (i for i in range(len(rows)) if _digest(rows[i, ...]) in self.until)
         return next(found, None) if self.until else None
-
-
-def processor_wanted() -> float:
-    """Return the seconds for which this thread has computed or waited for a processor so far.
-
-    The wait includes throttling by the control group's quota. Only Linux counts it; elsewhere,
-    these are the seconds for which the process has computed.
-    """
-    try:
-        computed, waited, _ = SCHEDSTAT.read_bytes().split()
-    except OSError:
-        return time.process_time()
-    return (int(computed) + int(waited)) / 1e9
 
 
 def _kind(role: str) -> str:

@@ -103,13 +103,15 @@ class Metrics:
             "Queries unlike those that stand-ins learned from, which are answered exactly.",
         )
         self.degraded = gauge(
-            "parm_degraded", "1 while no instance of the model is up, and stand-ins answer."
+            "parm_degraded",
+            "1 while no instance of the model is up, or all are stuck: stand-ins answer.",
         )
         self.lag = gauge(
             "parm_loop_lag_seconds", "Recent wait of reports and timers for this process."
         )
         self.process_busy = gauge(
-            "parm_process_busy", "Share of the time in which the loop computes or waits for a core."
+            "parm_process_busy",
+            "Share of the time in which the loop computes, without waits for a core.",
         )
         self.redundancy = gauge(
             "parm_redundancy",

@@ -84,9 +84,9 @@ def test_redundancy_that_makes_no_difference_is_sent_ever_more_seldom(late: floa
     assert shares[-1] < 0.5  # where all is chance, about half of the tests say so
 
 
-def slow_server(world_now: float, scheduler: Scheduler, lag: float) -> None:
+def slow_server(world_now: float, scheduler: Scheduler, lag: float, busy: float = 0.5) -> None:
     for step in range(1000):
-        scheduler.process_measured(world_now + step / 1000, lag, 0.5)
+        scheduler.process_measured(world_now + step / 1000, lag, busy)
 
 
 def test_a_server_that_is_its_own_bottleneck_sends_nothing_redundant() -> None:
@@ -102,6 +102,14 @@ def test_a_server_that_is_its_own_bottleneck_sends_nothing_redundant() -> None:
     assert sum(unit is not None for unit in scheduler.running().values()) == 1
     slow_server(6.0, scheduler, 0.0)
     assert scheduler.redundancy.value == "on"
+
+
+def test_a_server_that_only_waits_for_a_processor_is_no_bottleneck() -> None:
+    scheduler = Scheduler(Adaptive(BACKUPS, runs=run_times(*SOME_SLOW)))
+    slow_server(0.0, scheduler, 0.5, busy=0.2)
+    assert scheduler.redundancy.value == "on"
+    slow_server(1.0, scheduler, 0.0, busy=0.95)
+    assert scheduler.redundancy.value == "bottleneck"
 
 
 def test_redundancy_can_be_switched_off_and_on_while_it_serves() -> None:

@@ -126,13 +126,13 @@ class Policy:
         return [frozenset({DEPLOYED})] * (instances + extra)
 
     def stands_in(self, port: Port) -> bool:
-        """Return whether stand-ins answer while no instance of the deployed model is up."""
+        """Return whether stand-ins answer while no instance of the deployed model does."""
         return False
 
     def stranded(self, port: Port, query: Query) -> None:
-        """No instance of the deployed model is up: ask a stand-in for the query, or answer it with
-        an output that has arrived. It has just arrived (then this takes the place of `arrived`), or
-        a stand-in's task for it has ended."""
+        """No instance of the deployed model answers: ask a stand-in for the query, or answer it
+        with an output that has arrived. It has just arrived (then this takes the place of
+        `arrived`), was pending when the last instance went, or a stand-in's task for it ended."""
 
     def arrived(self, port: Port, query: Query) -> None:
         """A query was admitted; its original is queued and is dispatched after this."""
