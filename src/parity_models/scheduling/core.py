@@ -470,11 +470,12 @@ class Scheduler:
     def _is_out(self) -> bool:
         """Return whether no instance of the deployed model is up, or all are stuck: every node has
         queries, and has finished none for long. Instances that run stand-ins as well never are."""
-        up, run = self.dispatch.up[DEPLOYED], self._admission.typical_run
-        if not up:
-            return True
+        up = self.dispatch.up[DEPLOYED]
+        if not up or not self._tried:
+            return not up
+        run = self._admission.typical_run
         before = self.now - max(STUCK, STUCK_RUNS * run)
-        if not run or not self._tried or next(iter(self._tried.values())) > before:
+        if not run or next(iter(self._tried.values())) > before:
             return False
         stuck = [instance for instance, at in self._tried.items() if at <= before]
         return (

@@ -871,7 +871,7 @@ class Frontend:
         request.unanswered -= 1
         self.metrics.latency(source).observe(at - request.arrived)
         if not request.unanswered and not request.future.done():
-            degraded = self.scheduler.degraded
+            degraded = source is not Source.MODEL and self.scheduler.degraded
             request.future.set_result(
                 Result(request.answers, request.sources, request.doubts, degraded)
             )
