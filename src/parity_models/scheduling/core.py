@@ -179,7 +179,8 @@ class Scheduler:
             self._fire_timers()  # expired queries do not wait
         due = now + self.config.deadline if deadline is None else deadline
         lag = self.process_load.lag
-        degraded = self.degraded
+        may_be_out = bool(self._tried) or not self.dispatch.up[DEPLOYED]
+        degraded = may_be_out and self.degraded
         refusal = admitted or self._admission.refusal(
             self.now, due, len(queries), waiting=self.waiting, lag=lag, degraded=degraded
         )
