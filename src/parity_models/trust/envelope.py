@@ -209,10 +209,10 @@ class Envelope(msgspec.Struct, frozen=True, eq=False, forbid_unknown_fields=True
             unlike |= found > self.longest[axis]
         for tensor, part in zip(self.inputs, self.parts, strict=True):
             array = queries[tensor.name]
-            whole = [] if sizes else [array[i, ...] for i in range(count)]
-            for i, row in enumerate(contents(tensor, array, sizes) if sizes else whole):
-                if not part.like(row):
-                    unlike[i] = True
+            cut = contents(tensor, array, sizes) if sizes else None
+            for row in range(count):
+                if not part.like(array[row, ...] if cut is None else cut[row]):
+                    unlike[row] = True
         return unlike
 
     def impossible(self, outputs: Array) -> NDArray[np.bool_]:
