@@ -78,8 +78,8 @@ def test_flags_go_before_variables_and_those_before_the_file(
 
 def test_an_engine_has_options_after_its_name_and_of_flags(bundle: str, served: Served) -> None:
     url = "http://127.0.0.1:1"
-    options = served(bundle, "--engine", "remote@ca-file=ca.pem", "--deployed", url)
-    assert options.engine.options == {"ca_file": "ca.pem", "deployed": url}
+    options = served(bundle, "--engine", "remote@upstream-token=token", "--deployed", url)
+    assert options.engine.options == {"upstream_token": "token", "deployed": url}
     assert served(bundle, "--deployed", url).engine.name == "remote"
 
 

@@ -117,7 +117,7 @@ REFUSED = [
     ("BUNDLE --engine local --deployed URL", "deployed is not an option of the engine local"),
     ("BUNDLE --parity URL", "parity is not an option of the engine local"),
     ("BUNDLE --backup URL", "backup is not an option of the engine local"),
-    ("BUNDLE --ca-file NOWHERE", "of the engine local but of remote"),
+    ("BUNDLE --engine local@upstream-token=NOWHERE", "of the engine local but of remote"),
     ("--deployed URL", "give one BUNDLE"),
     ("ALONE --deployed URL --parity URL", "no parity model"),
     ("BUNDLE --deployed URL/other", "no model is called 'other'"),
@@ -126,7 +126,6 @@ REFUSED = [
     (f"{DEPLOYED} --instances 3", "leave --instances out with the engine remote"),
     (f"{DEPLOYED} --extra-instances 1", "leave --extra-instances out with the engine remote"),
     (f"{DEPLOYED} --faults {{}}", "faults are not for the engine remote"),
-    (f"{DEPLOYED} --ca-file NOWHERE", "cannot read certificates"),
     ("OTHER --deployed URL", "has another model 'model': the sha256 of its file"),
     ("OTHER --deployed GRPC", "has another model 'model': the sha256 of its file"),
 ]

@@ -128,7 +128,9 @@ async def test_a_node_is_a_host_or_where_all_share_one_an_upstream(model: Path) 
 
 
 @pytest.mark.parametrize("scheme", ["https", "grpcs"])
-async def test_upstreams_and_we_are_known(model: Path, tmp_path: Path, scheme: str) -> None:
+async def test_upstreams_and_we_are_known(
+    model: Path, tmp_path: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     authority, stranger = trustme.CA(), trustme.CA()
     server = authority.issue_cert("127.0.0.1")
     files = {name: str(tmp_path / f"{name}.pem") for name in ("ca", "strange")}
@@ -138,7 +140,8 @@ async def test_upstreams_and_we_are_known(model: Path, tmp_path: Path, scheme: s
     token.write_text("first\n")
     key, chain = server.private_key_pem.bytes(), server.cert_chain_pems[0].bytes()
     tls = server_context(server) if scheme == "https" else (key, chain)
-    given: dict[str, Any] = {"ca_file": files["ca"], "upstream_token": str(token)}
+    given: dict[str, Any] = {"upstream_token": str(token)}
+    monkeypatch.setenv("PARM_CA_FILE", files["ca"])
     async with FakeUpstream(scheme, WEIGHTS, tls=tls) as upstream:
         async with using(model, upstream, **given) as (engine, events, first):
             for unit, word in enumerate(("first", "second")):
@@ -146,14 +149,19 @@ async def test_upstreams_and_we_are_known(model: Path, tmp_path: Path, scheme: s
                 while upstream.heard[-1]["authorization"] != f"Bearer {word}":
                     engine.run(first, unit, "deployed", [ROW])
                     await events.outputs(unit)
-        for change in ({"ca_file": files["strange"]}, {"ca_file": None}):
-            with pytest.raises(UpstreamError, match="cannot be reached"):
-                await engine_for(model, upstream, **given | change).start([DEPLOYED], Events())
-        for name in ("ca_file", "upstream_token"):
-            (tmp_path / "none").write_text(" ")
-            engine = engine_for(model, upstream, **given | {name: str(tmp_path / "none")})
-            with pytest.raises(UserError, match=r"give a PEM file|holds no token"):
-                await engine.start([DEPLOYED], Events())
+        (tmp_path / "none").write_text(" ")
+        engine = engine_for(model, upstream, upstream_token=str(tmp_path / "none"))
+        with pytest.raises(UserError, match="holds no token"):
+            await engine.start([DEPLOYED], Events())
+        monkeypatch.setenv("PARM_CA_FILE", files["strange"])
+        with pytest.raises(UpstreamError, match="cannot be reached"):
+            await engine_for(model, upstream, **given).start([DEPLOYED], Events())
+        monkeypatch.setenv("PARM_CA_FILE", str(tmp_path / "none"))
+        with pytest.raises(UserError, match="give a PEM file"):
+            await engine_for(model, upstream, **given).start([DEPLOYED], Events())
+        monkeypatch.delenv("PARM_CA_FILE")
+        with pytest.raises(UpstreamError, match="cannot be reached"):
+            await engine_for(model, upstream, **given).start([DEPLOYED], Events())
 
 
 @pytest.mark.parametrize("protocol", ["v1", "v2"])

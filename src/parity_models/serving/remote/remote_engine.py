@@ -92,11 +92,6 @@ class UpstreamOptions(Engine.Options):
         "process.",
         metavar="URLS",
     )
-    ca_file: str | None = option(
-        None,
-        "The certificates to trust over https and grpcs, a PEM file; by default the system's.",
-        metavar="FILE",
-    )
     upstream_token: str | None = option(
         None,
         "A file with the bearer token for these servers; read again when it changes.",
@@ -340,15 +335,16 @@ class RemoteEngine(Engine):
 def connect(upstream: Upstream, options: UpstreamOptions, max_answer: int) -> UpstreamClient:
     """Connect to an upstream by its URL and protocol.
 
-    An answer over gRPC has up to `max_answer` bytes. Raises UserError for a file of the options
-    that cannot be used.
+    An answer over gRPC has up to `max_answer` bytes. Over https and grpcs, the certificates of the
+    PEM file PARM_CA_FILE are trusted, by default the system's. Raises UserError for a file that
+    cannot be used.
     """
     # Imported late: other engines need no aiohttp, and fleets that speak HTTP no gRPC.
     from parity_models.serving.client import Credentials
     from parity_models.serving.remote.clients import RestClient, V1Client
 
     token = None if options.upstream_token is None else Token(Path(options.upstream_token))
-    credentials = Credentials(None, None if options.ca_file is None else Path(options.ca_file))
+    credentials = replace(Credentials.of_environment(), token=None)
     scheme, address = upstream.url.split("://")
     if scheme.startswith("http"):
         kind = V1Client if upstream.protocol == "v1" else RestClient
