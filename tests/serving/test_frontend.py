@@ -18,6 +18,7 @@ from parity_models.scheduling.policies import NoRedundancy, Parity, Policy, Pool
 from parity_models.scheduling.work import SchedulerConfig
 from parity_models.serving.errors import (
     DeadlineError,
+    InferenceError,
     InternalError,
     OverloadedError,
     PoisonError,
@@ -222,6 +223,22 @@ async def test_engine_error_fails_its_query_alone() -> None:
         request = await asked(frontend.infer(queries(3)))
         engine.finish_all()
         assert (await request).sources == [Source.MODEL] * 3
+
+
+async def test_a_model_that_fails_is_in_the_log_now_and_then(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with serving(NoRedundancy(), 2, 0) as (frontend, engine):
+        for _ in range(3):
+            request = await asked(frontend.infer(queries(1)))
+            while engine.units:
+                engine.listener.unit_failed(engine.units.pop(0).id, "no such row")
+                await asyncio.sleep(0)
+            with pytest.raises(InferenceError, match="no such row"):
+                await request
+    said = [each.message for each in caplog.records if "in the model" in each.message]
+    assert [each.split()[0] for each in said] == ["1", "2"]
+    assert "no such row" in said[0]
 
 
 async def test_lost_unit_is_repaired_and_counted() -> None:

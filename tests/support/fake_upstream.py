@@ -55,6 +55,7 @@ class FakeUpstream:
 
     `heard` are the headers, or the metadata, of the units that it was asked, in lower case.
 
+    Over V2 and gRPC, answers name the `version` of the model, if there is one.
     `mode` says how it answers from now on; health checks are only bad when it is AWAY or DENIED, as
     if it asked for a token. When it is PICKY, rows with a value above 1 are the client's mistake:
     none that it is checked with is one.
@@ -75,6 +76,7 @@ class FakeUpstream:
         tls: Any = None,
     ) -> None:
         self.mode = WELL
+        self.version: str | None = None
         self.busy: int | grpc.StatusCode = 503
         self.retry_after: str | float | None = None
         self.asked = 0
@@ -209,7 +211,8 @@ class FakeUpstream:
             return cut
         output = {"name": "output", "datatype": "FP32", "shape": outputs.shape}
         if binary:
-            header = json.dumps({"outputs": [output]}).encode()
+            named = {"model_version": self.version, "outputs": [output]}
+            header = json.dumps(named).encode()
             length = {LENGTH: str(len(header))}
             return web.Response(body=header + self._bytes(outputs), headers=length)
         values = outputs.tolist()
@@ -252,7 +255,7 @@ class FakeUpstream:
             await context.abort(code, refusal.text, (("grpc-status-details-bin", details),))
         if isinstance(outputs, bytes):
             return outputs
-        response = ModelInferResponse(model_name="model")
+        response = ModelInferResponse(model_name="model", model_version=self.version)
         response.outputs.add(name="output", datatype="FP32", shape=outputs.shape)
         response.raw_output_contents.append(self._bytes(outputs))
         return response.SerializeToString()

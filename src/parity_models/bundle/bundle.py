@@ -19,7 +19,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
@@ -336,7 +336,7 @@ class Bundle:
     """
 
     path: Path
-    manifest: Manifest
+    manifest: Manifest = field(repr=False)
     digest: str
     allowed: frozenset[str] = frozenset()
 

@@ -359,7 +359,7 @@ def accuracy_table(bundle: Bundle, accuracy: Accuracy) -> Table:
 
 def gate_table(results: Sequence[GateResult], metric: str) -> Table:
     """Return the results in per cent, one row for each stand-in and level."""
-    table = Table(title="gates: where stand-ins may answer", title_justify="left")
+    table = Table(title="gates, measured with these queries", title_justify="left")
     table.add_column("stand-in", min_width=14)
     for column in ("level", "answers", "agree\nwith F", metric, "F, the\nsame"):
         table.add_column(column, justify="right")

@@ -111,7 +111,7 @@ class Run:
             "policy": self.policy,
             **{
                 heading: "-" if each is None else f"{each:.1f}"
-                for heading, each in zip(("p50", "p99", "longest"), times, strict=True)
+                for heading, each in zip(("p50", "p99", "max"), times, strict=True)
             },
             **{heading: f"{each:,}" for heading, each in counts.items()},
             "answered": f"{self.answered:.1%}",
@@ -144,7 +144,7 @@ class Rehearsal(Printed):
             f"{slowed if self.slowed_ms > 1.05 * self.usual_ms else ''}; times in ms"
         )
         usual = [run.cells for run in self.runs]
-        times = ("p50", "p99", "longest")
+        times = ("p50", "p99", "max")
         title = f"an instance stops now and then; {load}"
         table = _table(title, (*times, *COUNTS, "failed"), usual)
         parts: list[RenderableType] = [table, self.explanation]

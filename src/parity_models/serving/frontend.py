@@ -228,6 +228,8 @@ class Frontend:
 
     """
 
+    _failed_by_model = 0
+
     def __init__(
         self,
         engine: Engine,
@@ -891,6 +893,11 @@ class Frontend:
         """Fail a query, and its request with it."""
         request = self.in_flight[action.query]
         self.metrics.failures.labels(action.reason).inc()
+        if action.reason is Reason.INSTANCES_FAILED:  # a model that fails all would flood the log
+            self._failed_by_model += 1
+            if self._failed_by_model.bit_count() == 1:
+                count = self._failed_by_model
+                _log.warning("%d queries failed in the model; the newest: %s", count, action.detail)
         if action.reason is Reason.POISON:
             self._poison.remember(self._row(action.query), now())
         if request.future.done():

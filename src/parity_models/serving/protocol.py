@@ -192,6 +192,7 @@ class InferAnswer(NamedTuple):
 
     outputs: Sequence[OutputTensor]
     parameters: Mapping[str, Any]
+    model_version: str | None = None
 
     def sources(self, rows: int) -> tuple[Source, ...]:
         """Return the source of each row; the model, if the server names none. Raises
@@ -275,7 +276,7 @@ def read_response(body: bytes, header_length: str | None) -> InferAnswer:
         outputs.append(OutputTensor(tensor.name, tensor.datatype, tensor.shape, content))
     if data:
         raise InvalidRequestError(f"{len(data)} bytes follow the outputs")
-    return InferAnswer(outputs, message.parameters or {})
+    return InferAnswer(outputs, message.parameters or {}, message.model_version)
 
 
 # Tensors as binary data: row-major; little-endian, as all machines that ONNX Runtime supports

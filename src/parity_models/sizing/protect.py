@@ -44,7 +44,7 @@ from parity_models.sizing.scenario import (
     Service,
     outcome_table,
 )
-from parity_models.tasks.metrics import USUAL, OutputKind, choose_metric, recognise
+from parity_models.tasks.metrics import METRICS, USUAL, OutputKind, choose_metric, recognise
 from parity_models.tensors.pairs import Pairs, read_pairs
 from parity_models.tensors.queries import commonest, take
 from parity_models.tensors.signature import Array, Batch
@@ -149,7 +149,9 @@ class Report(Printed):
         """Tables of the stand-ins found and of the simulations, and the advice."""
         table = Table(title=f"stand-ins found; {self.metric} agreement, %", title_justify="left")
         table.add_column("stand-in", min_width=20)
-        for heading in ("ms", "of model", "agrees", "surest"):
+        # Of values, it is a mean, such as a cosine's, and no share of outputs that agree.
+        agrees = "agrees" if METRICS[self.metric].kind == "classes" else "score"
+        for heading in ("ms", "of model", agrees, "surest"):
             table.add_column(heading, justify="right")
         table.add_row("the model", f"{self.model_ms:.3f}", "1.00", "100", "")
         for each in sorted(self.finalists, key=lambda one: one.share):

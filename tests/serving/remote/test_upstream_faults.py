@@ -156,6 +156,27 @@ async def test_an_unforeseen_error_ejects_the_upstream_until_it_is_over(
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
+async def test_an_upstream_with_a_new_version_is_checked_at_once(
+    model: Path, scheme: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with two(model, scheme) as (upstream, engine, events, instance):
+        upstream.version = "1"
+        for unit in range(2):
+            engine.run(instance, unit, "deployed", [ROW])
+            await events.outputs(unit)
+        assert "version" not in caplog.text
+        upstream.version, checked = "2", upstream.asked + 2  # the unit, and the check's query
+        engine.run(instance, 2, "deployed", [ROW])
+        await events.outputs(2)
+        await asked(upstream, checked)
+        assert f"{upstream.url} answers with version 2 of model, before with 1" in caplog.text
+        upstream.mode, upstream.version = fake.OTHER, "3"
+        engine.run(instance, 3, "deployed", [ROW])
+        await events.outputs(3)
+        assert "predicts something else" in await events.departure(instance)
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
 async def test_an_idle_upstream_is_ejected_and_checked_before_it_is_back(
     model: Path, scheme: str, caplog: pytest.LogCaptureFixture
 ) -> None:

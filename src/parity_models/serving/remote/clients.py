@@ -112,7 +112,9 @@ class RestClient(UpstreamClient):
             answer, length = await self._client.ask(
                 "POST", path, body, {**headers, **own}, limit=limit
             )
-            return read_response(answer, length).outputs
+            found = read_response(answer, length)
+            self._answered(model, found.model_version)
+            return found.outputs
 
 
 # V1

@@ -115,6 +115,7 @@ class GrpcClient(UpstreamClient):
             if error.after is None:  # it may be gone
                 await self._check_ready(model)
             raise
+        self._answered(model, response.model_version)
         try:
             return await _outputs(response, kind, len(array))
         except InvalidRequestError as error:

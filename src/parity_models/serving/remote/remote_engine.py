@@ -3,7 +3,8 @@
 An upstream counts as `concurrency` instances. They join when it has passed its checks: it is ready,
 has the bundle's models, and predicts the same. They leave when a unit or its health check finds it
 gone, hung or answering garbage; then it is checked again, with a back-off, until it passes. An
-upstream that is away or wrong at the start joins likewise. A unit answered with an error just
+upstream that is away or wrong at the start joins likewise. One whose answers are of a new version
+of the model is checked at once. A unit answered with an error just
 fails, as the fault may be its own. A busy upstream stays, and is left alone for a while.
 
 Faults that overload can cause too (DOUBTS) eject at most half of the instances with one model.
@@ -396,7 +397,7 @@ class _Link:
     `fault` is the reason why it is not in use. `units` has its instances that have joined and not
     left, each with its unit, if it has one. `kept_for` is the doubt that does not eject it, as too
     many others are out. `doubted` is set to check the upstream at once: a slot was recycled,
-    or it was ejected.
+    it was ejected, or it answers with another version of the model.
     """
 
     def __init__(
@@ -409,6 +410,7 @@ class _Link:
     ) -> None:
         self.upstream = upstream
         self.client = client
+        client.on_new_version = self._on_new_version
         self.models = models
         self.units: dict[str, _Unit | None] = {}
         self.fault: UpstreamError | None = None
@@ -472,6 +474,18 @@ class _Link:
         self._leave(instance, f"is to be checked anew: {why}")
         self.doubted.set()
         self._engine.parts.metrics.ejections.labels(self.upstream.url, Fault.RECYCLED).inc()
+
+    def _on_new_version(self, model: UpstreamModel, old: str, new: str) -> None:
+        """Check an upstream anew that answers with another version of a model."""
+        _log.warning(
+            "upstream %s answers with version %s of %s, before with %s; stand-ins have learned "
+            "from the bundle's model: if the two differ much, make a bundle of the new one",
+            self.upstream.url,
+            new,
+            model.name,
+            old,
+        )
+        self.doubted.set()
 
     def _back_off(self, error: BusyError) -> float:
         """Leave a busy upstream alone as it asks, within bounds. Return the seconds left."""

@@ -1,7 +1,7 @@
 """Upstreams of the remote engine, the faults that they may have, and the base of their clients."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -24,6 +24,9 @@ largest value: it allows for other precisions, not for other weights."""
 
 _MAX_TEXT = 300
 """Characters of an upstream's description that are kept."""
+
+_MAX_VERSIONS = 100
+"""Versions of a model that are told apart."""
 
 
 def give_token() -> str:
@@ -124,7 +127,8 @@ class UpstreamClient(ABC):
 
     Every method raises UpstreamError if the upstream is at fault, and BusyError if it is busy.
     `abandons`: the upstream gives up a unit whose `infer` is cancelled; others work on, or crash
-    now and then (Triton 2.51). `binary`: it reads binary data over REST.
+    now and then (Triton 2.51). `binary`: it reads binary data over REST. `on_new_version` is called
+    with the model, its version so far, and a new one from which an answer has come.
     """
 
     abandons = False
@@ -132,6 +136,18 @@ class UpstreamClient(ABC):
 
     def __init__(self, token: Token | None) -> None:
         self._token = token
+        self._versions: dict[str, list[str]] = {}
+        self.on_new_version: Callable[[UpstreamModel, str, str], None] = lambda *_: None
+
+    def _answered(self, model: UpstreamModel, version: str | None) -> None:
+        """Note the version of the model that gave an answer, if the answer names one."""
+        known = self._versions.setdefault(model.name, [])
+        version = version and version[:_MAX_TEXT]
+        if not version or version in known or len(known) == _MAX_VERSIONS:
+            return
+        known.append(version)
+        if len(known) > 1:
+            self.on_new_version(model, known[-2], version)
 
     async def check_ready(self, model: UpstreamModel) -> None:
         """Check that the model takes units now."""
