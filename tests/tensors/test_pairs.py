@@ -55,7 +55,7 @@ def test_a_repeated_query_counts_once_with_its_commonest_answer(folder: Path) ->
     found = read(folder, *LINES, *({"text": text, "answer": label} for text, label in said))
     assert len(found.answers) == 41
     assert found.answers[-1] == "b"
-    assert "1 queries have several answers; the commonest counts" in found.notes
+    assert "queries with several answers, of which the commonest counts: 1" in found.notes
 
 
 def test_queries_are_in_the_order_of_their_first_times(folder: Path) -> None:

@@ -330,8 +330,8 @@ def accuracy_table(bundle: Bundle, accuracy: Accuracy) -> Table:
     Shares of queries come with an interval that holds the true share in 95 of 100 cases.
     """
     code = bundle.manifest.code
-    of = "no code" if code is None else str(code)
-    table = Table(title=f"{bundle.path}: {of}", title_justify="left")
+    title = f"{bundle.path}" if code is None else f"{bundle.path}: {code}"
+    table = Table(title=title, title_justify="left")
     table.add_column(f"{accuracy.metric}, {accuracy.queries:,} queries")
     table.add_column("%", justify="right")
     table.add_column("95 % sure", justify="right")
@@ -342,7 +342,8 @@ def accuracy_table(bundle: Bundle, accuracy: Accuracy) -> Table:
         ends = "" if interval is None else " to ".join(f"{100 * end:.1f}" for end in interval)
         table.add_row(what, f"{100 * share:.2f}", ends)
 
-    add("A_a  available: the deployed model", accuracy.available_accuracy, sure=True)
+    if not bundle.manifest.deployed.elsewhere:  # a log's answers are right by definition
+        add("A_a  available: the deployed model", accuracy.available_accuracy, sure=True)
     if accuracy.backup_accuracy is not None:
         add("     the approximate backup", accuracy.backup_accuracy, sure=True)
     if accuracy.degraded_accuracy is None or accuracy.agreement is None:

@@ -247,7 +247,9 @@ class _Log:
         elif untimed < len(queries):
             notes.append(f"{untimed:,} queries have no time, so that of the others does not count")
         if several := sum(len(each.answers) > 1 for each in queries):
-            notes.append(f"{several:,} queries have several answers; the commonest counts")
+            notes.append(
+                f"queries with several answers, of which the commonest counts: {several:,}"
+            )
         answers = [max(each.answers, key=each.answers.__getitem__) for each in queries]
         if len(set(answers)) == 1:
             raise DataError("all answers are the same, so nothing can be learned from them")

@@ -56,7 +56,6 @@ def test_a_stand_in_answers_where_another_deployment_hangs(cluster: None, bundle
     serve: Any = importlib.import_module("ray.serve")
     front: Any = importlib.import_module("front")
 
-    @serve.deployment(max_ongoing_requests=2 * CALLS)
     class Classifier:
         """Says the class that a text of string_models has, until it hangs."""
 
@@ -85,7 +84,8 @@ def test_a_stand_in_answers_where_another_deployment_hangs(cluster: None, bundle
     (port,) = free_ports(1)
     labels = {text: CLASSES[row % 3] for row, text in enumerate(texts(CALLS, seed=3).ravel())}
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(front.Front.bind(Classifier.bind(), f"{bundle}", differ=0.2))
+    deployed = serve.deployment(max_ongoing_requests=2 * CALLS)(Classifier)
+    serve.run(front.Front.bind(deployed.bind(), f"{bundle}", differ=0.2))
     classifier = serve.get_deployment_handle("Classifier", "default")
 
     with (
