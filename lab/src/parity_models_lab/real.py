@@ -19,6 +19,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
+from itertools import product
 from math import ceil, inf
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from parity_models import Late, calibrate, protect
 from parity_models.bundle.backup import GatedBackup, Judged
 from parity_models.bundle.bundle import NewModel, open_bundle, write_bundle
+from parity_models.errors import LoadError
 from parity_models.options import option
 from parity_models.progress import progress_bars
 from parity_models.roles import BACKUP, Source
@@ -63,6 +65,9 @@ HEDGED_AFTER = (0.015, 0.03, 0.06, 0.12)
 
 LATE = 0.05
 """Seconds from which on a query is late: those of the runs without help."""
+
+RECOVERED = 30.0
+"""Seconds within which a server answers again once it is left alone."""
 
 CONTINUED = 0.02
 """Seconds after which the next of several stopped processes goes on."""
@@ -181,9 +186,25 @@ class Fleet:
         return _class(output), source
 
     async def drained(self) -> None:
-        """Wait until every server has answered a query: so all before it, given up or not."""
-        servers = range(len(self._clients))
-        await asyncio.gather(*(self._ask(0, at) for at in servers), return_exceptions=True)
+        """Wait until every server has answered a query: so all before it, given up or not.
+
+        Raises LoadError if one answers none within RECOVERED seconds.
+        """
+        await asyncio.gather(*map(self._drained, range(len(self._clients))))
+
+    async def _drained(self, at: int) -> None:
+        until = time.monotonic() + RECOVERED
+        while True:
+            try:
+                await self._ask(0, at)
+            except (ClientError, InvalidRequestError, OSError) as error:
+                if time.monotonic() > until:
+                    raise LoadError(
+                        f"server {at} has gone; start again, as earlier runs are kept"
+                    ) from error
+                await asyncio.sleep(0.1)
+            else:
+                return
 
     async def _ask(self, text: int, at: int | None = None) -> tuple[dict[str, NDArray[Any]], str]:
         if at is None:
@@ -364,6 +385,7 @@ async def run(
         number.append(sum(spell.begins <= due for spell in spells))
     found = await asyncio.gather(*answers)
     await asyncio.gather(*disturbances)
+    await contestant.fleet.drained()
     used = contestant.processor_time()
     seconds = sum(each - before.get(pid, 0.0) for pid, each in used.items())
     latencies, said, sources = zip(*found, strict=True)
@@ -446,9 +468,10 @@ def plot_tails(file: Path, results: Mapping[str, Pooled], note: str) -> None:
     with style():
         picture = Figure(figsize=(9, 5.2), dpi=140, layout="constrained")
         axes = picture.add_subplot()
-        for (name, found), colour in zip(results.items(), PALETTE, strict=False):
+        looks = product(("-", "--"), PALETTE)
+        for (name, found), (line, colour) in zip(results.items(), looks, strict=False):
             answered = 1e3 * np.where(found.latencies < inf, found.latencies, TIMEOUT)
-            axes.ecdf(answered, complementary=True, color=colour, label=name)
+            axes.ecdf(answered, complementary=True, color=colour, linestyle=line, label=name)
         tail_axes(axes, 5e-4)
         axes.set_xscale("log")
         axes.set_xlabel("latency in ms, from the scheduled query to the answer")
