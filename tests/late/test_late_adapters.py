@@ -1,10 +1,7 @@
 """Decorated functions and clients of httpx give what they gave before, sooner."""
 
-import importlib
 import json
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,7 +9,7 @@ import numpy as np
 import pytest
 
 import parity_models as pm
-from late_targets import MODEL, ROWS, SAID, RefusedError, labelled
+from late_targets import MODEL, ROWS, SAID, HttpTarget, RefusedError, labelled
 from parity_models.bundle.backup import GatedBackup
 from parity_models.bundle.bundle import Bundle
 from served import INFER, infer_message, predictions, queries
@@ -80,25 +77,6 @@ async def test_a_function_is_called_with_the_server_and_a_text_is_rows(bundle: B
 # httpx
 
 
-class Target(httpx.MockTransport):
-    """A model server, until it fails."""
-
-    def __init__(self) -> None:
-        super().__init__(self.answer)
-        self.requests: list[httpx.Request] = []
-        self.fails = False
-        self.headers: dict[str, str] = {}
-
-    def answer(self, request: httpx.Request) -> httpx.Response:
-        self.requests.append(request)
-        if self.fails:
-            raise httpx.ConnectError("no", request=request)
-        output = {"name": "output", "datatype": "FP32", "shape": [2, 10]}
-        output["data"] = predictions(queries(2)).ravel().tolist()
-        stream = httpx.ByteStream(json.dumps({"model_name": "m", "outputs": [output]}).encode())
-        return httpx.Response(200, headers=self.headers, stream=stream)
-
-
 def scores(response: httpx.Response) -> Any:
     (output,) = response.raise_for_status().json()["outputs"]
     return np.reshape(output["data"], output["shape"])
@@ -117,36 +95,10 @@ def check_answers(first: httpx.Response, second: httpx.Response) -> None:
 
 
 MESSAGE = infer_message(queries(2))
-KSERVE = Path(__file__).parent.parent.parent / ".servers" / "kserve"
-
-
-@pytest.mark.servers
-async def test_the_client_of_kserve_gets_the_answers_of_stand_ins(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = [*KSERVE.glob("lib/python*/site-packages")]
-    assert found, f"there is no KServe at {KSERVE}; make servers installs it"
-    monkeypatch.setattr(sys, "path", [*sys.path, str(found[0])])
-    kserve = importlib.import_module("kserve")
-    tensor = kserve.InferInput("input", list(queries(2).shape), "FP32")
-    tensor.set_data_from_numpy(queries(2), binary_data=False)
-    asked = kserve.InferRequest(model_name="model", infer_inputs=[tensor])
-    target = Target()
-    async with pm.Late(bundle, differ=0.1) as late:
-        transport = pm.LateTransport(late, "model", target)
-        config = kserve.RESTConfig(transport=transport, protocol="v2", retries=0)
-        client = kserve.InferenceRESTClient(config)
-        for times in (1, 2):
-            answer = await client.infer("http://a", asked, model_name="model")
-            scores = answer.outputs[0].as_numpy()
-            np.testing.assert_allclose(scores, times * predictions(queries(2)), rtol=1e-3)
-            target.fails = True
-        await client.close()
-        assert (late.counts["model"], late.counts["backup"]) == (1, 1)
 
 
 async def test_an_async_httpx_client_gets_responses_with_headers(bundle: Bundle) -> None:
-    target = Target()
+    target = HttpTarget()
     late = pm.Late(bundle, differ=0.1)
     transport = pm.LateTransport(late, "model", target)
     async with late, httpx.AsyncClient(base_url="http://a", transport=transport) as client:
@@ -163,7 +115,7 @@ async def test_an_async_httpx_client_gets_responses_with_headers(bundle: Bundle)
 
 
 def test_an_httpx_client_gets_responses_with_headers(bundle: Bundle) -> None:
-    target = Target()
+    target = HttpTarget()
     with pm.Late(bundle, differ=0.1) as late:
         transport = pm.LateTransport(late, "model", target)
         with httpx.Client(base_url="http://a", transport=transport) as client:
@@ -173,7 +125,7 @@ def test_an_httpx_client_gets_responses_with_headers(bundle: Bundle) -> None:
 
 
 async def test_headers_of_a_server_that_names_its_sources_are_kept(bundle: Bundle) -> None:
-    target = Target()
+    target = HttpTarget()
     target.headers = {"x-parm-source": "reconstruction", "x-parm-agreement": "0.97"}
     async with pm.Late(bundle) as late:
         transport = pm.LateTransport(late, "model", target)
@@ -201,7 +153,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("request_", OTHERS.values(), ids=OTHERS)
 async def test_other_requests_pass_untouched(bundle: Bundle, request_: dict[str, Any]) -> None:
-    target = Target()
+    target = HttpTarget()
     async with pm.Late(bundle) as late:
         given = {"method": "POST", "url": INFER, "json": MESSAGE, **request_}
         for kind in (httpx.Client, httpx.AsyncClient):

@@ -1,10 +1,12 @@
 """Targets of calls that answer at once, hang or fail, and a Late that has learned their times."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from itertools import chain, repeat
 from typing import Any
 
+import httpx
 import numpy as np
 
 from parity_models import Late
@@ -78,3 +80,22 @@ async def learned(late: Late, target: Callable[..., Awaitable[Any]], rows: Any =
         np.testing.assert_allclose(
             answer.value, MODEL if answer.source != "backup" else 2 * MODEL, rtol=1e-4, atol=1e-6
         )
+
+
+class HttpTarget(httpx.MockTransport):
+    """A model server, until it fails."""
+
+    def __init__(self) -> None:
+        super().__init__(self.answer)
+        self.requests: list[httpx.Request] = []
+        self.fails = False
+        self.headers: dict[str, str] = {}
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        if self.fails:
+            raise httpx.ConnectError("no", request=request)
+        output = {"name": "output", "datatype": "FP32", "shape": [2, 10]}
+        output["data"] = predictions(queries(2)).ravel().tolist()
+        stream = httpx.ByteStream(json.dumps({"model_name": "m", "outputs": [output]}).encode())
+        return httpx.Response(200, headers=self.headers, stream=stream)
