@@ -2,18 +2,15 @@
 
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 
-from parity_models.errors import LoadError, UserError
-from parity_models_lab.processes import START_TIMEOUT
-from parity_models_lab.served import ROOT, free_ports
+from parity_models.errors import UserError
+from parity_models_lab.served import ROOT, free_ports, wait_ready
 
 ENVOY = ROOT / ".servers" / "envoy" / "envoy" / "_bin" / "envoy"
 HEDGED_AFTER = "x-hedged-after"
@@ -42,23 +39,11 @@ def envoy(ports: Sequence[int], delays: Sequence[float]) -> Iterator[tuple[str, 
         command = (ENVOY, "-c", file, "--use-dynamic-base-id", "--concurrency", "1")
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
-            url, until = f"http://127.0.0.1:{port}", time.monotonic() + START_TIMEOUT
-            while not _answers(url):
-                if process.poll() is not None or time.monotonic() > until:
-                    said = (Path(folder) / "log").read_text()[-2000:]
-                    raise LoadError(f"Envoy is not ready: {said}")
-                time.sleep(0.1)
-            yield url, process.pid
+            wait_ready("Envoy", process, port, Path(folder) / "log")
+            yield f"http://127.0.0.1:{port}", process.pid
         finally:
             process.terminate()
             process.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/v2/health/ready").is_success
-    except httpx.TransportError:
-        return False
 
 
 def _configuration(port: int, ports: Sequence[int], delays: Sequence[float]) -> Mapping[str, Any]:

@@ -4,8 +4,8 @@ A bundle's process serves until its standard input ends, so that it cannot outli
 """
 
 import os
-import selectors
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -98,22 +98,30 @@ def triton(repository: Path) -> Iterator[tuple[int, int, int]]:
     port, grpc_port = free_ports(2)
     program = (str(ROOT / "tests" / "servers" / "triton.py"), str(repository))
     with tempfile.NamedTemporaryFile("w+") as log:
-        process = psutil.Popen(
+        process = subprocess.Popen(
             [sys.executable, *program, str(port), str(grpc_port)],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=log,
             stderr=log,
         )
         try:
-            until = time.monotonic() + START_TIMEOUT
-            while not _is_ready(port):
-                if process.poll() is not None or time.monotonic() > until:
-                    raise LoadError(f"Triton is not ready: {Path(log.name).read_text()[-2000:]}")
-                selectors.DefaultSelector().select(0.1)
+            wait_ready("Triton", process, port, Path(log.name))
             yield port, grpc_port, process.pid
         finally:
             process.terminate()
             process.wait()
+
+
+def wait_ready(name: str, process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
+    """Wait until a server answers that it is ready.
+
+    Raises LoadError, with the end of its log, if it ends or is not ready within START_TIMEOUT.
+    """
+    until = time.monotonic() + START_TIMEOUT
+    while not _is_ready(port):
+        if process.poll() is not None or time.monotonic() > until:
+            raise LoadError(f"{name} is not ready: {log.read_text()[-2000:]}")
+        time.sleep(0.1)
 
 
 def _is_ready(port: int) -> bool:
