@@ -10,10 +10,8 @@ import pytest
 from commands import Here, assert_refused
 from parity_models.bundle.bundle import open_bundle
 from parity_models.training import TrainingOptions
-from parity_models_lab import demo, late_calls, overhead, path
-from parity_models_lab.late_calls import Balancer
+from parity_models_lab import demo, overhead, path
 from parity_models_lab.overhead import CASES, FLOOR, OURS, TRITONS
-from parity_models_lab.results import ResultCache
 
 
 @pytest.mark.parametrize(
@@ -122,25 +120,3 @@ def test_the_demo_rehearses_a_failure_and_leaves_a_bundle(
     assert accuracy is not None
     assert accuracy.backup_accuracy is not None
     assert min(accuracy.available_accuracy, accuracy.backup_accuracy) > 0.8
-
-
-@pytest.mark.slow
-def test_libraries_are_compared_in_virtual_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(late_calls, "SLOWNESS", ("spells",))
-    monkeypatch.setattr(late_calls, "LOADS", (0.6,))
-    kept = ResultCache(tmp_path / "runs")
-    of_seeds = [list(late_calls.compare(120, seed, kept)) for seed in (1, 2)]
-    assert list(late_calls.compare(120, 1, kept)) == of_seeds[0], "kept runs were made again"
-    pooled = [late_calls.pooled(runs) for runs in zip(*of_seeds, strict=True)]
-    names = [*late_calls.CONTESTANTS]
-    assert [run.row["library"] for run in pooled] == names * len(Balancer)
-    for run in pooled:
-        assert len(run.latencies) == 240
-        assert run.row["p50"] >= 10
-        stood_in = "a backup" in run.row["library"]
-        assert (run.row["not the model's"] > 0) == stood_in
-    monkeypatch.setattr(late_calls, "LOADS", (0.3, 0.6, 0.9))
-    late_calls.plot_tails(tmp_path / "late.png", pooled)
-    assert (tmp_path / "late.png").stat().st_size > 10_000

@@ -1,17 +1,28 @@
 """The real figure: courses follow from seeds, quantiles have intervals, slowness is taken back."""
 
+import asyncio
 import os
 import subprocess
+from contextlib import AsyncExitStack, suppress
 from math import inf
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
+from parity_models import serve
 from parity_models.roles import Source
+from parity_models.serving.client import Client
+from parity_models.serving.protocol import write_request
+from parity_models_lab.late_calls import LIBRARIES, asks_of
 from parity_models_lab.real import (
+    HEDGED_AFTER,
     INSTANCES,
+    MODEL,
+    Fleet,
     Run,
     Spell,
     course,
@@ -21,6 +32,7 @@ from parity_models_lab.real import (
     quantile,
     slow,
 )
+from served import gated_bundle, predictions, queries
 
 
 def test_a_course_follows_from_its_seed_and_one_in_four_has_an_outage() -> None:
@@ -66,7 +78,44 @@ async def test_slowness_begins_and_is_taken_back(kind: str, tmp_path: Path) -> N
 
 def test_tails_are_drawn(tmp_path: Path) -> None:
     run = run_of([0.01, 0.02, 0.5, -1.0], [0, 0, 1, 1])
-    plot_tails(
-        tmp_path / "real.png", {"no help": pooled([run, run]), Source.BACKUP: pooled([run])}, ""
-    )
+    panel = {"no help": pooled([run, run]), Source.BACKUP: pooled([run])}
+    plot_tails(tmp_path / "real.png", {"round robin": panel, "the better of two": panel}, "")
     assert (tmp_path / "real.png").stat().st_size > 10_000
+
+
+async def test_each_way_to_call_servers_gets_the_model_s_class(tmp_path: Path) -> None:
+    bundle, rows = gated_bundle(tmp_path, threshold=1e9), queries(3)
+    texts: Any = SimpleNamespace(rows=list(rows[:, None]), requests=[])
+    texts.requests = [write_request({"input": row}) for row in texts.rows]
+    async with AsyncExitStack() as stack:
+        server = stack.enter_context(serve(bundle, name=MODEL, port=0))
+        assert server.url is not None
+        clients = [await stack.enter_async_context(Client(server.url)) for _ in range(INSTANCES)]
+        asks = await asks_of(stack, clients, texts, bundle.path)
+        assert len(asks) == 3 * (2 + len(HEDGED_AFTER) + len(LIBRARIES)) + 1
+        for name, (ask, fleet) in asks.items():
+            for text, right in enumerate(predictions(rows).argmax(axis=1)):
+                assert await ask(text) == (right, Source.MODEL), name
+            await fleet.drained()
+
+
+async def test_a_call_that_is_given_up_still_counts_for_the_balancer() -> None:
+    chosen, released = list[int](), asyncio.Event()
+
+    class Slow:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        async def ask(self, *_: object) -> tuple[bytes, int | None]:
+            chosen.append(self.number)
+            await released.wait()
+            raise ConnectionError("gone")
+
+    texts: Any = SimpleNamespace(requests=[(b"", {})])
+    slow: Any = [Slow(0), Slow(1)]
+    fleet = Fleet(slow, texts)
+    for _ in range(4):
+        with suppress(TimeoutError):
+            await asyncio.wait_for(fleet.plain(0), 0.01)
+    released.set()
+    assert sorted(chosen) == [0, 0, 1, 1]

@@ -11,6 +11,7 @@ and the same slowness.
 import asyncio
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from functools import partial
 from itertools import product
 from math import ceil, inf
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import click
 import msgspec
@@ -37,7 +38,7 @@ from parity_models import Late, calibrate, protect
 from parity_models.bundle.backup import GatedBackup, Judged
 from parity_models.bundle.bundle import NewModel, open_bundle, write_bundle
 from parity_models.errors import LoadError
-from parity_models.options import option
+from parity_models.options import Option
 from parity_models.progress import progress_bars
 from parity_models.roles import BACKUP, Source
 from parity_models.scheduling.choice import PolicyChoice
@@ -53,13 +54,21 @@ from parity_models_lab.results import OutFolder, ResultCache, Row, Seed, Work, c
 from parity_models_lab.served import ROOT, processes, served, triton
 
 MODEL, INSTANCES, CORES = "model", 4, 2
+RATE = 100.0
+"""Queries a second."""
+
+DIFFER = 0.01
+"""The share of answers that may differ."""
+
+MINUTES = 6.0
+"""For the search for a stand-in, once."""
+
 TIMEOUT = 10.0
 """Seconds after which a query has failed."""
 
 DEFAULT_AFTER = 0.05
 """Seconds after which a default answers, where that is all that is done."""
 
-HEDGING, ENVOY_HEDGING = "hedging after", "Envoy, hedging after"
 HEDGED_AFTER = (0.015, 0.03, 0.06, 0.12)
 """Delays of copies, of which the one with the best p99 is taken."""
 
@@ -137,8 +146,8 @@ class Run(msgspec.Struct, frozen=True):
 class Texts:
     """The test texts as requests, what is right, and what the model and the stand-in say."""
 
-    def __init__(self, folder: Path, bundle: Path, differ: float) -> None:
-        opened = open_bundle(bundle)
+    def __init__(self, folder: Path) -> None:
+        opened = open_bundle(folder / "protected")
         self.labels = np.load(folder / "labels.npy")
         given = dict(np.load(folder / "test.npz"))
         lengths = given["attention_mask"].sum(axis=1)
@@ -151,43 +160,61 @@ class Texts:
         (self.output,) = (each.name for each in opened.manifest.deployed.signature.outputs)
         self.model = np.array([model(row)[self.output].argmax() for row in self.rows])
         self.default = int(np.bincount(self.model).argmax())
-        self.most_doubt = self._most_doubt(GatedBackup(opened, budgeted=True), differ)
+        self.most_doubt = self._most_doubt(GatedBackup(opened, budgeted=True))
 
-    def _most_doubt(self, backup: GatedBackup, differ: float) -> float:
+    def _most_doubt(self, backup: GatedBackup) -> float:
         """Return the largest doubt with which a stand-in that is asked first may answer, known in
-        hindsight: so that a share `differ` of these very texts gets another answer."""
+        hindsight: so that a share DIFFER of these very texts gets another answer."""
         judged = [backup.answer(backup.read(row), onnxruntime.RunOptions()) for row in self.rows]
         pairs = sorted(
             (one.doubt, int(one.outputs.argmax() != said))
             for one, said in zip(judged, self.model, strict=True)
             if isinstance(one, Judged)
         )
-        within = np.flatnonzero(np.cumsum([wrong for _, wrong in pairs]) <= differ * len(self.rows))
+        within = np.flatnonzero(np.cumsum([wrong for _, wrong in pairs]) <= DIFFER * len(self.rows))
         return pairs[within[-1]][0] if len(within) else -1.0
 
 
 Ask = Callable[[int], Awaitable[tuple[int, str]]]
 """Answers a text, by number: its class, and the answer's source."""
 
+Balancer = Callable[[Sequence[int]], int]
+"""Chooses a server, by the numbers of calls in flight."""
+
+
+def fewest_in_flight(drawn: int = INSTANCES) -> Balancer:
+    """Choose, of so many servers drawn at random, the one with the fewest calls in flight."""
+    draw = random.Random(0)
+
+    def choose(in_flight: Sequence[int]) -> int:
+        servers = draw.sample(range(len(in_flight)), min(drawn, len(in_flight)))
+        return min(servers, key=in_flight.__getitem__)
+
+    return choose
+
 
 class Fleet:
-    """Servers of the model, of which a call goes to the one with the fewest calls in flight.
+    """Servers of the model behind a balancer.
 
     A call that is given up runs on and counts: otherwise a stopped server, whose calls are all
     given up, would look idle and get the next ones.
     """
 
     def __init__(
-        self, clients: Sequence[Client], texts: Texts, headers: Mapping[str, str] | None = None
+        self,
+        clients: Sequence[Client],
+        texts: Texts,
+        headers: Mapping[str, str] | None = None,
+        balancer: Balancer | None = None,
     ) -> None:
         self._clients, self._texts, self._headers = clients, texts, headers or {}
         self._in_flight = [0] * len(clients)
         self._calls = set[asyncio.Task[Any]]()
-        self._draw = random.Random(0)
+        self._choose = balancer or fewest_in_flight()
 
-    async def call(self, text: int) -> dict[str, NDArray[Any]]:
-        """Return the model's output."""
-        return (await self._shielded(text))[0]
+    async def call(self, text: int, server: str = "") -> dict[str, NDArray[Any]]:
+        """Return the model's output; the balancer chooses the server unless its number is given."""
+        return (await self._shielded(text, int(server) if server else None))[0]
 
     async def plain(self, text: int) -> tuple[int, str]:
         output, source = await self._shielded(text)
@@ -202,8 +229,10 @@ class Fleet:
             await asyncio.wait(self._calls, timeout=RECOVERED)
         await asyncio.gather(*map(self._drained, range(len(self._clients))))
 
-    async def _shielded(self, text: int) -> tuple[dict[str, NDArray[Any]], str]:
-        call = asyncio.ensure_future(self._ask(text))
+    async def _shielded(
+        self, text: int, at: int | None = None
+    ) -> tuple[dict[str, NDArray[Any]], str]:
+        call = asyncio.ensure_future(self._ask(text, at))
         self._calls.add(call)
         call.add_done_callback(self._ended)
         return await asyncio.shield(call)
@@ -229,8 +258,7 @@ class Fleet:
 
     async def _ask(self, text: int, at: int | None = None) -> tuple[dict[str, NDArray[Any]], str]:
         if at is None:
-            fewest = min(self._in_flight)
-            at = self._draw.choice([i for i, n in enumerate(self._in_flight) if n == fewest])
+            at = self._choose(self._in_flight)
         self._in_flight[at] += 1
         body, headers = self._texts.requests[text]
         try:
@@ -266,6 +294,11 @@ def hedged(fleet: Fleet, after: float) -> Ask:
         return await done.pop()
 
     return ask
+
+
+def hedging_after(fleet: Fleet) -> dict[str, Ask]:
+    """Return such a contestant for each delay, by name."""
+    return {f"hedging after {1e3 * each:g} ms": hedged(fleet, each) for each in HEDGED_AFTER}
 
 
 def with_default(fleet: Fleet, texts: Texts) -> Ask:
@@ -369,17 +402,12 @@ def _signal(pids: Sequence[int], number: signal.Signals) -> None:
 
 
 async def run(
-    contestant: Contestant,
-    texts: Texts,
-    spells: Sequence[Spell],
-    rate: float,
-    seed: int,
-    work: Path,
+    contestant: Contestant, texts: Texts, spells: Sequence[Spell], seed: int, work: Path
 ) -> Run:
     """Send queries at random times through a run's spells, and wait for all answers."""
     await contestant.fleet.drained()
     draw, loop = random.Random(f"{seed}/queries"), asyncio.get_running_loop()
-    ends = (spells[-1].ends if spells else WARM_UP / rate) + CALM[0]
+    ends = (spells[-1].ends if spells else WARM_UP / RATE) + CALM[0]
     began = loop.time() + 0.1
     answers: list[asyncio.Task[tuple[float, int, str]]] = []
     due, before = 0.0, contestant.processor_time()
@@ -399,7 +427,7 @@ async def run(
 
     disturbances = [asyncio.create_task(disturb(each)) for each in spells]
     drawn, number = list[int](), list[int]()
-    while (due := due + draw.expovariate(rate)) < ends:
+    while (due := due + draw.expovariate(RATE)) < ends:
         await asyncio.sleep(began + due - loop.time())
         drawn.append(draw.randrange(len(texts.rows)))
         answers.append(asyncio.create_task(answer(drawn[-1], due)))
@@ -484,55 +512,55 @@ def row_of(name: str, found: Pooled, late: NDArray[np.bool_], texts: Texts) -> R
     }
 
 
-def plot_tails(file: Path, results: Mapping[str, Pooled], note: str) -> None:
-    """Draw the share of queries that took longer, for each contestant."""
+def plot_tails(file: Path, panels: Mapping[str, Mapping[str, Pooled]], note: str) -> None:
+    """Draw the share of queries that took longer, for each contestant, in a panel for each title;
+    all panels have the same contestants."""
     with style():
-        picture = Figure(figsize=(9, 5.2), dpi=140, layout="constrained")
-        axes = picture.add_subplot()
-        looks = product(("-", "--"), PALETTE)
-        for (name, found), (line, colour) in zip(results.items(), looks, strict=False):
-            answered = 1e3 * np.where(found.latencies < inf, found.latencies, TIMEOUT)
-            axes.ecdf(answered, complementary=True, color=colour, linestyle=line, label=name)
-        tail_axes(axes, 5e-4)
-        axes.set_xscale("log")
-        axes.set_xlabel("latency in ms, from the scheduled query to the answer")
-        axes.set_ylabel("share of queries that took longer")
-        picture.legend(loc="outside right upper", frameon=False, fontsize=9)
-        axes.set_title("A real model, texts and slowness", loc="left", fontweight="bold")
+        size = (5.8 + 3.2 * len(panels), 5.2)
+        picture = Figure(figsize=size, dpi=140, layout="constrained")
+        plots = picture.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, (title, results) in zip(plots, panels.items(), strict=True):
+            looks = product(("-", "--"), PALETTE)
+            for (name, found), (line, colour) in zip(results.items(), looks, strict=False):
+                answered = 1e3 * np.where(found.latencies < inf, found.latencies, TIMEOUT)
+                axes.ecdf(answered, complementary=True, color=colour, linestyle=line, label=name)
+            tail_axes(axes, 5e-4)
+            axes.set_xscale("log")
+            axes.set_title(title, loc="left", fontweight="bold")
+        plots[0].set_ylabel("share of queries that took longer")
+        plots[len(plots) // 2].set_xlabel("latency in ms, from the scheduled query to the answer")
+        handles = plots[0].get_legend_handles_labels()
+        picture.legend(*handles, loc="outside right upper", frameon=False, fontsize=9)
         save(picture, file, note)
 
 
 # The command
 
+DataDir = Annotated[Path, Option("The folder of Banking77: train.csv, test.csv.", metavar="DIR")]
+Packages = Annotated[
+    Path, Option("The folder of the packages that examples/real/minilm.py names.", metavar="DIR")
+]
+Seeds = Annotated[int, Option("Seeds, from SEED on.", ge=1)]
+ABOUT = f"{RATE:g} queries a second to four instances on two cores; {DIFFER:.1%} may differ."
+
 
 def real(
-    data_dir: Path = option(
-        Path("banking77"), "The folder of Banking77: train.csv, test.csv.", metavar="DIR"
-    ),
-    packages: Path = option(
-        Path("packages"),
-        "The folder of the packages that examples/real/minilm.py names.",
-        metavar="DIR",
-    ),
+    data_dir: DataDir = Path("banking77"),
+    packages: Packages = Path("packages"),
     out: OutFolder = Path("lab/results"),
     work: Work = Path("runs/real"),
-    minutes: float = option(10.0, "For the search for a stand-in, once.", unit="min", gt=0),
-    rate: float = option(100.0, "Queries a second.", gt=0),
-    differ: float = option(0.01, "The share of answers that may differ.", gt=0, le=1),
     seed: Seed = 1,
-    seeds: int = option(1, "Seeds, from SEED on.", ge=1),
+    seeds: Seeds = 1,
 ) -> None:
     """Compare contestants where nothing is emulated: texts, model, servers and slowness are real.
 
     One table is of the seeds with an outage, one of the others. Times in ms. A quantile is left out
     where its interval, by resampling spells, goes further from it than a tenth. `agree if late`: of
     the queries that are late without help. Servers start once; runs are kept in the folder for
-    intermediate results until the code or the options change.
+    intermediate results until the code changes.
     """
-    prepare(data_dir, packages, work, minutes, differ)
-    kept = ResultCache(work / "runs")
-    runs, texts = asyncio.run(_compare(work, kept, rate, differ, range(seed, seed + seeds)))
-    about = f"{rate:g} queries a second to four instances on two cores; {differ:.1%} may differ."
+    texts = prepare(data_dir, packages, work)
+    runs = asyncio.run(compare(work, texts, range(seed, seed + seeds), _contestants))
     for name, outage in (("spells", False), ("outage", True)):
         chosen = [each for each in range(seed, seed + seeds) if has_outage(each) == outage]
         if not chosen:
@@ -543,17 +571,17 @@ def real(
         }
         late = results[BASELINE].latencies > LATE
         rows = [row_of(contestant, found, late, texts) for contestant, found in results.items()]
-        title = f"Nothing is emulated, {name}: {rate:g} queries a second, {len(chosen)} seeds"
-        report(title, rows, out / f"real-{name}.json", rate=rate, differ=differ, seeds=chosen)
-        plot_tails(out / f"real-{name}.png", results, about)
+        title = f"Nothing is emulated, {name}: {len(chosen)} seeds"
+        report(title, rows, out / f"real-{name}.json", rate=RATE, differ=DIFFER, seeds=chosen)
+        plot_tails(out / f"real-{name}.png", {"A real model, texts, slowness": results}, ABOUT)
 
 
 BASELINE = "no help, Triton"
 
 
-def prepare(data_dir: Path, packages: Path, work: Path, minutes: float, differ: float) -> None:
+def prepare(data_dir: Path, packages: Path, work: Path) -> Texts:
     """Make the model, the bundle with a stand-in, and that with the model in int8 as the stand-in,
-    unless they are there."""
+    unless they are there; return the test texts."""
     examples, model, inputs = ROOT / "examples" / "real", work / "model.onnx", work / "inputs.npz"
     if not (work / "labels.npy").exists():
         given = ("--packages", str(packages))
@@ -561,7 +589,7 @@ def prepare(data_dir: Path, packages: Path, work: Path, minutes: float, differ: 
         _example(examples / "banking77.py", *given, "--data", str(data_dir), "--out", str(work))
     if not (work / "protected").exists():
         with progress_bars() as bars:
-            protect(model, inputs, out=work / "protected", minutes=minutes, callbacks=bars)
+            protect(model, inputs, out=work / "protected", minutes=MINUTES, callbacks=bars)
     if not (work / "int8").exists():
         bundle = open_bundle(work / "protected")
         signature = bundle.manifest.deployed.signature
@@ -578,6 +606,7 @@ def prepare(data_dir: Path, packages: Path, work: Path, minutes: float, differ: 
     if not (work / "repository").exists():
         export_repository(work / "protected", work / "repository", MODEL)
         shutil.rmtree(work / "repository" / f"{MODEL}-{BACKUP}")
+    return Texts(work)
 
 
 def _example(program: Path, *arguments: str) -> None:
@@ -585,41 +614,51 @@ def _example(program: Path, *arguments: str) -> None:
     subprocess.run([sys.executable, str(program), *arguments], check=True)
 
 
-async def _compare(
-    work: Path, kept: ResultCache, rate: float, differ: float, seeds: Sequence[int]
-) -> tuple[dict[str, dict[int, Run]], Texts]:
-    """Return each contestant's run of each seed; contestants take turns, seed by seed."""
-    texts = Texts(work, work / "protected", differ)
+Contestants = Callable[[AsyncExitStack, Path, Texts], Awaitable[dict[str, Contestant]]]
+"""Starts all servers, and returns the contestants by name."""
+
+
+async def compare(
+    work: Path, texts: Texts, seeds: Sequence[int], start: Contestants
+) -> dict[str, dict[int, Run]]:
+    """Return each contestant's run of each seed; contestants take turns, seed by seed.
+
+    Of contestants whose names differ in a delay only, the best one stays.
+    """
+    kept = ResultCache(work / "runs")
     async with AsyncExitStack() as stack:
-        contestants = await _contestants(stack, work, texts, differ)
+        contestants = await start(stack, work, texts)
         found: dict[str, dict[int, Run]] = {name: {} for name in contestants}
         for name, contestant in contestants.items():
             click.echo(f"warming up: {name}", err=True)
-            await run(contestant, texts, (), rate, -1, work)
+            await run(contestant, texts, (), -1, work)
         for seed in seeds:
             for name, contestant in contestants.items():
-                key = f"{name}-{seed}-{rate}-{differ}-{code_digest()}".replace("/", "-")
+                key = f"{name}-{seed}-{code_digest()}".replace("/", "-")
                 made = kept.get(key, Run)
                 if made is None:
                     click.echo(f"seed {seed}: {name}", err=True)
-                    made = await run(contestant, texts, course(seed), rate, seed, work)
+                    made = await run(contestant, texts, course(seed), seed, work)
                     kept.put(key, made)
                 found[name][seed] = made
-            for kind in (HEDGING, ENVOY_HEDGING) if seed == seeds[:TUNED][-1] else ():
-                tuned = [name for name in found if name.startswith(kind)]
-                tails = {
-                    name: quantile(pooled([*found[name].values()]).latencies, 0.99)
-                    for name in tuned
-                }
-                for name in set(tuned) - {min(tails, key=tails.__getitem__)}:
+            if seed == seeds[:TUNED][-1]:
+                best = dict[str, tuple[float, str]]()
+                for name, runs in found.items():
+                    tail = quantile(pooled([*runs.values()]).latencies, 0.99), name
+                    kind = without_delay(name)
+                    best[kind] = min(best.get(kind, tail), tail)
+                for name in set(found) - {name for _, name in best.values()}:
                     del contestants[name], found[name]
-    return found, texts
+    return found
 
 
-async def _contestants(
-    stack: AsyncExitStack, work: Path, texts: Texts, differ: float
-) -> dict[str, Contestant]:
-    """Start all servers, and return the contestants."""
+def without_delay(name: str) -> str:
+    """Return a contestant's name without its delay."""
+    return re.sub(r" after [\d.]+ ms", "", name)
+
+
+async def tritons(stack: AsyncExitStack, work: Path) -> tuple[list[int], list[int], list[Client]]:
+    """Start the instances; return their process ids, their ports, and clients."""
     pids, ports, clients = list[int](), list[int](), list[Client]()
     for number in range(INSTANCES):
         with _on_core(number):
@@ -627,34 +666,35 @@ async def _contestants(
         pids.append(pid)
         ports.append(port)
         clients.append(await stack.enter_async_context(Client(f"http://127.0.0.1:{port}")))
+    return pids, ports, clients
+
+
+async def _contestants(stack: AsyncExitStack, work: Path, texts: Texts) -> dict[str, Contestant]:
+    pids, ports, clients = await tritons(stack, work)
     fleet = Fleet(clients, texts)
     backup = GatedBackup(open_bundle(work / "protected"), budgeted=True)
-    lates = {
-        name: stack.enter_context(Late(work / folder, differ=differ))
-        for name, folder in (
-            ("Late", "protected"),
-            ("Late, int8 as the stand-in", "int8"),
-            ("Late behind Envoy", "protected"),
-        )
-    }
     url, proxy = stack.enter_context(envoy(ports, HEDGED_AFTER))
     client = await stack.enter_async_context(Client(url))
     proxied = Fleet([client], texts)
-    behind = lates.pop("Late behind Envoy")
+
+    def late(folder: str) -> Late:
+        return stack.enter_context(Late(work / folder, differ=DIFFER))
+
     asks: dict[str, Ask] = {
         BASELINE: fleet.plain,
-        **{f"{HEDGING} {1e3 * each:g} ms": hedged(fleet, each) for each in HEDGED_AFTER},
+        **hedging_after(fleet),
         f"a default after {1e3 * DEFAULT_AFTER:g} ms": with_default(fleet, texts),
         "a cascade": cascade(fleet, texts, backup),
-        **{name: raced(fleet, texts, late) for name, late in lates.items()},
+        "Late": raced(fleet, texts, late("protected")),
+        "Late, int8 as the stand-in": raced(fleet, texts, late("int8")),
     }
     through_envoy: dict[str, Ask] = {
         "no help, Envoy": proxied.plain,
         **{
-            f"{ENVOY_HEDGING} {1e3 * each:g} ms": Fleet([client], texts, hedging(each)).plain
+            f"Envoy, hedging after {1e3 * each:g} ms": Fleet([client], texts, hedging(each)).plain
             for each in HEDGED_AFTER
         },
-        "Late behind Envoy": raced(proxied, texts, behind),
+        "Late behind Envoy": raced(proxied, texts, late("protected")),
     }
     contestants = {name: Contestant(ask, fleet, pids) for name, ask in asks.items()}
     contestants |= {
@@ -665,7 +705,7 @@ async def _contestants(
             policy=PolicyChoice(policy),
             instances=INSTANCES,
             port=0,
-            differ=differ if policy == "adaptive" else None,
+            differ=DIFFER if policy == "adaptive" else None,
             placements=tuple(
                 Placement(("taskset", "-c", str(each % CORES))) for each in range(INSTANCES)
             ),
