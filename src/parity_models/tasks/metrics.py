@@ -266,21 +266,20 @@ class Agreement:
 
     def __call__(self, outputs: Array, predictions: Array) -> NDArray[np.bool_]:
         """Return whether each of `outputs` (n, *output_shape) agrees with F's prediction: (n,)."""
-        same: NDArray[np.bool_]
+        if self.kind == "classes":
+            size = prod(outputs.shape[1:])
+            one, other = (each.reshape(len(each), size) for each in (outputs, predictions))
+            known = other.max(axis=1) != other.min(axis=1)  # equal values say no class
+            return np.asarray((one.argmax(axis=1) == other.argmax(axis=1)) & known)
         with np.errstate(all="ignore"):
-            if self.kind == "classes":
-                size = prod(outputs.shape[1:])
-                one, other = (each.reshape(len(each), size) for each in (outputs, predictions))
-                known = np.ptp(other, axis=1) != 0  # equal values say no class
-                same = (one.argmax(axis=1) == other.argmax(axis=1)) & known
-            elif self.kind == "boxes":
+            if self.kind == "boxes":
                 same = iou(outputs, predictions) >= self.tolerance
             elif self.kind == "directions":
                 same = cosine(outputs, predictions) >= self.tolerance
             else:
                 off = (outputs.astype(np.float64) - predictions).reshape(len(outputs), -1)
                 same = np.linalg.norm(off, axis=1) <= self.tolerance
-        return same
+        return np.asarray(same)
 
 
 def agreement_for(metric: str, predictions: Array) -> Agreement:

@@ -187,7 +187,7 @@ class Doubts:
 
     def compared(self, confidence: float, *, differed: bool) -> None:
         """Add a comparison of an output to a query that was drawn at random among all."""
-        doubt = float(self._curve.of(confidence))
+        doubt = self._curve.of_one(confidence)
         for evidence in (self._evidence, self.own):
             evidence.add(confidence, differed=differed, doubt=doubt)
         if self._evidence.total >= self._fit_at:
@@ -196,7 +196,7 @@ class Doubts:
 
     def audited(self, confidence: float, *, differed: bool) -> None:
         """Add a comparison of an answer that was drawn at random among the stand-in's."""
-        doubt = float(self._curve.of(confidence))
+        doubt = self._curve.of_one(confidence)
         probability = self._ratio * doubt
         self.seen += 1
         self._answers.add(confidence, differed=differed, doubt=doubt)

@@ -7,7 +7,7 @@ queries (`trust.calibration`), for each of some levels of agreement.
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
-from math import prod
+from math import exp, prod
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -121,6 +121,10 @@ class DoubtCurve(msgspec.Struct, frozen=True, dict=True, forbid_unknown_fields=T
         found = factor * np.exp(np.interp(at, *self._points))
         return np.where(np.isnan(at), 1.0, np.minimum(1.0, found))
 
+    def of_one(self, confidence: float) -> float:
+        """Return the doubt of an output with this confidence; 1 where it is NaN."""
+        return min(1.0, exp(np.interp(confidence, *self._points)))
+
     @cached_property
     def _points(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The confidences at which the curve is known, and the logarithms of its doubts."""
@@ -176,11 +180,11 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
 def confidences(kind: Confidence, outputs: Array) -> NDArray[np.float64]:
     """Return the confidence in each of `outputs` (n, *output_shape): (n,), NaN if an output is
     not finite or the head is missing."""
-    heads = outputs[HEAD] if has_head(outputs) else np.full(len(outputs), np.nan)
+    heads = outputs[HEAD] if has_head(outputs) else np.nan
     outputs = served(outputs).reshape(len(outputs), -1)
     with np.errstate(all="ignore"):
         if kind == "head":
-            said = heads.reshape(len(outputs)).astype(np.float64)
+            said = np.broadcast_to(np.ravel(heads), len(outputs)).astype(np.float64)
             return np.where(np.isfinite(outputs).all(axis=1), said, np.nan)
         if kind == "none":
             return np.where(np.isfinite(outputs).all(axis=1), 0.0, np.nan)
@@ -191,7 +195,7 @@ def confidences(kind: Confidence, outputs: Array) -> NDArray[np.float64]:
         largest = ordered[:, -1]
         others = np.exp(ordered[:, :-1] - largest[:, np.newaxis]).sum(axis=1)
         sure: NDArray[np.float64] = -np.log(np.maximum(others, CERTAIN))
-        return np.where(np.isfinite(scores).all(axis=1), sure, np.nan)
+        return np.where(np.isfinite(ordered[:, 0]) & np.isfinite(largest), sure, np.nan)
 
 
 def refused(

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from itertools import product
+from math import isnan
 from time import time
 from typing import Any, Final, NamedTuple
 
@@ -256,16 +257,16 @@ class StandInJudge:
 
         """
         outputs = np.asarray(output)[np.newaxis]
-        sure = self._confidences(outputs)
-        if np.isnan(sure[0]) or not np.isfinite(prediction).all():
+        confidence = float(self._confidences(outputs)[0])
+        if isnan(confidence) or not np.isfinite(prediction).all():
             return None
         agreed = bool(self._agrees(served(outputs), prediction[np.newaxis])[0])
         said = int(classes_of(outputs)[0]) if self._agrees.kind == "classes" else 0
-        comparison = Comparison(float(sure[0]), agreed, makers, tenant, said)
+        comparison = Comparison(confidence, agreed, makers, tenant, said)
         if self.doubts is not None:
             self._saw(comparison, late=late)
             if answered:
-                self.doubts.audited(comparison.confidence, differed=not agreed)
+                self.doubts.audited(confidence, differed=not agreed)
         elif not late:
             self._first.append(comparison)
             if len(self._first) == FIRST:
