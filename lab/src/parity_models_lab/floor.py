@@ -47,7 +47,8 @@ class Floor:
         if asked.rows is None:
             asked.rows = _done(asked.read_rows())
         self._waiting.append((connection, asked))
-        self._run()
+        if len(self._waiting) == 1:  # others may come in this turn of the event loop
+            asyncio.get_running_loop().call_soon(self._run)
 
     def _run(self) -> None:
         while self._idle and self._waiting:

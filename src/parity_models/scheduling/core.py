@@ -155,6 +155,7 @@ class Scheduler:
         tenant: Hashable = None,
         exact: Collection[int] = (),
         admitted: bool = False,
+        more: bool = False,
     ) -> list[Action]:
         """Queries of one kind arrived together; all or none are admitted.
 
@@ -166,6 +167,8 @@ class Scheduler:
             tenant: They share coding groups only with queries of the same tenant.
             exact: The ids of queries that only the deployed model may answer.
             admitted: True if `refusal` returned None for their request.
+            more: Others may arrive in this turn of the driver's loop. Units start at its end, when
+                the driver reports `time_passed`, and so share batches.
 
         Raises:
             ValueError: An id is in use.
@@ -212,7 +215,10 @@ class Scheduler:
                 self._policy.arrived(self, query)
             except Exception as error:
                 self._on_error(error, (query_id,))
-        return self._turn()
+        if not more:
+            return self._turn()
+        actions, self._actions = self._actions, []
+        return actions
 
     def queries_abandoned(self, now: float, queries: Iterable[int]) -> list[Action]:
         """The client has given up these queries; the pending ones end."""
@@ -663,7 +669,7 @@ class Scheduler:
             if self._deciding or not any(self.dispatch.depths.values()):
                 break
             last = self._last_unit
-            for instance, tasks in self.dispatch.assign(self.max_batch):
+            for instance, tasks in self.dispatch.assign(self.max_batch, spread=self.config.spread):
                 self._start(instance, tasks)
             if self._last_unit == last:
                 break

@@ -4,6 +4,7 @@ import heapq
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import cache
+from math import ceil
 
 from parity_models.roles import DEPLOYED
 from parity_models.scheduling.work import Task
@@ -169,13 +170,18 @@ class Dispatch:
             task.queue = None
             self.depths[task.role] -= 1
 
-    def assign(self, max_batch: int) -> Iterator[tuple[str, list[Task]]]:
-        """Take tasks for idle instances, as long as there are both: (instance, batch) pairs."""
+    def assign(self, max_batch: int, *, spread: bool = True) -> Iterator[tuple[str, list[Task]]]:
+        """Take tasks for idle instances, as long as there are both: (instance, batch) pairs.
+
+        If they are `spread`, each idle instance gets about as many.
+        """
         if not any(self._idle.values()):
             return
         for key, queue in self._queues.items():
             while queue:
-                assigned = self._assign_one(key, queue, max_batch)
+                shares = self.idle_for(key[2]) if spread else 1
+                share = ceil(len(queue) / max(1, shares))
+                assigned = self._assign_one(key, queue, min(max_batch, share))
                 if assigned is None:
                     break
                 yield assigned

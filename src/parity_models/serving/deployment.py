@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+SHORT_UNIT = 1.0
+"""Milliseconds of a query up to which messages about units cost more than units."""
+
 
 def default_policy(bundle: Bundle, engine: EngineChoice | None = None) -> str:
     """Return the default policy of a bundle: adaptive, if a stand-in runs."""
@@ -152,6 +155,7 @@ class Deployment(ServedVersion):
             verify_every=options.verify_every,
             sample_every=options.verify_every,
             compare=options.compare,
+            spread=times is None or times.deployed > SHORT_UNIT,
             share_groups=share_groups,
             seed=secrets.randbits(32),
         )

@@ -229,6 +229,7 @@ class Frontend:
     """
 
     _failed_by_model = 0
+    _arriving = False
 
     def __init__(
         self,
@@ -431,8 +432,10 @@ class Frontend:
                         tenant=tenant,
                         exact=alone,
                         admitted=large,
+                        more=True,
                     )
                 )
+                self._start_soon()
             return await request.future
         except asyncio.CancelledError:
             if not self._stopped:
@@ -441,6 +444,16 @@ class Frontend:
             raise
         finally:
             self._held -= held
+
+    def _start_soon(self) -> None:
+        """Let units start at the end of this turn of the event loop, in which more may arrive."""
+        if not self._arriving:
+            self._arriving = True
+            self._loop.call_soon(self._start_units)
+
+    def _start_units(self) -> None:
+        self._arriving = False
+        self._carry_out(self.scheduler.time_passed(now()))
 
     def check_admission(self, rows: int, timeout: float | None = None) -> None:
         """Raise the error of a request of this many rows, still unread, if it would be refused."""
