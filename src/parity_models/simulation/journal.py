@@ -179,16 +179,16 @@ class Recording:
         """
         queries, units, began = set[int](), set[int](), 0.0
         for event in self.events():
-            if event.name == "queries_arrived" and not queries:
-                known = [q for q in event.given[1] if asked in (event.request, str(q))]
-                if known:
-                    queries, began = set(known), event.given[0]
+            arrived = event.name == "queries_arrived" and not queries
+            if arrived:
+                queries = {q for q in event.given[1] if asked in (event.request, str(q))}
+                began = event.given[0] if queries else began
             if not queries:
                 continue
             mine = [each for each in event.actions if _concerns(each[1], queries, units)]
             units |= {each["unit"] for name, each in mine if name == "Run"}
             reported = event.name.startswith("unit") and event.given[1] in units
-            if mine or reported:
+            if arrived or mine or reported:
                 about = f" {event.given[1]}" if reported else ""
                 did = "; ".join([event.name.replace("_", " ") + about, *map(_say, mine)])
                 yield f"{1e3 * (event.given[0] - began):9.1f} ms  {did}"
