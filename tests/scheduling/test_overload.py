@@ -23,7 +23,7 @@ from parity_models.scheduling.work import SchedulerConfig
 from parity_models.simulation.arrivals import poisson_arrivals
 from parity_models.simulation.emulation import Uniform
 from parity_models.simulation.simulation import FAILED, Driver, Instance, Simulation
-from scheduling_world import World, code, world_of
+from scheduling_world import ORIGINALS, World, code, world_of
 
 INSTANCES, SERVICE, SECONDS, CALM = 4, 0.01, 5.0, 3.0
 
@@ -140,6 +140,23 @@ def test_without_an_instance_queries_fail_at_once() -> None:
     assert fail.retry_after is not None
     assert 1.0 <= fail.retry_after <= 2.0
     assert world.scheduler.size() == 0
+
+
+def test_queries_wait_for_an_instance_that_will_soon_be_replaced() -> None:
+    world = learned(grace=3.0)
+    (lost,) = world.arrive(1)
+    world.leave("a")
+    (early,) = world.arrive(1)
+    world.pass_time(2.9)
+    (in_time,) = world.arrive(1)
+    assert not refusals(world)
+    world.pass_time(0.2)
+    (late,) = world.arrive(1)
+    assert world.failures[late].reason is Reason.NO_INSTANCES
+    world.join("b", ORIGINALS)
+    while world.running:
+        world.finish_all()
+    assert {lost, early, in_time} <= world.answers.keys()
 
 
 def test_a_query_that_cannot_be_answered_in_time_is_refused_with_the_numbers() -> None:

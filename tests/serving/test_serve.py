@@ -180,6 +180,15 @@ def closed() -> None:
     os.closerange(0, 1)
 
 
+def test_queries_wait_while_all_workers_start_again(bundle: Path) -> None:
+    with ServerProcess(str(bundle)) as server, httpx.Client(base_url=server.url) as client:
+        assert infer(client, queries(1)).status_code == 200
+        for worker in server.workers():
+            os.kill(worker, signal.SIGKILL)
+        until(lambda: not server.metric("parm_instances_up"), "workers stay")
+        assert infer(client, queries(1)).status_code == 200
+
+
 @pytest.mark.parametrize("streams", [full, closed])
 def test_a_server_serves_whatever_its_streams(bundle: Path, streams: Callable[[], None]) -> None:
     # The bundle has no envelope, which the server notes on standard error once it is ready.

@@ -1,5 +1,6 @@
 """Admission of arriving queries: a query that cannot be in time is refused at once."""
 
+from math import inf
 from random import Random
 
 from parity_models.roles import DEPLOYED
@@ -68,6 +69,7 @@ class Admission:
         self._spent = 0.0
         self._spent_until = 0.0
         self._empty_at = 0.0
+        self._up_at = -inf
         self._last_end = 0.0
 
     def spend(self, now: float, started: int = 0) -> None:
@@ -104,13 +106,15 @@ class Admission:
         own process. If the server is `degraded`, stand-ins answer though no instance does.
         """
         max_queue = self._config.max_queue
+        instances = len(self._dispatch.up[DEPLOYED])
+        if instances:
+            self._up_at = now
         if not waiting:
             self._empty_at = now
             room = self._dispatch.idle_for(DEPLOYED) * self._config.max_batch
             if queries <= min(room, max_queue):
                 return None
-        instances = len(self._dispatch.up[DEPLOYED])
-        if not instances and not degraded:
+        if not instances and not degraded and now >= self._up_at + self._config.grace:
             return self.no_instances()
         rate = self.capacity(now)
         if waiting + queries > max_queue:

@@ -46,6 +46,7 @@ class SchedulerConfig:
             compared with the deployed model. The model runs on for one in this many answers of
             stand-ins, and for more of the first ones, to be compared with them.
         seed: The seed of the random waits that refused clients are asked for; unique to a server.
+        grace: Seconds for which queries are still taken once no instance of the model is up.
         spread: Share what waits between the idle instances; else the first one takes a full batch,
             which costs less where a unit takes less time than the messages about it.
         share_groups: True if queries without a tenant share coding groups; a tenant's always do.
@@ -60,6 +61,7 @@ class SchedulerConfig:
     sample_every: int = 0
     compare: float = COMPARE
     compare_one_in: int = 20
+    grace: float = 0.0
     spread: bool = True
     share_groups: bool = True
     seed: int = 0

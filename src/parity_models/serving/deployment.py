@@ -155,6 +155,7 @@ class Deployment(ServedVersion):
             verify_every=options.verify_every,
             sample_every=options.verify_every,
             compare=options.compare,
+            grace=engine.kind.grace,
             spread=times is None or times.deployed > SHORT_UNIT,
             share_groups=share_groups,
             seed=secrets.randbits(32),

@@ -102,14 +102,16 @@ class Engine(ABC):
     """Instances of models to run units on. An engine is started once and stopped once.
 
     A subclass declares its `name`, its `Options`, and whether fault plans can be injected
-    (`takes_faults`) and instances can be placed (`takes_placements`). It runs as many instances as
-    it is asked for, unless it has `fixed_roles`. It `refuses` options of a server that have no
-    effect with it, each with the reason.
+    (`takes_faults`) and instances can be placed (`takes_placements`). Within `grace` seconds,
+    others are in the place of instances that ended. It runs as many instances as it is asked for,
+    unless it has `fixed_roles`. It `refuses` options of a server that have no effect with it, each
+    with the reason.
     """
 
     name: ClassVar[str]
     takes_faults: ClassVar[bool] = False
     takes_placements: ClassVar[bool] = False
+    grace: ClassVar[float] = 0.0
     refuses: ClassVar[Mapping[str, str]] = {}
 
     @dataclass(frozen=True, kw_only=True)

@@ -202,6 +202,7 @@ class LocalEngine(SupervisedEngine[WorkerProcess]):
     name = "local"
     takes_placements = True
     same_clock = True
+    grace = 3.0
     heartbeat_timeout = 2.0
     join_timeout = START_TIMEOUT
     tolerance = 1e-5
