@@ -163,9 +163,10 @@ def queries(count: int) -> NDArray[np.float32]:
 
 
 async def asked(infer: Awaitable[Result]) -> asyncio.Task[Result]:
-    """The request as a task, after it has reached the scheduler."""
+    """The request as a task, after its units have started."""
     task = asyncio.ensure_future(infer)
-    await asyncio.sleep(0)
+    for _ in range(2):
+        await asyncio.sleep(0)
     assert isinstance(task, asyncio.Task)
     return task
 
