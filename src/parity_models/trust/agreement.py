@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from parity_models.trust.evidence import Evidence, GateState
 from parity_models.trust.gate import EVERYTHING, NOTHING, DoubtCurve
 
-LEARNED_RISK: Final = 0.01
+LEARNED_RISK: Final = 0.015
 """The probability that a gate ever opens too far. Calibration has the rest of 5 %."""
 
 STARTS: Final = (0.1, 0.25, 0.5, 0.75)
