@@ -159,6 +159,19 @@ def test_queries_wait_for_an_instance_that_will_soon_be_replaced() -> None:
     assert {lost, early, in_time} <= world.answers.keys()
 
 
+def test_queries_wait_while_all_instances_stand_still() -> None:
+    world = learned(run=0.02, instances="ab")
+    queries = []
+    for _ in range(50):
+        queries += world.arrive(1)
+        world.pass_time(0.08)
+    assert not refusals(world)
+    while world.running:
+        world.pass_time(0.01)
+        world.finish_all()
+    assert world.answers.keys() >= {*queries}
+
+
 def test_a_query_that_cannot_be_answered_in_time_is_refused_with_the_numbers() -> None:
     world = learned()
     world.arrive(5)

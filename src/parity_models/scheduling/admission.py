@@ -28,9 +28,10 @@ class Admission:
     delay of Maurer (Fail at Scale, ACM Queue 13(8), 2015), after Nichols and Jacobson (Controlling
     Queue Delay, ACM Queue 10(5), 2012).
 
-    If nothing waits and there are idle instances for all queries of a request, they are always
-    taken, and an idle server forgets its estimates. So no estimate, however wrong, locks the server
-    up. Times in seconds.
+    While all instances stand still, the rate says nothing about those that will be in their place,
+    so queries wait. If nothing waits and there are idle instances for all queries of a request,
+    they are always taken, and an idle server forgets its estimates. So no estimate, however wrong,
+    locks the server up. Times in seconds.
     """
 
     STANDING, STANDING_RUNS = 1.0, 20
@@ -71,6 +72,8 @@ class Admission:
         self._empty_at = 0.0
         self._up_at = -inf
         self._last_end = 0.0
+        self.progressed = 0.0
+        """When any unit, of any role, was last finished."""
 
     def spend(self, now: float, started: int = 0) -> None:
         """Count the time that instances have spent; `started` more of them run from now on."""
@@ -120,10 +123,14 @@ class Admission:
         if waiting + queries > max_queue:
             detail = f"{waiting} queries wait, and at most {max_queue} may (max_queue)"
             return self._overloaded(detail, waiting / rate if rate else 0.0)
+        run = self.typical_run
+        if now - self.progressed > max(self.STANDING, self.STANDING_RUNS * run):
+            self._empty_at = now  # the queue stands from the next unit on that is finished
+            return None
         if not rate or degraded:
             return None
         left = due - now
-        run, long_run = self.typical_run, self._runs.quantile(self.LONG_RUN) or 0.0
+        long_run = self._runs.quantile(self.LONG_RUN) or 0.0
         wait = waiting / rate
         # The last of these queries starts after all before it, once a running unit has ended.
         takes = lag + self.SLACK * ((waiting + queries - 1) / rate + run / instances) + long_run

@@ -603,8 +603,10 @@ class Scheduler:
         query or a comparison, which no query needs."""
         del self.units[unit.id]
         unit.took = ended_at - unit.started
-        if finished and unit.role == DEPLOYED:
-            self._tried.clear()
+        if finished:
+            self._admission.progressed = self.now
+            if unit.role == DEPLOYED:
+                self._tried.clear()
         if not lost:
             self.unit_on[unit.instance] = None
             if not unit.tasks:
