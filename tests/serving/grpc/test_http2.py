@@ -24,6 +24,7 @@ from http2_client import (
 )
 from http_served import eventually
 from parity_models.serving.grpc import over_ngh2
+from parity_models.serving.grpc.codec import MAX_METADATA_BYTES
 from parity_models.serving.grpc.protos import ServerReflectionRequest, ServerReflectionResponse
 
 HEALTH = "/grpc.health.v1.Health/Check"
@@ -99,6 +100,24 @@ async def test_reflection_answers_each_message_of_a_stream() -> None:
         names = [each.name for each in said[0].list_services_response.service]
         assert "inference.GRPCInferenceService" in names
         assert [each.error_response.error_code for each in said[1:]] == [code_pb2.NOT_FOUND] * 2
+
+
+async def test_a_large_message_of_reflection_is_answered_once_it_is_whole() -> None:
+    """Else the answer would repeat memory that nothing was written to."""
+    async with serving() as (served, _), connected(served.address) as client:
+        stream = client.ask(None, path=REFLECT)
+        asked = ServerReflectionRequest(file_by_filename="x" * (MAX_METADATA_BYTES - 4))
+        message = prefixed(asked.SerializeToString())
+        assert len(message) == 5 + MAX_METADATA_BYTES
+        for piece in (message[:1000], message[1000:2000], message[2000:]):
+            assert not client.data[stream]
+            client.h2.send_data(stream, piece)
+            assert await client.status(client.ask(b"", path=HEALTH)) == (code_pb2.OK, "")
+        client.h2.end_stream(stream)
+        client.flush()
+        assert await client.status(stream) == (code_pb2.OK, "")
+        said = ServerReflectionResponse.FromString(client.data[stream][5:])
+        assert said.original_request == asked
 
 
 # Connections

@@ -117,7 +117,7 @@ class _Call(Rpc):
         at, self.arrived = self.arrived, self.arrived + len(data)
         if isinstance(self.body, memoryview):
             self.body[at : self.arrived] = data
-        elif self.size > max(self.arrived, _COPIED):
+        elif self.name == INFER and self.size > max(self.arrived, _COPIED):
             # Memory that nothing was written to takes none.
             buffer = np.empty(self.size, np.uint8).data
             buffer[: self.arrived] = self.body + data
