@@ -284,3 +284,19 @@ async def test_reflection_that_is_not_read_ends() -> None:
             await eventually(lambda: served.refused("admission") == 1)
         served.frontend.may.set()
         await answers(served)
+
+
+async def test_messages_are_bounded_once_they_are_decompressed() -> None:
+    async with serving(max_body=2**20, max_in_flight=2**20) as (served, _):
+        async with connected(served.address) as client:
+            bomb = prefixed(gzip.compress(bytes(2**17)), 1)
+            stream = client.ask(None, GZIP, path=HEALTH)
+            client.h2.send_data(stream, bomb, end_stream=True)
+            client.flush()
+            assert (await client.status(stream))[0] == code_pb2.RESOURCE_EXHAUSTED
+            stream = client.ask(None, GZIP)
+            client.h2.send_data(stream, prefixed(gzip.compress(request(20_000)), 1))
+            client.h2.end_stream(stream)
+            client.flush()
+            # The message, and twice the rows of the answer.
+            await eventually(lambda: served.budget.held > 3 * 320_000)

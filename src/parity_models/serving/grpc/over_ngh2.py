@@ -361,7 +361,8 @@ class _Connection(asyncio.Protocol):
         while call.size and at + call.size <= len(call.body):
             if self._h2.queued_body_size(call.stream) > _MAX_UNREAD:
                 raise OverloadedError("read the answers of this stream before you ask for more")
-            message = _message(call.body[at : at + call.size], call.encoding, _MAX_HEAD)
+            most = self._service.max_size(call)
+            message = _message(call.body[at : at + call.size], call.encoding, most)
             self._send(call, self._service.reflect(message))
             at += call.size
             call.size = self._size_at(call, at)
@@ -399,7 +400,8 @@ class _Connection(asyncio.Protocol):
     async def _answer(self, call: _Call) -> None:
         service = self._service
         try:
-            call.body = _message(call.body, call.encoding, service.max_message)
+            call.body = _message(call.body, call.encoding, service.max_size(call))
+            call.hold(max(0, len(call.body) - call.held))  # it was compressed
             if call.deadline != inf:
                 call.timeout = max(0.0, call.deadline - time.monotonic())
             if call.name == WATCH:

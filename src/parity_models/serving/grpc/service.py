@@ -216,13 +216,19 @@ class Service(ABC):
         if rpc.name in _CHANGES and self._models.only is None:
             self._clients.check_administrator(rpc.headers.get("authorization"))
 
+    def max_size(self, rpc: Rpc) -> int:
+        """Return the bytes that the message of a call may have."""
+        return self.max_message if rpc.name == INFER else MAX_METADATA_BYTES
+
     def check_size(self, rpc: Rpc, size: int) -> None:
         """Raise a RequestError for a message that is too large."""
-        if rpc.name != INFER and size > MAX_METADATA_BYTES:
+        if size <= self.max_size(rpc):
+            return
+        if rpc.name != INFER:
             raise too_large(size, "without a tensor it has", MAX_METADATA_BYTES)
-        if size > self.max_message:  # clients know gRPC's own text
-            text = f"Received message larger than max ({size} vs. {self.max_message})"
-            raise RefusedError(text, 413, Refused.MAX_BODY)
+        # Clients know gRPC's own text.
+        text = f"Received message larger than max ({size} vs. {self.max_message})"
+        raise RefusedError(text, 413, Refused.MAX_BODY)
 
     async def answer(self, rpc: Rpc) -> bytes:
         """Answer a call that was admitted, whose message is in its body. Raises a RequestError."""
