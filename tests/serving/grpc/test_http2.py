@@ -26,6 +26,7 @@ from http_served import eventually
 from parity_models.serving.grpc import over_ngh2
 from parity_models.serving.grpc.codec import MAX_METADATA_BYTES
 from parity_models.serving.grpc.protos import ServerReflectionRequest, ServerReflectionResponse
+from parity_models.serving.grpc.service import RESERVE
 
 HEALTH = "/grpc.health.v1.Health/Check"
 REFLECT = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
@@ -272,6 +273,21 @@ async def test_calls_that_do_not_arrive_make_room_for_others() -> None:
             assert codes == {code_pb2.RESOURCE_EXHAUSTED}
 
 
+async def test_calls_for_health_that_do_not_arrive_are_bounded_too() -> None:
+    async with (
+        serving(max_rpcs=1, max_connections=4) as (served, _),
+        connected(served.address) as one,
+        connected(served.address) as other,
+        connected(served.address) as third,
+    ):
+        for client in (one, other, third):
+            for _ in range(90):
+                client.ask(None, path=HEALTH)
+        await eventually(lambda: served.refused("max_rpcs") > 0)
+        await eventually(lambda: served.server._server.calls <= 1 + 4 + 2 * RESERVE)
+        assert await third.status(third.ask(b"", path=HEALTH)) == (code_pb2.OK, "")
+
+
 async def test_reflection_that_is_not_read_ends() -> None:
     async with serving() as (served, _):
         settings = {ngh2.Setting.INITIAL_WINDOW_SIZE: 0}
@@ -287,16 +303,16 @@ async def test_reflection_that_is_not_read_ends() -> None:
 
 
 async def test_messages_are_bounded_once_they_are_decompressed() -> None:
-    async with serving(max_body=2**20, max_in_flight=2**20) as (served, _):
-        async with connected(served.address) as client:
-            bomb = prefixed(gzip.compress(bytes(2**17)), 1)
-            stream = client.ask(None, GZIP, path=HEALTH)
-            client.h2.send_data(stream, bomb, end_stream=True)
-            client.flush()
-            assert (await client.status(stream))[0] == code_pb2.RESOURCE_EXHAUSTED
-            stream = client.ask(None, GZIP)
-            client.h2.send_data(stream, prefixed(gzip.compress(request(20_000)), 1))
-            client.h2.end_stream(stream)
-            client.flush()
-            # The message, and twice the rows of the answer.
-            await eventually(lambda: served.budget.held > 3 * 320_000)
+    limits = {"max_body": 2**20, "max_in_flight": 2**20}
+    async with serving(**limits) as (served, _), connected(served.address) as client:
+        bomb = prefixed(gzip.compress(bytes(2**17)), 1)
+        stream = client.ask(None, GZIP, path=HEALTH)
+        client.h2.send_data(stream, bomb, end_stream=True)
+        client.flush()
+        assert (await client.status(stream))[0] == code_pb2.RESOURCE_EXHAUSTED
+        stream = client.ask(None, GZIP)
+        client.h2.send_data(stream, prefixed(gzip.compress(request(20_000)), 1))
+        client.h2.end_stream(stream)
+        client.flush()
+        # The message, and twice the rows of the answer.
+        await eventually(lambda: served.budget.held > 3 * 320_000)

@@ -530,7 +530,8 @@ class _Connections(ConnectionServer):
         """Raise OverloadedError for a call that is one too many. If another connection has more,
         one of its calls that still arrive ends instead."""
         most = self.limits.max_rpcs + self.limits.max_connections + RESERVE
-        if self.calls <= most or call.name == CHECK:
+        most += RESERVE if call.name == CHECK else 0  # a full server tells its health
+        if self.calls <= most:
             return
         text = f"the server has {most:,} gRPC calls, some of which still arrive; try again later"
         error = OverloadedError(text, why=Refused.MAX_RPCS)
