@@ -5,11 +5,13 @@ import socket
 from collections.abc import Callable
 from ssl import SSLContext
 
+import numpy as np
 import pytest
 
 from access_files import HASHED, HOST, OTHER, TOKEN, Files
-from http_served import eventually, get, serving
+from http_served import Echo, binary, eventually, get, serving
 from parity_models.errors import UserError
+from parity_models.serving import http
 from parity_models.serving.access import MIN_TOKEN, Certificate, Tokens
 
 
@@ -84,6 +86,23 @@ async def test_a_handshake_that_does_not_come_ends_in_time(tls: Tls) -> None:
         handshakes = "parm_connections_ended_total"
         await eventually(lambda: served.counted(handshakes, limit="handshake") == 1, "not counted")
         assert served.server.connections == 0
+
+
+async def test_a_slow_client_gets_all_of_the_last_answer_over_tls(
+    files: Files, tls: Tls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "GRACE", 0.2)
+    async with serving(Echo(times=1000), tls=tls) as served:
+        here = ("127.0.0.1", served.port)
+        reader, writer = await asyncio.open_connection(*here, limit=2**16, ssl=files.trusting)
+        request = binary(np.zeros((2000, 4), np.float32))
+        writer.write(request.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
+        size = 0
+        while piece := await reader.read(2**16):
+            size += len(piece)
+            await asyncio.sleep(0.01 if size < 10**7 else 0)
+        assert size > 32 * 10**6
+        writer.close()
 
 
 async def test_plain_text_on_a_tls_port_ends_only_its_connection(files: Files, tls: Tls) -> None:

@@ -228,7 +228,7 @@ class HttpConnection(asyncio.Protocol):
             elif now >= self._unread_since + self._server.limits.write_timeout:
                 self._server.ended("write timeout")
                 self.abort()
-        if now >= self._closes + self._server.limits.write_timeout:
+        elif now >= max(self._closes, self._unread_since) + self._server.limits.write_timeout:
             self.abort()
         elif now >= self._closes:
             self._transport.close()
@@ -248,7 +248,7 @@ class HttpConnection(asyncio.Protocol):
             return "body_timeout"
         if self._begun or not self._requests:
             return "head_timeout"
-        return "idle_timeout" if self._busy is None else ""
+        return "idle_timeout" if self._busy is None and not self._unread else ""
 
     def _late(self, limit: str, seconds: float) -> None:
         if self._begun:
@@ -670,7 +670,8 @@ class ConnectionServer(ABC):
         try:
             if self._tls is not None:
                 tls = {"ssl": self._tls(), "ssl_handshake_timeout": self.limits.head_timeout}
-                tls["ssl_shutdown_timeout"] = GRACE
+                # Until then, the client may read its last answer.
+                tls["ssl_shutdown_timeout"] = self.limits.write_timeout
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: connection, accepted, **tls
             )

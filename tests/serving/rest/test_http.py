@@ -277,6 +277,24 @@ async def test_a_client_that_does_not_read_is_cut_off_and_holds_the_budget_till_
         assert served.counted("parm_connections_ended_total", limit="write timeout") == 1
 
 
+@pytest.mark.parametrize(("requests", "more"), [(2, ""), (1, "Connection: close\r\n")])
+async def test_a_client_that_reads_slowly_gets_all_answers(requests: int, more: str) -> None:
+    """However long that takes, if it takes something in each write timeout."""
+    times = {"idle_timeout": 0.3, "write_timeout": 0.6}
+    async with serving(Echo(times=1000), **times) as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port, limit=2**16)
+        request = binary(np.zeros((2000, 4), np.float32)).replace(
+            b"\r\n", b"\r\n%b" % more.encode(), 1
+        )
+        writer.write(request * requests)
+        size, due = 0, 32_000_000 * requests
+        while size < due and (piece := await reader.read(2**16)):
+            size += len(piece)
+            await asyncio.sleep(0.01 if size < 2 * 10**7 else 0)
+        assert size >= due
+        writer.close()
+
+
 # Endings
 
 
