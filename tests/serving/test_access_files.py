@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from collections.abc import Callable
 from ssl import SSLContext
 
@@ -118,6 +119,8 @@ async def test_a_server_stops_though_handshakes_hang(tls: Tls) -> None:
     async with serving(tls=tls, head_timeout=60) as served:
         with socket.create_connection(("127.0.0.1", served.port)):
             await eventually(lambda: served.server.connections == 1, "no client arrives")
+            (connection,) = served.server._connections
+            connection.check(time.monotonic() + 100)  # the handshake has its own timeout
             async with asyncio.timeout(60):
                 await served.server.stop()
         assert served.server.connections == 0

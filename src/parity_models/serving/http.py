@@ -242,7 +242,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _limit(self) -> str:
         """Return the limit that bounds the present wait for the client; empty if there is none."""
-        if not self._reading or self._ended:
+        if not self._reading or self._ended or self.opening is not None:
             return ""
         if self._arriving is not None:
             return "body_timeout"
