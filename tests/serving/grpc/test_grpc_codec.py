@@ -98,6 +98,7 @@ BESIDES = {
     "a shape, number by number": field(5, b"\x18\x01" * MANY),
     "parameters of an input": field(5, b"\x22\x00" * MANY),
     "a name": field(1, b"m" * MANY),
+    "contents of too many inputs": field(5, field(5, bytes(2000))) * 100,
     "contents without an input": field(15, field(5, b"m" * MANY)),
 }
 

@@ -29,7 +29,7 @@ from parity_models.serving.protocol import (
     no_wait,
     size_in_bytes,
 )
-from parity_models.tensors.signature import TensorSpec, cut, pack
+from parity_models.tensors.signature import MAX_TENSORS, TensorSpec, cut, pack
 
 Raws = Sequence[bytes | memoryview]
 """A message's raw_input_contents."""
@@ -46,7 +46,7 @@ _VALUE = 10
 """Maximum bytes of a value in a message."""
 
 _MAX_FIELDS = 1000
-"""Fields of a large message, and of each input, that are searched for tensors."""
+"""Fields of a large message, and of each of MAX_TENSORS inputs, that are searched for tensors."""
 
 _Request = TypeVar("_Request", bound=Message)
 
@@ -82,14 +82,15 @@ def decode(
 def _without_raws(data: bytes | memoryview) -> tuple[list[memoryview], list[memoryview], int]:
     """Return a message without its raw_input_contents, in pieces; these contents, which protobuf
     would copy; and the bytes of the typed contents."""
-    view, begin, values = memoryview(data), 0, 0
+    view, begin, values, inputs = memoryview(data), 0, 0, 0
     pieces, raws = list[memoryview](), list[memoryview]()
     for start, tag, content, end in _fields(data, 0, len(data)):
         if tag == _RAW_INPUTS:
             pieces.append(view[begin:start])
             raws.append(view[content:end])
             begin = end
-        elif tag == _INPUTS:
+        elif tag == _INPUTS and inputs < MAX_TENSORS:
+            inputs += 1
             inner = _fields(data, content, end)
             values += sum(end - begin for _, tag, begin, end in inner if tag == _CONTENTS)
     return [*pieces, view[begin:]], raws, values
