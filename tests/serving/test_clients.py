@@ -18,6 +18,7 @@ from onnx_models import graph_model
 from parity_models.bundle.bundle import NewModel, write_bundle
 from parity_models.errors import UserError
 from parity_models.serving.errors import InvalidRequestError, UnavailableError
+from parity_models.serving.server import _as_array
 from served import ServerProcess
 
 pytestmark = pytest.mark.slow
@@ -101,12 +102,20 @@ async def test_a_block_serves_and_answers_calls(own: Path) -> None:
             (ROWS[0], "has shape"),
             ({"picture": ROWS[:1]}, "has no input 'picture'"),
             (np.array([["a"]]), "cannot become that"),
+            ([[0.0], [0.0, 1.0]], "inhomogeneous"),
         )
         for inputs, reason in wrong:
             with pytest.raises(InvalidRequestError, match=reason):
                 await serving.predict(inputs)
     with pytest.raises(UnavailableError):
         await serving.predict(ROWS[:1])
+
+
+def test_integers_do_not_wrap_around() -> None:
+    assert _as_array("x", [7, -7], np.dtype(np.int8)).tolist() == [7, -7]
+    for values, dtype in (([300], np.int8), ([2**40], np.int32), ([2**63], np.int64)):
+        with pytest.raises(InvalidRequestError, match=f"'x' has numbers beyond {np.dtype(dtype)}"):
+            _as_array("x", values, np.dtype(dtype))
 
 
 def test_a_program_without_an_event_loop_is_served_too(own: Path) -> None:

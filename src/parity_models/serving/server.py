@@ -332,11 +332,14 @@ class _Predict(Call[Predictions]):
 
 
 def _as_array(name: str, values: ArrayLike, dtype: Any) -> NDArray[Any]:
-    array = np.asarray(values)
     try:
-        if dtype is not None and dtype.hasobject:
-            return as_texts(array)
-        return array if dtype is None else array.astype(dtype, casting="same_kind", copy=False)
+        array = np.asarray(values)
+        if dtype is None or dtype.hasobject:
+            return array if dtype is None else as_texts(array)
+        as_input = array.astype(dtype, casting="same_kind", copy=False)
+        if as_input is not array and dtype.kind in "iu" and (as_input != array).any():
+            raise ValueError(f"has numbers beyond {dtype}")
+        return as_input
     except TypeError as error:
         raise InvalidRequestError(
             f"input {name!r} is of {np.dtype(dtype)}, and {array.dtype} cannot become that; "
