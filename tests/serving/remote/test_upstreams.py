@@ -1,7 +1,7 @@
 """Fleets by their URLs, and what is refused of them: other models, strange certificates."""
 
 import json
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import Raw
 
 import fake_upstream as fake
 from engine_conformance import DEPLOYED, Events
@@ -31,6 +32,7 @@ from parity_models.serving.remote.remote_engine import (
     roles_of,
 )
 from parity_models.serving.remote.upstream import Upstream, UpstreamError, UpstreamModel
+from parity_models.tensors.pairs import Labels
 from parity_models.tensors.signature import Signature, TensorSpec
 from ports import free_ports
 from upstream_engines import ROW, WEIGHTS, engine_for, one, using
@@ -99,6 +101,32 @@ def test_any_answer_over_v1_is_read_or_refused(answer: bytes) -> None:
     with suppress(InvalidRequestError):
         rows = clients.read_predictions(answer, ["y"])["y"]
         assert OutputTensor("y", "FP32", (2, 2), rows).array().shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "texts", "refusal"),
+    [
+        ((2,), b'["a", "other"]', ""),
+        ((2, 1), b'[["a"], ["b"]]', ""),
+        ((2, 2), b'["a", "b", "b", "a"]', "answered .* was due"),
+        ((1, 2), b'["a", "b"]', "answered .* was due"),
+        ((2,), b'["a", 7]', "sent an answer that cannot be read"),
+    ],
+)
+async def test_labels_that_are_not_one_for_each_query_are_refused(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], texts: bytes, refusal: str
+) -> None:
+    async def answer(*of: object) -> list[OutputTensor]:
+        return [OutputTensor("label", "BYTES", shape, Raw(texts))]
+
+    signature = Signature.of(TensorSpec("x", "FP32", (4,)), TensorSpec("y", "FP32", (2,)))
+    row, names = np.zeros(4, np.float32), Labels.of(("a", "b"))
+    model = UpstreamModel("model", None, signature, row, None, "", names)
+    client = connect(Upstream("http://127.0.0.1:1", {}), UpstreamOptions(), 0)
+    monkeypatch.setattr(client, "_ask", answer)
+    with pytest.raises(UpstreamError, match=refusal) if refusal else nullcontext():
+        assert (await client.infer(model, [row, row], {}))[0].tolist() == [1, 0]
+    await client.close()
 
 
 async def test_a_fixed_batch_axis_is_filled_up(model: Path) -> None:

@@ -203,12 +203,12 @@ class UpstreamClient(ABC):
             name = kind.output.tensors[0].name
             named = [x for x in outputs if x.name == name or x.datatype == BYTES] or outputs
             outputs = [named[0]._replace(name=name)]
-            if (
-                model.labels is not None
-                and named[0].datatype == BYTES
-                and found_rows == len(texts := outputs[0].array())
-            ):
-                return model.labels.outputs(texts)
+            one_each = tuple(named[0].shape) in ((found_rows,), (found_rows, 1))
+            if model.labels is not None and named[0].datatype == BYTES and one_each:
+                try:
+                    return model.labels.outputs(named[0].array())
+                except InvalidRequestError as error:
+                    raise unreadable(error) from error
         wanted = [
             (each.name, each.datatype, (len(rows), *each.shape)) for each in kind.output.tensors
         ]
