@@ -55,9 +55,12 @@ class BackupPredictor:
         self._most, self._answering = threads, set[asyncio.Future[Any]]()
         self.ready = True
         """True until the server stops."""
+        self._stopped = False
 
     def check_admission(self, rows: int, timeout: float | None = None) -> None:
-        """Raise NoStandInError if all threads are busy."""
+        """Raise NoStandInError if all threads are busy, or it is stopped."""
+        if self._stopped:
+            raise NoStandInError("the server is stopping", "stopping")
         if len(self._answering) == self._most:
             raise NoStandInError("all threads of the stand-in are busy", "busy")
 
@@ -112,6 +115,7 @@ class BackupPredictor:
 
     async def stop(self) -> None:
         """End the threads, once they are idle."""
+        self._stopped = True
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
