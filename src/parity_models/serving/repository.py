@@ -96,6 +96,7 @@ class RepositoryModel:
         self._states: dict[str, tuple[str, str]] = {}
         """The state of each version that was tried, and the reason for it, the latest last."""
         self._changing = asyncio.Lock()
+        self._unloads = 0
         self._ending: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -118,6 +119,7 @@ class RepositoryModel:
 
     async def unload(self, why: str = "unloaded") -> None:
         """Unload all versions; returns when their requests are answered."""
+        self._unloads += 1
         for version, (state, _) in list(self._states.items()):
             if state == "LOADING":
                 self._set_state(version, "UNAVAILABLE", why)
@@ -163,6 +165,7 @@ class RepositoryModel:
         return entries or [IndexEntry(self.name, "", "UNAVAILABLE", _NO_VERSION)]
 
     async def _load(self, version: str | None) -> None:
+        unloads = self._unloads
         async with self._changing:
             versions = versions_in(self._folder)
             if not versions:
@@ -175,6 +178,8 @@ class RepositoryModel:
                 )
             if version in self._ending:
                 await asyncio.wait((self._ending[version],))
+            if unloads != self._unloads:
+                raise InvalidRequestError(f"model {self.name!r} was unloaded in the meantime")
             if version in self.running:  # it is current
                 return
             self._set_state(version, "LOADING")

@@ -54,6 +54,23 @@ async def test_no_request_is_lost_while_versions_change(tmp_path: Path, seed: in
     await repository.stop()
 
 
+async def test_an_unload_ends_loads_that_were_asked_for_before(tmp_path: Path) -> None:
+    for version in "123":
+        write_version(tmp_path, "one", version)
+    repository = Repository(tmp_path, ServeOptions(engine=EngineChoice("threads")))
+    await repository.start()
+    loads = [asyncio.create_task(repository.load("one", {"version": each})) for each in "12"]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await repository.unload("one")
+    assert {each.state for each in repository.index()} == {"UNAVAILABLE"}
+    first, second = await asyncio.gather(*loads, return_exceptions=True)
+    assert first is None
+    assert "'one' was unloaded in the meantime" in str(second)
+    await repository.load("one", {"version": "2"})
+    await repository.stop()
+
+
 async def test_the_reason_for_an_unload_outlives_another_version_s_failure(tmp_path: Path) -> None:
     write_version(tmp_path, "one", "1")
     repository = Repository(tmp_path, ServeOptions(instances=1))
