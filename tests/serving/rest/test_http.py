@@ -290,7 +290,7 @@ async def test_a_client_that_reads_slowly_gets_all_answers(requests: int, more: 
         size, due = 0, 32_000_000 * requests
         while size < due and (piece := await reader.read(2**16)):
             size += len(piece)
-            await asyncio.sleep(0.01 if size < 2 * 10**7 else 0)
+            await asyncio.sleep(0.01 if size < 1.5e7 else 0)
         assert size >= due
         writer.close()
 
