@@ -85,6 +85,18 @@ def test_while_every_upstream_is_stuck_stand_ins_answer_and_the_rest_fails_at_on
     assert world.answers[first[0]] is world.answers[after] is Source.MODEL
 
 
+def test_a_query_that_came_in_an_outage_is_the_model_s_once_that_is_over() -> None:
+    world = fleet()
+    stuck(world)
+    (query,) = world.arrive(1)
+    world.finish("a")
+    assert not world.scheduler.degraded
+    world.refuses = lambda query, source: True
+    world.finish("own")
+    world.finish_all()
+    assert world.answers[query] is Source.MODEL
+
+
 def test_a_query_is_tried_on_stuck_upstreams_once_nothing_runs_there() -> None:
     world = fleet()
     world.abandon(*stuck(world))

@@ -506,7 +506,12 @@ class Scheduler:
         """While no instance of the deployed model answers, have a stand-in answer a query, or fail
         it at once, unless an instance that is stuck runs it."""
         query = self.queries.get(query_id)
-        if query is None or not query.stranded or not self._is_out():
+        if query is None or not query.stranded:
+            return
+        if not self._is_out():
+            original = query.original
+            if original.wanted and original.queue is None and original.unit is None:
+                self.dispatch.add(original)  # it was kept from instances that were stuck
             return
         self.tell((query_id,), self._policy.stranded, self, query)
         asked = query.backup
