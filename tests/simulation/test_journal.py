@@ -101,6 +101,23 @@ def test_journal_is_bounded_and_replays_as_long_as_its_beginning_is_kept(
     assert (recording.replay(StandIns()) is None) == replays
 
 
+def test_a_journal_on_a_full_disk_ends_and_loses_no_action(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    choice, config = PolicyChoice("hedging"), SchedulerConfig()
+    policy, dispatch = choice.build(StandIns())
+    scheduler = Scheduler(policy, config, dispatch)
+    journal = Journal(Path("/dev/full"), choice, config, lambda: "")
+    journal.record(scheduler)
+    scheduler.instance_joined(0.0, "a", frozenset({"deployed"}), None)
+    for query in range(100):
+        assert scheduler.queries_arrived(query, range(query, query + 1), ((3,), "FP32"))
+        assert scheduler.unit_finished(query + 0.5, scheduler.running()["a"] or 0)
+    journal.close()
+    (said,) = (each.message for each in caplog.records)
+    assert said == "the journal /dev/full ends here: No space left on device"
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -108,6 +125,7 @@ def test_journal_is_bounded_and_replays_as_long_as_its_beginning_is_kept(
         ("no JSON\n", "JSON is malformed"),
         (HEADER + '["exec", "", [1], {}, []]\n', "cannot read event 1"),
         (HEADER, "no queries"),
+        (HEADER + ARRIVAL, "no unit that ended"),
         (HEADER.replace("none", "nothing") + ARRIVAL, "there is no policy 'nothing'"),
         (HEADER.replace("none", "os:system") + ARRIVAL, "only built-in policies replay"),
     ],

@@ -5,9 +5,11 @@ each query; and its arrivals and run times are a workload for other policies. It
 and roles, no tensors, and numbers in place of tenants' names.
 """
 
+import logging
 import os
 from bisect import bisect
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -27,6 +29,8 @@ from parity_models.scheduling.core import Scheduler
 from parity_models.scheduling.policies.policy import StandIns
 from parity_models.scheduling.work import SchedulerConfig
 from parity_models.simulation.simulation import FAILED, Driver, Running, SimulationResult
+
+_log = logging.getLogger(__name__)
 
 EVENTS = (
     *("queries_arrived", "queries_abandoned", "queries_failed", "unit_finished", "unit_failed"),
@@ -102,7 +106,10 @@ class Journal:
 
     def close(self) -> None:
         """Write what is left."""
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            self._end(error)
 
     def _recorded(self, name: str, report: Callable[..., list[Action]]) -> Callable[..., Any]:
         def recorded(*given: Any, **named: Any) -> list[Action]:
@@ -110,10 +117,20 @@ class Journal:
             if name == "queries_arrived":
                 request, known[2] = self._request_id(), hash(given[2])
                 named |= {"tenant": named.get("tenant") and hash(named["tenant"])}
-            self._write(Event(name, request, known, named, _written(actions)))
+            if not self._file.closed:
+                try:
+                    self._write(Event(name, request, known, named, _written(actions)))
+                except OSError as error:
+                    self._end(error)
             return actions
 
         return recorded
+
+    def _end(self, error: OSError) -> None:
+        """Record nothing more, as the disk is full, say."""
+        _log.warning("the journal %s ends here: %s", self._path, error.strerror)
+        with suppress(OSError):
+            self._file.close()
 
     def _write(self, line: Header | Event) -> None:
         self._file.write(self._encode(line) + b"\n")
@@ -225,7 +242,7 @@ class Recording:
                     running[each["unit"]] = time, each["instance"], each["role"]
                     result.units[each["role"]] += 1
                     result.rows[each["role"]] += len(each["subjects"])
-                elif name == "Answer":
+                elif name == "Answer" and each["query"] in places:
                     place = places[each["query"]]
                     result.latencies[place] = time - found.arrivals[place]
                     result.sources[place] = SOURCES.index(Source(each["source"]))
@@ -253,7 +270,9 @@ class Workload:
 
     def driver(self, *given: Any) -> Driver:
         """Return the driver of a simulation in which each instance is, at each time, as slow as
-        one of the journal was."""
+        one of the journal was. Raises UserError if none ran anything."""
+        if not self.units:
+            raise UserError("the journal has no unit that ended")
         return _AsRecorded(self, *given)
 
 
