@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+import parity_models as pm
 from onnx_models import linear_model, output_of
 from own_models import DIGITS, ROWS, STACK, Parm
 from parity_models.bundle.bundle import open_bundle
@@ -62,6 +63,17 @@ def test_one_command_leads_to_a_measured_bundle(parm: Parm, digits: Path, tmp_pa
     assert backed.inference_times.backup is not None
     assert backed.calibration["reconstruction"] == manifest.calibration["reconstruction"]
     assert [each.level for each in backed.calibration["backup"].levels][:1] == [0.9]
+
+
+def test_a_stand_in_that_stays_keeps_its_gate(tmp_path: Path) -> None:
+    """It may have learned from the queries that calibrate the new one."""
+    rows = np.random.default_rng(2).normal(size=(600, 6)).astype(np.float32)
+    backed = pm.train_backup(
+        nn.Linear(6, 3), rows[:300], out=tmp_path / "backed", network="linear", epochs=1
+    )
+    both = pm.train_parity(backed, rows, out=tmp_path / "both", network="linear", epochs=1)
+    assert set(both.gates) == {"reconstruction", "backup"}
+    assert both.gates["backup"] == backed.gates["backup"]
 
 
 def test_a_torch_module_is_imitated_and_left_as_it_was(tmp_path: Path) -> None:

@@ -47,7 +47,6 @@ from parity_models.training.teacher import (
     teacher_of,
 )
 from parity_models.trust.envelope import Envelope
-from parity_models.trust.gate import StandIn
 
 BEST = CodeSpec("stack", "separate", 2)
 """The code that parity models are trained for by default."""
@@ -223,8 +222,8 @@ def train(
         stand_ins = made
     else:
         stand_ins = replace(made, backup=held.backup, backup_training=held.backup_training)
-    kept: StandIn = "backup" if made.parity else "reconstruction"
-    gates = {kept: gate} if (gate := held.calibration.get(kept)) is not None else {}
+    trained = {"backup": stand_ins.backup is made.backup, "reconstruction": bool(made.parity)}
+    gates = {name: gate for name, gate in held.calibration.items() if not trained[name]}
     stand_ins, metric = replace(stand_ins, calibration=gates), candidate.data.metric
     written, evaluation = write_stand_ins(
         out, bundle, stand_ins, envelope, queries, metric, progress=callbacks.on_progress
@@ -259,8 +258,8 @@ def write_stand_ins(
     gates and accuracy; return it and its evaluation.
 
     Models are timed for queries of the commonest sizes. Gates are made by the queries for
-    calibration, unless the stand-ins are `calibrated`; accuracy is measured on the queries for
-    tests, if there are any.
+    calibration, unless the stand-ins are `calibrated`. Those that stand-ins have stay, as these may
+    have learned from the queries. Accuracy is measured on the queries for tests, if there are any.
     """
     manifest, model = deployed.manifest, deployed.stored(deployed.manifest.deployed)
     sizes = commonest(queries.train, manifest.deployed.signature)
@@ -280,7 +279,7 @@ def write_stand_ins(
         if not calibrated and found is not None and len(found):
             measured = Outputs(draft, found, progress=progress)
             only = answered_classes(deployed, None)
-            gates = calibrate_gates(measured, metric=metric, allowed=only)
+            gates = {**calibrate_gates(measured, metric=metric, allowed=only), **gates}
         if queries.test is not None:
             outputs = Outputs(draft, queries.test, progress=progress)
             evaluation = judge(outputs, None, metric, gates)
