@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 import parity_models as pm
 from commands import Here
 from parity_models.bundle.bundle import Accuracy
 from parity_models.bundle.onnx_model import OnnxModel
-from parity_models.errors import DataError, ModelError, UserError
+from parity_models.errors import DataError, ModelError, TrainingError, UserError
 from string_models import CLASSES, exported, predict, texts
 
 SAID = texts(1200)
@@ -137,6 +139,28 @@ def test_a_model_of_texts_gets_a_stand_in_that_reads_texts(folder: Path) -> None
     (given,) = backup({"text": fresh}).values()
     said = predict(fresh)["probabilities"].argmax(axis=1)
     assert (given.argmax(axis=1) == said).mean() > 0.9
+
+
+def test_numbers_of_any_size_are_learned_from_texts(folder: Path) -> None:
+    log = [(text, 1e7 * CLASSES.index(label)) for text, label in LOG]
+    made = pm.protect(pairs=write_log(folder / "sums.jsonl", log), out=folder / "sums")
+    assert isinstance(made.report, Accuracy)
+    assert (made.report.backup_accuracy or 0) > 0.8
+
+
+def test_a_model_that_gives_texts_no_row_of_numbers_is_refused(tmp_path: Path) -> None:
+    given = helper.make_tensor_value_info("text", TensorProto.STRING, ["n"])
+    score = helper.make_tensor_value_info("score", TensorProto.FLOAT, ["n"])
+    first = helper.make_tensor("first", TensorProto.STRING, [1], [SAID[0, 0].encode()])
+    nodes = [
+        helper.make_node("Equal", ["text", "first"], ["same"]),
+        helper.make_node("Cast", ["same"], ["score"], to=TensorProto.FLOAT),
+    ]
+    graph = helper.make_graph(nodes, "scores", [given], [score], [first])
+    opset = [helper.make_opsetid("", 19)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), tmp_path / "m.onnx")
+    with pytest.raises(TrainingError, match="gives a row of numbers"):
+        pm.protect(tmp_path / "m.onnx", SAID[:60, 0], out=tmp_path / "bundle")
 
 
 def test_the_command_shows_what_it_read(folder: Path, parm_here: Here) -> None:

@@ -53,8 +53,11 @@ def fit_texts(
     """Train a backup for at most these seconds on texts, the only input, and the model's outputs
     (n, values) for them."""
     began, (taken, *others) = time.monotonic(), teacher.signature.inputs
-    if others or taken.shape not in ((), (1,)):
-        raise TrainingError(f"a stand-in for texts takes one text, not {teacher.signature}")
+    if others or taken.shape not in ((), (1,)) or targets.ndim != 2:
+        raise TrainingError(
+            f"a stand-in for texts takes one text and gives a row of numbers, not as the model, "
+            f"{teacher.signature}"
+        )
     texts = [str(each) for each in queries[taken.name].ravel()]
     features = TextFeatures(taken.name, taken.shape)
     ids = [features.ids(text) for text in texts]
@@ -72,12 +75,12 @@ def fit_texts(
         center, scale = targets.mean(axis=0), max(float(targets.std(axis=0).max()), 1e-6)
         targets = (targets - center) / scale
     weights, bias = _minimise(inputs, targets, of_classes, began + seconds, callbacks.on_progress)
-    weights, bias = weights * scale, bias * scale + center
     rows = np.zeros(features.buckets, np.int32)
     rows[kept] = np.arange(1, len(kept) + 1)
     table = np.vstack([np.zeros_like(bias), weights * rarity[kept, np.newaxis]])
     constants: Named = {"rarity": rarity, "rows": rows, "table": table.astype(np.float16)}
-    model = _network(kind, teacher.output, constants | {"bias": bias})
+    constants |= {"scale": np.array(scale, np.float32), "bias": bias * scale + center}
+    model = _network(kind, teacher.output, constants)
     model.metadata_props.add(key=TEXT_FEATURES, value=msgspec.json.encode(features).decode())
     training = Training(
         task="own",
@@ -162,7 +165,8 @@ def _network(kind: OutputKind, output: TensorSpec, constants: Named) -> onnx.Mod
         ("Cast", ["halves"], "found", {"to": TensorProto.FLOAT}),
         ("ReduceSum", ["found", "first"], "sum", {"keepdims": 1}),
         ("Div", ["sum", "length"], "mean", {}),
-        ("Add", ["mean", "bias"], "scores", {}),
+        ("Mul", ["mean", "scale"], "scaled", {}),
+        ("Add", ["scaled", "bias"], "scores", {}),
         (last, ["scores"], "valid", {} if last == "Identity" else {"axis": -1}),
     ]
     made = [
