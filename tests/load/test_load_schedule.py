@@ -67,6 +67,7 @@ def test_a_trace_is_sent_as_it_was_recorded(
         ("1 2\n3 4\n", "must have one time"),
         ("1\n2 3\n", "must have one number per line"),
         ("0\nnan\n", "finite"),
+        ("0\n1\ninf\n", "finite"),
         ("\x00\xff\x00", "must have one number per line"),
         (None, "cannot read the trace"),
     ],

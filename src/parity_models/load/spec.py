@@ -126,7 +126,8 @@ def read_trace(path: str) -> NDArray[np.float64]:
         raise LoadError(f"cannot read the trace {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise LoadError(f"the trace {path} must have one number per line: {error}") from error
-    if times.ndim > 1 or not len(times) or not (np.diff(times, prepend=times[:1]) >= 0).all():
+    ordered = np.isfinite(times).all() and (np.diff(times) >= 0).all()
+    if times.ndim > 1 or not len(times) or not ordered:
         raise LoadError(
             f"the trace {path} must have one time in seconds per line, finite and in order"
         )
