@@ -247,6 +247,17 @@ async def test_queries_are_cut_to_the_longest_in_their_request(tmp_path: Path) -
         assert [each.shape for each in taken.values()] == [(2, length)] * 2
 
 
+async def test_one_of_several_inputs_may_be_called_inputs(tmp_path: Path) -> None:
+    rows = np.ones((3, 2), np.float32)
+    np.savez(tmp_path / "rows.npz", inputs=rows, mask=rows)
+    tensors = [{"name": x, "datatype": "FP32", "shape": [-1, 2]} for x in ("inputs", "mask")]
+    described = {"name": "two", "inputs": tensors, "outputs": tensors}
+    async with Client("http://127.0.0.1:1") as client:
+        target = Target(client, msgspec.convert(described, ModelMetadata), True)
+        queries = Queries.read(load("", str(tmp_path / "rows.npz")), target)
+    assert list(queries.inputs) == ["inputs", "mask"]
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"model": "other"}, "has no model 'other'"),
     ({"data": "wrong-shape.npz"}, "the model takes 'input' FP32"),

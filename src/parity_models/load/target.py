@@ -190,7 +190,7 @@ class Queries:
         arrays = read_arrays(Path(spec.inputs), labels=True)
         labels: Any = spec.labels or arrays.get(LABELS)
         arrays = {name: arrays[name] for name in arrays if name != LABELS}
-        if "inputs" in arrays:
+        if "inputs" in arrays and len(target.inputs) == 1:
             arrays = {"inputs": arrays["inputs"]}
         inputs = fit_tensors(arrays, target.inputs, spec.inputs)
         if not rows_in(inputs):
