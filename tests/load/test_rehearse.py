@@ -40,6 +40,12 @@ def test_all_runs_ask_the_same_and_count_each_answer_once(bundle: Bundle) -> Non
     assert not found.outage
 
 
+def test_a_model_may_give_equal_values(tmp_path: Path) -> None:
+    weights = np.zeros((FEATURES, CLASSES), np.float32)
+    found = rehearse(linear_bundle(tmp_path, weights, backup=weights), seconds=1.0)
+    assert all(run.right == run.answered for run in found.runs)
+
+
 def test_in_an_outage_only_stand_ins_answer(bundle: Bundle) -> None:
     held_out = np.random.default_rng(1).normal(size=(500, FEATURES)).astype(np.float32)
     found = rehearse(calibrate(bundle, held_out), held_out, seconds=1.0, outage=True, differ=1.0)

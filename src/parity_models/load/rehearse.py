@@ -39,7 +39,7 @@ from parity_models.serving.metrics import ANSWERED, COPY
 from parity_models.serving.options import EngineChoice
 from parity_models.serving.server import ServeOptions, Server
 from parity_models.simulation.emulation import Constant, Distribution, FaultPlan, Pauses
-from parity_models.tasks.metrics import METRICS, labels_from
+from parity_models.tasks.metrics import METRICS
 from parity_models.tensors.queries import LABELS, rows_in, take
 from parity_models.tensors.signature import Batch
 
@@ -321,7 +321,7 @@ async def _measure(bundle: Bundle, queries: Batch) -> tuple[float, Batch, float 
         return median(times), queries, None
     if METRICS[metric].kind != "classes":
         return median(times), queries, None
-    classes = labels_from(np.concatenate(outputs), metric)[: rows_in(queries)]
+    classes = np.concatenate(outputs).argmax(axis=1)[: rows_in(queries)]
     common = float(np.bincount(classes).max() / len(classes))
     return median(times), {**queries, LABELS: classes}, common
 
