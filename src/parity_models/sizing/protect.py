@@ -114,11 +114,6 @@ class SearchOptions(TeachingOptions, ScenarioOptions):
         metavar="HOW",
     )
 
-    @property
-    def gate(self) -> float | None:
-        """The level of agreement that calibration must show; None if there need not be one."""
-        return self.agreement or (AGREEMENT if self.answer_only else None)
-
 
 @dataclass(frozen=True)
 class Report(Printed):
@@ -375,7 +370,7 @@ def prepare(
         raise UserError(
             f"predictions are {data.output_kind}, not classes; leave out {spell('answer_only')}"
         )
-    queried, level = teacher.describe(queries.train), options.gate or AGREEMENT
+    queried, level = teacher.describe(queries.train), options.agreement or AGREEMENT
     learned = teacher, model, queries, data, queried
     return TrainingContext(*learned, options.seed, level, row_seconds, only)
 
@@ -406,7 +401,7 @@ def _finish(context: TrainingContext, found: Found, out: Path, options: SearchOp
     """Measure, simulate, choose, calibrate and write."""
     late = PolicyChoice(Adaptive.name, {"differ": options.differ})
     count = int(min(MOST_QUERIES, max(LEAST_QUERIES, QUERIES * options.minutes)))
-    shown = options.gate
+    shown = options.agreement
     if context.allowed and shown is None:
         shown = context.level
     with TemporaryDirectory() as folder:
