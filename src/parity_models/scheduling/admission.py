@@ -73,12 +73,14 @@ class Admission:
         self._up_at = -inf
         self._last_end = 0.0
         self.progressed = 0.0
-        """When any unit, of any role, was last finished."""
+        """When any unit, of any role, was last finished, or instances stopped being idle."""
 
     def spend(self, now: float, started: int = 0) -> None:
         """Count the time that instances have spent; `started` more of them run from now on."""
         self._spent += self._running * (now - self._spent_until)
         self._spent_until = now
+        if started and not self._running:
+            self.progressed = now
         self._running += started
 
     def ended(self, now: float, unit: Unit, *, finished: bool) -> None:
