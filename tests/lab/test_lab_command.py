@@ -23,7 +23,7 @@ from parity_models_lab.overhead import CASES, FLOOR, OURS, TRITONS
         ("chaos --engine ray --events frontend", "there is no event 'frontend'"),
         ("chaos --engine cloud", "must be one of local, remote, ray"),
         ("demo --out /dev/null/demo", "--out: nothing can be written"),
-        ("real --minutes soon", "must be a number of minutes, or a time with a unit"),
+        ("chaos --minutes soon", "must be a number of minutes, or a time with a unit"),
         ("overhead --instances 1", "No such option"),
         ("promises --streams few", "must be a whole number, at least 1; got 'few'"),
         ("latency --figure lat", "did you mean late? Give a file, or one of 10, 11"),

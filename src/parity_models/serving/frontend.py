@@ -229,7 +229,8 @@ class Frontend:
     """
 
     _failed_by_model = 0
-    _arriving = False
+    _arriving: asyncio.Handle | None = None
+    """Starts units at the end of this turn of the event loop, in which more queries may arrive."""
 
     def __init__(
         self,
@@ -435,7 +436,7 @@ class Frontend:
                         more=True,
                     )
                 )
-                self._start_soon()
+                self._arriving = self._arriving or self._loop.call_soon(self._start_units)
             return await request.future
         except asyncio.CancelledError:
             if not self._stopped:
@@ -445,14 +446,8 @@ class Frontend:
         finally:
             self._held -= held
 
-    def _start_soon(self) -> None:
-        """Let units start at the end of this turn of the event loop, in which more may arrive."""
-        if not self._arriving:
-            self._arriving = True
-            self._loop.call_soon(self._start_units)
-
     def _start_units(self) -> None:
-        self._arriving = False
+        self._arriving = None
         self._carry_out(self.scheduler.time_passed(now()))
 
     def check_admission(self, rows: int, timeout: float | None = None) -> None:
