@@ -280,8 +280,7 @@ async def test_a_client_that_does_not_read_is_cut_off_and_holds_the_budget_till_
 @pytest.mark.parametrize(("requests", "more"), [(2, ""), (1, "Connection: close\r\n")])
 async def test_a_client_that_reads_slowly_gets_all_answers(requests: int, more: str) -> None:
     """However long that takes, if it takes something in each write timeout."""
-    times = {"idle_timeout": 0.3, "write_timeout": 0.6}
-    async with serving(Echo(times=1000), **times) as served:
+    async with serving(Echo(times=1000), idle_timeout=0.3, write_timeout=0.6) as served:
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port, limit=2**16)
         request = binary(np.zeros((2000, 4), np.float32)).replace(
             b"\r\n", b"\r\n%b" % more.encode(), 1
