@@ -39,6 +39,7 @@ from parity_models_lab.real import (
     prepare,
     raced,
     row_of,
+    spells_in,
     tritons,
     without_delay,
 )
@@ -90,7 +91,7 @@ def late(
         if library != CHOOSES:
             panels[balancer][without_delay(library)] = found
     title = f"Calls to four servers, {len(chosen)} seeds"
-    report(title, rows, out / "late.json", seeds=chosen)
+    report(title, rows, out / "late.json", seeds=chosen, spells=spells_in(chosen))
     plot_tails(out / "late.png", panels, ABOUT)
 
 

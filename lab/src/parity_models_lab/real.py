@@ -129,6 +129,11 @@ def course(seed: int) -> list[Spell]:
     return spells
 
 
+def spells_in(seeds: Sequence[int]) -> int:
+    """Return the number of spells in the runs of these seeds."""
+    return sum(len(course(seed)) for seed in seeds)
+
+
 class Run(msgspec.Struct, frozen=True):
     """The queries of a run, in order: the text; seconds from the due time to the answer, negative
     where there was none; the class that was answered, and its source; and the last spell that had
@@ -508,7 +513,6 @@ def row_of(name: str, found: Pooled, late: NDArray[np.bool_], texts: Texts) -> R
         "agree if late, %": percent(agrees, late),
         "processor, ms": round(1e3 * found.processor / len(answered), 2),
         "queries": len(answered),
-        "spells": len(np.unique(found.spell)),
     }
 
 
@@ -572,7 +576,8 @@ def real(
         late = results[BASELINE].latencies > LATE
         rows = [row_of(contestant, found, late, texts) for contestant, found in results.items()]
         title = f"Nothing is emulated, {name}: {len(chosen)} seeds"
-        report(title, rows, out / f"real-{name}.json", rate=RATE, differ=DIFFER, seeds=chosen)
+        about = {"rate": RATE, "differ": DIFFER, "seeds": chosen, "spells": spells_in(chosen)}
+        report(title, rows, out / f"real-{name}.json", **about)
         plot_tails(out / f"real-{name}.png", {"A real model, texts, slowness": results}, ABOUT)
 
 

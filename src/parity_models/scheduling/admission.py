@@ -127,7 +127,7 @@ class Admission:
             return self._overloaded(detail, waiting / rate if rate else 0.0)
         run = self.typical_run
         if now - self.progressed > max(self.STANDING, self.STANDING_RUNS * run):
-            self._empty_at = now  # the queue stands from the next unit on that is finished
+            self._empty_at = now  # a queue is standing only while units end
             return None
         if not rate or degraded:
             return None

@@ -55,8 +55,8 @@ def fit_texts(
     began, (taken, *others) = time.monotonic(), teacher.signature.inputs
     if others or taken.shape not in ((), (1,)) or targets.ndim != 2:
         raise TrainingError(
-            f"a stand-in for texts takes one text and gives a row of numbers, not as the model, "
-            f"{teacher.signature}"
+            "a stand-in for texts needs a model that takes one text and gives a row of numbers, "
+            f"not {teacher.signature}"
         )
     texts = [str(each) for each in queries[taken.name].ravel()]
     features = TextFeatures(taken.name, taken.shape)
