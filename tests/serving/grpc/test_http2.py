@@ -279,13 +279,14 @@ async def test_calls_for_health_that_do_not_arrive_are_bounded_too() -> None:
         connected(served.address) as one,
         connected(served.address) as other,
         connected(served.address) as third,
+        connected(served.address) as idle,
     ):
         for client in (one, other, third):
             for _ in range(90):
                 client.ask(None, path=HEALTH)
         await eventually(lambda: served.refused("max_rpcs") > 0)
         await eventually(lambda: served.server._server.calls <= 1 + 4 + 2 * RESERVE)
-        assert await third.status(third.ask(b"", path=HEALTH)) == (code_pb2.OK, "")
+        assert await idle.status(idle.ask(b"", path=HEALTH)) == (code_pb2.OK, "")
 
 
 async def test_reflection_that_is_not_read_ends() -> None:
