@@ -175,7 +175,8 @@ def _one_of(names: Sequence[str], choice: int) -> str:
 
 def _arrive(world: World, choice: int) -> None:
     due = {0: world.now + 1.0, 1: world.now - 1.0, 2: world.now}.get(choice % 11)
-    world.arrive(1 + choice % 5, KINDS[choice % 3], due, TENANTS[choice % 4], exact=choice % 6 == 0)
+    sharers = KINDS[choice % 3], due, TENANTS[choice % 4]
+    world.arrive(1 + choice % 5, *sharers, exact=choice % 6 == 0, unlike=choice % 7 == 0)
 
 
 def _haunt(world: World, choice: int) -> None:

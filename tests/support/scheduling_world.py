@@ -82,6 +82,8 @@ class World:
     answers: dict[int, Source] = field(default_factory=dict)
     failures: dict[int, Fail] = field(default_factory=dict)
     exact: set[int] = field(default_factory=set)
+    unlike: set[int] = field(default_factory=set)
+    """Queries that the scheduler finds to be exact when a stand-in is to see them."""
     tenants: dict[int, str | None] = field(default_factory=dict)
     kinds: dict[int, str] = field(default_factory=dict)
     cancelled: set[int] = field(default_factory=set)
@@ -103,6 +105,9 @@ class World:
     observer: Observer = field(default_factory=Observer)
     """Is told what a driver would tell it."""
 
+    def __post_init__(self) -> None:
+        self.scheduler.is_unlike = self.unlike.__contains__
+
     def arrive(
         self,
         count: int,
@@ -111,12 +116,15 @@ class World:
         tenant: str | None = None,
         *,
         exact: bool = False,
+        unlike: bool = False,
     ) -> list[int]:
         ids = list(range(self.arrived, self.arrived + count))
         self.arrived += count
         self.inputs.update(ids)
-        if exact:
+        if exact or unlike:
             self.exact.update(ids)
+        if unlike:
+            self.unlike.update(ids)
         self.tenants.update(dict.fromkeys(ids, tenant))
         self.kinds.update(dict.fromkeys(ids, kind))
         event = self.scheduler.queries_arrived
@@ -247,6 +255,7 @@ class World:
         assert run.role in self.roles[run.instance]
         assert len(run.subjects) <= self.max_batch
         assert len(set(run.subjects)) == len(run.subjects), "no batch holds copies of one query"
+        assert run.role != BACKUP or not self.exact & set(run.subjects), "exact queries have none"
         if run.role in (DEPLOYED, BACKUP):
             assert self.inputs.issuperset(run.subjects)
             assert len({self.kinds[query] for query in run.subjects}) == 1, "a batch is of one kind"

@@ -90,7 +90,7 @@ class BackgroundComparison:
         shares = role == BACKUP or query.tenant is not None or core.config.share_groups
         if not (shares and core.up(role)):
             self._next_stand_in()
-        elif core.dispatch.idle_for(role) and not core.queued(DEPLOYED):
+        elif core.dispatch.idle_for(role) and not core.queued(DEPLOYED) and core.screen(query):
             self._add_member(query)
             if len(self._members) == self._group_sizes[role]:
                 subject = query.id if role == BACKUP else next(self._ids)

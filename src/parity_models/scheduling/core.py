@@ -94,6 +94,8 @@ class Scheduler:
         policy: The redundancy policy, which serves this scheduler alone.
         config: Bounds; by default those of SchedulerConfig.
         dispatch: The dispatch rule; by default the policy's.
+        is_unlike: Tells whether a query's inputs are unlike those that stand-ins learned from. It
+            is asked at most once for each query, before a stand-in is to see it.
 
     """
 
@@ -102,9 +104,11 @@ class Scheduler:
         policy: Policy,
         config: SchedulerConfig | None = None,
         dispatch: Dispatch | None = None,
+        is_unlike: Callable[[int], bool] = lambda query: False,
     ) -> None:
         self.config = config = config or SchedulerConfig()
         self.dispatch = dispatch = Dispatch(policy.rule) if dispatch is None else dispatch
+        self.is_unlike = is_unlike
         self.now = 0.0
         self.pace = dispatch.pace
         self.max_batch = config.max_batch
@@ -741,7 +745,16 @@ class Scheduler:
         self._submit(task, apart)
         return task
 
-    def ask(self, query: Query, *, first: bool = False, preemptible: bool = False) -> None:
+    def screen(self, query: Query) -> bool:
+        if not query.screened:
+            query.screened = True
+            if not query.exact and self.is_unlike(query.id):
+                query.exact, query.coded = True, False
+        return not query.exact
+
+    def ask(self, query: Query, *, first: bool = False, preemptible: bool = False) -> bool:
+        if not self.screen(query):
+            return False
         if first:
             self.advance(query, ASKED_FIRST)
             self.dispatch.remove(query.original)
@@ -752,6 +765,7 @@ class Scheduler:
         group = query.original.group
         query.backup = Task(BACKUP, query.id, query.kind, group, preemptible, first=first)
         self._submit(query.backup, apart)
+        return True
 
     def _submit(self, task: Task, apart: list[Task]) -> None:
         task.wanted = self.redundancy_on

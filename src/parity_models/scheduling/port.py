@@ -82,8 +82,13 @@ class Port(Protocol):
         """Queue a parity query of the queries `members`, which joins the tasks `apart` (see
         `keep_apart`)."""
 
-    def ask(self, query: Query, *, first: bool = False, preemptible: bool = False) -> None:
-        """Queue a task of the backup for the query, or `first`, in place of its original.
+    def screen(self, query: Query) -> bool:
+        """Return whether a stand-in may see the query's inputs, and answer it. If they are unlike
+        those that stand-ins learned from, the query is `exact` from now on, and not `coded`."""
+
+    def ask(self, query: Query, *, first: bool = False, preemptible: bool = False) -> bool:
+        """Queue a task of the backup for the query, or `first`, in place of its original. Do
+        nothing if the query is not to be seen (`screen`); return whether it is.
 
         Only a query that is WAITING can be asked of the backup first. Its original is queued again
         if the answer is rejected, if the task fails, or by `queue_again`.

@@ -144,8 +144,8 @@ class Query:
     """A query that has been neither answered nor failed.
 
     Only queries of the same `tenant` share a coding group, if they are `coded`. Only the deployed
-    model answers an `exact` query: its client asked for that (it is then not coded), or a
-    stand-in's output was rejected for it.
+    model answers an `exact` query: its client asked for that, or its inputs are unlike those that
+    stand-ins learned from (it is then not coded), or a stand-in's output was rejected for it.
     """
 
     id: int
@@ -158,6 +158,8 @@ class Query:
     tenant: Hashable = None
     exact: bool = False
     coded: bool = True
+    screened: bool = False
+    """Its inputs were compared with those that stand-ins learned from."""
     backup: Task | None = None
     """The newest task of the backup for it."""
     state: QueryState = QueryState.WAITING

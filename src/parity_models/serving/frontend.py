@@ -258,7 +258,7 @@ class Frontend:
         self.quarantined: deque[str] = deque(maxlen=MAX_QUARANTINED)
         """The instances that answered wrongly, the latest last."""
         self._engine = engine
-        self.scheduler = Scheduler(policy, config, dispatch)
+        self.scheduler = Scheduler(policy, config, dispatch, self._is_unlike)
         """Makes the decisions. Others may read its state, but report no events to it."""
         self._deadline = config.deadline
         self._signature = signature
@@ -267,7 +267,6 @@ class Frontend:
         self._imitated = imitated
         self._golden: Mapping[str, Golden] = {}
         self._roles: Sequence[str] = ()
-        self._has_stand_ins = False
         self._units: dict[int, _Unit] = {}
         """The units that the engine has."""
         self._groups: dict[int, _Group] = {}
@@ -416,12 +415,6 @@ class Frontend:
                     break
                 for query in queries:
                     self.in_flight[query] = request
-                alone: Collection[int] = queries if exact else ()
-                if self._has_stand_ins and not exact:
-                    unlike = self._gate.unlike(part)
-                    if unlike:
-                        alone = [queries[row] for row in unlike]
-                        self.metrics.unlike.inc(len(unlike))
                 left = count - begin - len(part) if large else 0
                 self._held, held = self._held + left - held, left
                 self._carry_out(
@@ -431,7 +424,7 @@ class Frontend:
                         (rows.shape[1:], rows.dtype),
                         due if begin or timeout is not None else None,
                         tenant=tenant,
-                        exact=alone,
+                        exact=queries if exact else (),
                         admitted=large,
                         more=True,
                     )
@@ -469,6 +462,15 @@ class Frontend:
             f"the server is {state} and takes no queries; try again later",
             retry_after=errors.soon(),
         )
+
+    def _is_unlike(self, query: int) -> bool:
+        """Return whether a query's inputs are unlike those that stand-ins learned from."""
+        request = self.in_flight[query]
+        row = query - request.first
+        unlike = bool(self._gate.unlike(request.rows[row : row + 1, ...]))
+        if unlike:
+            self.metrics.unlike.inc()
+        return unlike
 
     def _is_poison(self, request: InFlight, rows: NDArray[Any]) -> bool:
         """Fail the request if one of the rows is remembered as poison; return whether."""
@@ -527,7 +529,6 @@ class Frontend:
         `golden` queries, by role. Raises the engine's errors."""
         self._golden = golden or {}
         self._roles = sorted(frozenset().union(*roles))
-        self._has_stand_ins = self._roles != [DEPLOYED]
         # Kept, as each look-up is a system call (Python 3.11 reads the process id).
         self._loop = asyncio.get_running_loop()
         await self._engine.start(roles, self)

@@ -95,9 +95,10 @@ def test_a_query_whose_reconstruction_may_not_answer_is_copied_at_once(reason: s
     assert 4 not in world.answers
 
 
-def test_an_exact_query_that_is_late_is_copied() -> None:
+@pytest.mark.parametrize("reason", ["exact", "unlike"])
+def test_a_late_query_that_no_stand_in_may_see_is_copied(reason: str) -> None:
     world = world_of(stand_ins=BOTH)
-    world.arrive(2, exact=True)
+    world.arrive(2, exact=reason == "exact", unlike=reason == "unlike")
     world.pass_time(1.1)
     assert runs(world) == [DEPLOYED] * 4
 
@@ -172,7 +173,9 @@ def test_model_answers_if_the_backup_does_not(event: str) -> None:
     assert world.answers == {0: Source.MODEL}
 
 
-@pytest.mark.parametrize("reason", ["exact", "closed", "down", "off", "unsure", "budget", "code"])
+@pytest.mark.parametrize(
+    "reason", ["exact", "unlike", "closed", "down", "off", "unsure", "budget", "code"]
+)
 def test_the_model_is_asked_at_once_where_no_stand_in_may_be(reason: str) -> None:
     world = world_of(
         2,
@@ -188,7 +191,7 @@ def test_the_model_is_asked_at_once_where_no_stand_in_may_be(reason: str) -> Non
         world.join("2", ORIGINALS)
         for instance in "01":
             world.leave(instance)
-    world.arrive(1, exact=reason == "exact")
+    world.arrive(1, exact=reason == "exact", unlike=reason == "unlike")
     assert runs(world) == [DEPLOYED]
 
 

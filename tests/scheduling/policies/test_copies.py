@@ -1,5 +1,7 @@
 """Replication, hedging, approximate backups: when they are sent, and how many."""
 
+import pytest
+
 from parity_models.roles import BACKUP, Source
 from parity_models.scheduling.policies import ApproximateBackup, Hedging
 from scheduling_world import ORIGINALS, world_of
@@ -31,14 +33,15 @@ def test_hedging_learns_its_delay() -> None:
     assert len(world.running) == 2
 
 
-def test_a_backup_answers_when_it_is_first_and_an_exact_query_has_none() -> None:
+@pytest.mark.parametrize("reason", ["exact", "unlike"])
+def test_a_backup_answers_when_it_is_first_and_an_exact_query_has_none(reason: str) -> None:
     world = world_of(("a",), ApproximateBackup())
     world.join("cheap", frozenset({BACKUP}))
     world.arrive(1)
     world.finish("cheap")
     assert world.answers == {0: Source.BACKUP}
     world.finish("a")
-    world.arrive(1, exact=True)
+    world.arrive(1, exact=reason == "exact", unlike=reason == "unlike")
     assert list(world.running) == ["a"]
     world.finish("a")
     assert world.answers[1] is Source.MODEL

@@ -48,9 +48,8 @@ class Cascade(Hedging):
     def _ask(self, port: Port, query: Query) -> bool:
         """Ask the backup. Return whether it can be asked."""
         is_open = port.up(BACKUP) and Source.BACKUP not in port.closed_gates
-        if query.exact or not port.redundancy_on or not is_open:
+        if not port.redundancy_on or not is_open or not port.ask(query, first=True):
             return False
-        port.ask(query, first=True)
         self._watch(port, query, self._stand_in_times)
         return True
 

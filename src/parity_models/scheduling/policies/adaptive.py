@@ -181,7 +181,8 @@ class Adaptive(Policy):
         if self._rows and query is not None and query.coded and not query.crashes:
             if query.id % KEEP_ONE_IN and self._groups.can_form((query,)):
                 return
-            self._groups.keep(port, (query.kind, query.tenant), query.id)
+            if port.screen(query):
+                self._groups.keep(port, (query.kind, query.tenant), query.id)
 
     def reconstructed(self, port: Port, query: Query, doubt: float) -> None:
         actions = self._races[query.id].reconstructed(port.now, doubt)
@@ -246,17 +247,20 @@ class Adaptive(Policy):
         actions: Iterable[Action],
         source: Source = Source.BACKUP,
     ) -> None:
+        may_ask = True
         for action in actions:
             if isinstance(action, Answer):
                 port.answer(query, source, action.doubt)
             elif not isinstance(action, Ask):
                 port.set_alarm(query, action.time, partial(self._alarm, port, query))
             elif action.role == BACKUP:
-                port.ask(query, first=self._races[query.id].withheld)
+                may_ask = port.ask(query, first=self._races[query.id].withheld)
             elif query.state in WITHHELD:
                 port.queue_again(query.original)
             elif self._races[query.id].tasks > 1:
                 self._ask_again(port, query)
+        if not may_ask:
+            self._carry_out(port, query, self._races[query.id].refused(port.now))
 
     def _ask_again(self, port: Port, query: Query) -> None:
         """Send a parity query of this and other late queries if that is cheaper, else a copy."""
@@ -264,14 +268,15 @@ class Adaptive(Policy):
         self._running.pop(query.id, None)
         median = self.race_rule.median
         faster = (self._parity_runs.median or PRESUMED * median) < FASTER * median
-        is_coded = query.coded and not query.exact and query.original.group is None
         if (
             self._rows
-            and is_coded
+            and query.coded
+            and query.original.group is None
             and port.up(PARITY)
             and Source.RECONSTRUCTION not in port.closed_gates
             and (faster or (len(members) > 1 and port.queued(DEPLOYED)))
             and self._groups.can_form(members)
+            and port.screen(query)
         ):
             if self._accepted >= WORTHWHILE:
                 self._groups.form(port, members, self._rows[len(members) - 1])
@@ -294,8 +299,10 @@ class Adaptive(Policy):
             if len(company) >= len(self._rows) - 1 or unit.started > began:
                 break
             alike = (other.kind, other.tenant) == (query.kind, query.tenant)
-            barred = not other.coded or other.crashes or other.exact or unit in units
-            if alike and not barred:  # of one batch, an instance would hold up both
+            barred = not other.coded or other.crashes or unit in units
+            if (
+                alike and not barred and port.screen(other)
+            ):  # of one batch, an instance would hold up both
                 company.append(other)
                 units.add(unit)
         return company

@@ -24,8 +24,7 @@ class ApproximateBackup(Policy):
         return [frozenset({DEPLOYED})] * instances + [frozenset({BACKUP})] * extra
 
     def arrived(self, port: Port, query: Query) -> None:
-        if not query.exact:
-            port.ask(query, preemptible=True)
+        port.ask(query, preemptible=True)
 
     def redundancy_finished(self, port: Port, task: Task) -> None:
         query = port.queries.get(task.subject)

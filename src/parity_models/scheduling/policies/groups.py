@@ -113,13 +113,13 @@ class CodingGroups(Policy):
     # Hooks
 
     def arrived(self, port: Port, query: Query) -> None:
-        if query.coded and port.nodes < self._k:
+        if query.coded and port.nodes < self._k and port.screen(query):
             self._join(port, query)
 
     def starts(self, port: Port, task: Task) -> None:
         query = port.queries.get(task.subject)
         joins = query is not None and task is query.original and query.coded and not query.crashes
-        if query is not None and joins and self.of(query) is None:
+        if query is not None and joins and self.of(query) is None and port.screen(query):
             self._join(port, query)
 
     def on_prediction(self, port: Port, task: Task) -> None:
