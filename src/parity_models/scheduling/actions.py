@@ -37,8 +37,8 @@ class RecycleReason(StrEnum):
     """It answered a golden query, or clients' queries, wrongly."""
 
 
-class Action(Struct, frozen=True):
-    """The base of all actions."""
+class Action(Struct, frozen=True, tag=True):
+    """The base of all actions. Its name is the `type` in a journal."""
 
 
 class Run(Action, frozen=True):

@@ -188,8 +188,7 @@ class Deployment(ServedVersion):
             tracing.observe(frontend, model)
         self._journal: Journal | None = None
         if options.journal is not None:
-            self._journal = Journal(options.journal, choice, config, request_id)
-            self._journal.record(frontend.scheduler)
+            self._journal = Journal(options.journal, choice, frontend.scheduler, request_id)
         self.instances = len(self.roles)
         alike = Counter(" + ".join(sorted(roles)) for roles in self.roles)
         instances = ", ".join(f"{count} of {roles}" for roles, count in alike.items())

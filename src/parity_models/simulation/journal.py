@@ -8,14 +8,15 @@ and roles, no tensors, and numbers in place of tenants' names.
 import logging
 import os
 from bisect import bisect
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import chain
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from enum import StrEnum
+from inspect import signature
+from math import nan
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import msgspec
 import numpy as np
@@ -32,26 +33,28 @@ from parity_models.simulation.simulation import FAILED, Driver, Running, Simulat
 
 _log = logging.getLogger(__name__)
 
-EVENTS = (
-    *("queries_arrived", "queries_abandoned", "queries_failed", "unit_finished", "unit_failed"),
-    *("decoded", "instance_joined", "instance_left", "unit_verified", "gate_turned"),
-    *("process_measured", "redundancy_switched", "budget_changed", "time_passed"),
+EventName = StrEnum(
+    "EventName",
+    "queries_arrived queries_abandoned queries_failed unit_finished unit_failed decoded "
+    "instance_joined instance_left unit_verified gate_turned process_measured "
+    "redundancy_switched budget_changed time_passed",
 )
+"""The methods of a scheduler that report events."""
+
+_encode = msgspec.json.Encoder(enc_hook=list).encode  # ranges of queries, as lists
 
 MAX_BYTES = 1 << 28
 """The size of a file of a journal: some 500,000 queries."""
 
 
 class Header(msgspec.Struct, frozen=True):
-    """The first line: the scheduler. `closed` are gates that start closed; `part` counts the files
-    of the journal before this one."""
+    """The first line of each file: the scheduler. `closed` are gates that start closed."""
 
     policy: str
     options: dict[str, Any]
     dispatch: str | None
     config: SchedulerConfig
     closed: list[Source] = []
-    part: int = 0
 
     @property
     def choice(self) -> PolicyChoice:
@@ -62,20 +65,20 @@ class Header(msgspec.Struct, frozen=True):
 
 
 class Event(msgspec.Struct, array_like=True):
-    """A line: an event, with the arguments of its method and the actions that followed.
+    """A line: an event, with the arguments of its method by name and the actions that followed.
 
-    `request` is the id of the request that brought the queries; the first argument is the time.
+    `request` is the id of the request that brought the queries.
     """
 
-    name: str
-    request: str
-    given: list[Any]
-    named: dict[str, Any]
-    actions: list[tuple[str, dict[str, Any]]]
+    name: EventName
+    time: float
+    given: dict[str, Any]
+    actions: list[dict[str, Any]]
+    request: str = ""
 
 
 class Journal:
-    """Records the events of a scheduler in a file, which is replaced.
+    """Records what is reported to a scheduler from now on in a file, which is replaced.
 
     `request_id` returns the id of the request that is being read. From `max_bytes` on, it goes on
     in a new file, and the one before is kept as FILE.1. Raises UserError if it cannot be written.
@@ -85,69 +88,76 @@ class Journal:
         self,
         path: Path,
         choice: PolicyChoice,
-        config: SchedulerConfig,
+        scheduler: Scheduler,
         request_id: Callable[[], str],
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        self._path, self._request_id, self._max_bytes = path, request_id, max_bytes
-        self._header = Header(choice.name, choice.options, choice.dispatch, config)
-        self._encode = msgspec.json.Encoder(enc_hook=list).encode  # ranges of queries
+        self._path, self._older, self._max_bytes = path, Path(f"{path}.1"), max_bytes
+        self._request_id = request_id
+        closed = sorted(scheduler.closed_gates)
+        config = scheduler.config
+        self._header = Header(choice.name, choice.options, choice.dispatch, config, closed)
         try:
+            self._older.unlink(missing_ok=True)
             self._file = path.open("wb")
         except OSError as error:
             raise UserError(f"cannot write the journal {path}: {error.strerror}") from error
-
-    def record(self, scheduler: Scheduler) -> None:
-        """Record what is reported to the scheduler from now on."""
-        self._header = msgspec.structs.replace(self._header, closed=sorted(scheduler.closed_gates))
         self._write(self._header)
-        for name in EVENTS:
+        for name in EventName:
             setattr(scheduler, name, self._recorded(name, getattr(scheduler, name)))
 
-    def close(self) -> None:
-        """Write what is left."""
+    def close(self, error: OSError | None = None) -> None:
+        """Write what is left. After an `error`, as the disk is full, say, record nothing more."""
         try:
             self._file.close()
-        except OSError as error:
-            self._end(error)
+        except OSError as again:
+            error = again
+        if error is not None:
+            _log.warning("the journal %s ends here: %s", self._path, error.strerror)
 
     def _recorded(self, name: str, report: Callable[..., list[Action]]) -> Callable[..., Any]:
-        def recorded(*given: Any, **named: Any) -> list[Action]:
-            actions, request, known = report(*given, **named), "", [*given]
+        _, *parameters = signature(report).parameters  # the first is the time
+
+        def recorded(now: float, *values: Any, **named: Any) -> list[Action]:
+            actions, request = report(now, *values, **named), ""
+            given = dict(zip(parameters, values, strict=False)) | named
             if name == "queries_arrived":
-                request, known[2] = self._request_id(), hash(given[2])
-                named |= {"tenant": named.get("tenant") and hash(named["tenant"])}
+                request, tenant = self._request_id(), given.get("tenant")
+                given |= {"kind": hash(given["kind"]), "tenant": tenant and hash(tenant)}
             if not self._file.closed:
-                try:
-                    self._write(Event(name, request, known, named, _written(actions)))
-                except OSError as error:
-                    self._end(error)
+                self._write((name, now, given, actions, request))
             return actions
 
         return recorded
 
-    def _end(self, error: OSError) -> None:
-        """Record nothing more, as the disk is full, say."""
-        _log.warning("the journal %s ends here: %s", self._path, error.strerror)
-        with suppress(OSError):
-            self._file.close()
-
-    def _write(self, line: Header | Event) -> None:
-        self._file.write(self._encode(line) + b"\n")
-        if self._file.tell() > self._max_bytes:
-            self._file.close()
-            os.replace(self._path, f"{self._path}.1")
-            self._file = self._path.open("wb")
-            self._header = msgspec.structs.replace(self._header, part=self._header.part + 1)
-            self._write(self._header)
+    def _write(self, line: Header | tuple[object, ...]) -> None:
+        try:
+            self._file.write(_encode(line) + b"\n")
+            if self._file.tell() > self._max_bytes:
+                self._file.close()
+                os.replace(self._path, self._older)
+                self._file = self._path.open("wb")
+                self._write(self._header)
+        except OSError as error:
+            self.close(error)
 
 
-def _written(actions: list[Action]) -> list[tuple[str, dict[str, Any]]]:
-    return [(type(each).__name__, msgspec.structs.asdict(each)) for each in actions]
+class Workload(NamedTuple):
+    """The load and the instances of a journal. Times in seconds from the first query on.
+
+    `arrivals` (n,) are the times of queries, and `result` is their fate; `seconds` is the median
+    time of a unit, by role. `slowness` has, for each instance, when each unit began, in order, and
+    how many times as long as usual it took.
+    """
+
+    arrivals: NDArray[np.float64]
+    seconds: Mapping[str, float]
+    slowness: Sequence[Sequence[tuple[float, float]]]
+    result: SimulationResult
 
 
 class Recording:
-    """A journal that has been read, with the part before it if there is one.
+    """A journal that has been read, with the file before it if there is one.
 
     Raises UserError if it cannot be read.
     """
@@ -155,37 +165,34 @@ class Recording:
     def __init__(self, path: Path | str) -> None:
         older = Path(f"{path}.1")
         try:
-            self.header, self.lines = _read(Path(path))
-            if self.header.part and older.exists():
-                self.header, before = _read(older)
-                self.lines = before + self.lines
+            content = older.read_bytes() if older.exists() else b""
+            content += Path(path).read_bytes()
+            first, *lines = content.split(b"\n")[:-1]  # the last line may be cut off
+            self.header = msgspec.json.decode(first, type=Header)
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read the journal {path}: {error}") from error
+        self.lines = [line for line in lines if line != first]
 
     def events(self) -> Iterator[Event]:
         """Yield the events, in order. Raises UserError for a line that is none."""
         decode = msgspec.json.Decoder(Event).decode
         for number, line in enumerate(self.lines, 1):
             try:
-                event = decode(line)
-                if event.name not in EVENTS or not event.given:
-                    raise ValueError("it is no event of the scheduler")
+                yield decode(line)
             except ValueError as error:  # msgspec's errors are such
                 raise UserError(f"cannot read event {number} of the journal: {error}") from error
-            yield event
 
     def replay(self, stand_ins: StandIns) -> Event | None:
         """Report the events to a new scheduler. Return the first event whose actions differ."""
         policy, dispatch = self.header.choice.build(stand_ins)
         scheduler = Scheduler(policy, self.header.config, dispatch)
         scheduler.closed_gates.update(self.header.closed)
-        hints = {name: get_type_hints(getattr(Scheduler, name)) for name in EVENTS}
+        hints = {name: get_type_hints(getattr(Scheduler, name)) for name in EventName}
         for event in self.events():
-            kinds = hints[event.name]
-            given = dict(zip(kinds, event.given, strict=False)) | event.named
+            kinds, given = hints[event.name], event.given
             given = {key: msgspec.convert(x, kinds[key], strict=False) for key, x in given.items()}
-            actions = _written(getattr(scheduler, event.name)(**given))
-            if msgspec.json.encode(actions) != msgspec.json.encode(event.actions):
+            actions = getattr(scheduler, event.name)(event.time, **given)
+            if _encode(actions) != _encode(event.actions):
                 return event
         return None
 
@@ -194,117 +201,88 @@ class Recording:
 
         Raises UserError if the journal does not have it.
         """
-        queries, units, began = set[int](), set[int](), 0.0
+        queries, units, began = set[int](), set[int](), None
         for event in self.events():
-            arrived = event.name == "queries_arrived" and not queries
-            if arrived:
-                queries = {q for q in event.given[1] if asked in (event.request, str(q))}
-                began = event.given[0] if queries else began
+            unit, about = event.given.get("unit"), event.given.get("queries", ())
+            arrived = {query for query in about if asked in (event.request, str(query))}
+            queries |= arrived
             if not queries:
                 continue
-            mine = [each for each in event.actions if _concerns(each[1], queries, units)]
-            units |= {each["unit"] for name, each in mine if name == "Run"}
-            reported = event.name.startswith("unit") and event.given[1] in units
-            if arrived or mine or reported:
-                about = f" {event.given[1]}" if reported else ""
-                did = "; ".join([event.name.replace("_", " ") + about, *map(_say, mine)])
-                yield f"{1e3 * (event.given[0] - began):9.1f} ms  {did}"
-            for name, each in event.actions:
-                if name == "ForgetQueries":
-                    queries -= {*each["queries"]}
+            began = event.time if began is None else began
+            mine = [each for each in event.actions if _concerns(each, queries, units)]
+            units |= {each["unit"] for each in mine if each["type"] == "Run"}
+            if arrived or mine or unit in units:
+                name = event.name.replace("_", " ") + (f" {unit}" if unit in units else "")
+                said = "; ".join([name, *map(_say, mine)])
+                yield f"{1e3 * (event.time - began):9.1f} ms  {said}"
+            queries.difference_update(*(x["queries"] for x in mine if x["type"] == "ForgetQueries"))
             if not queries:
                 return
-        if not began:
+        if began is None:
             raise UserError(f"the journal has no request or query {asked}")
 
-    def workload(self) -> "Workload":
-        """Return what arrived, how fast the instances were, and what became of the queries."""
-        events = [*self.events()]
-        queries = [q for each in events if each.name == "queries_arrived" for q in each.given[1]]
-        if not queries:
-            raise UserError("the journal has no queries")
-        places, count = {query: place for place, query in enumerate(queries)}, len(queries)
-        start = next(x.given[0] for x in events if x.name == "queries_arrived")
-        result = SimulationResult(np.full(count, np.nan), np.full(count, FAILED), np.zeros(count))
-        found = Workload(np.empty(count), {}, result)
-        running: dict[int, tuple[float, str, str]] = {}
-        for event in events:
-            time, about = event.given[0] - start, [*event.given, None][1]
+    def workload(self) -> Workload:
+        """Return what arrived, how fast the instances were, and what became of the queries.
+
+        Raises UserError if no query arrived, or no unit ended.
+        """
+        arrivals, fates = dict[int, float](), dict[int, tuple[float, float, float]]()
+        units, rows = Counter[str](), Counter[str]()
+        running = dict[int, tuple[float, str, str]]()
+        ran = defaultdict[str, list[tuple[float, str, float]]](list)
+        times = defaultdict[str, list[float]](list)
+        for event in self.events():
             if event.name == "queries_arrived":
-                found.arrivals[[places[query] for query in about]] = time
-            elif event.name == "unit_finished" and about in running:
-                began, instance, role = running.pop(about)
-                took = (event.named.get("ended_at") or event.given[0]) - start - began
-                found.units.setdefault(instance, []).append((began, role, took))
-                result.busy[role] += took
-            for name, each in event.actions:
-                if name == "Run":
-                    running[each["unit"]] = time, each["instance"], each["role"]
-                    result.units[each["role"]] += 1
-                    result.rows[each["role"]] += len(each["subjects"])
-                elif name == "Answer" and each["query"] in places:
-                    place = places[each["query"]]
-                    result.latencies[place] = time - found.arrivals[place]
-                    result.sources[place] = SOURCES.index(Source(each["source"]))
-                    result.doubts[place] = each["doubt"]
-        return found
-
-
-@dataclass
-class Workload:
-    """The load and the instances of a journal. Times in seconds from the first query on.
-
-    `arrivals` (n,) are the times of queries, and `result` is their fate; `units` has the beginning,
-    role and time of those that each instance ran.
-    """
-
-    arrivals: NDArray[np.float64]
-    units: dict[str, list[tuple[float, str, float]]]
-    result: SimulationResult
-
-    @cached_property
-    def seconds(self) -> Mapping[str, float]:
-        """The median time of a unit, by role."""
-        ran = [*chain.from_iterable(self.units.values())]
-        return {role: median(x[2] for x in ran if x[1] == role) for role in {x[1] for x in ran}}
-
-    def driver(self, *given: Any) -> Driver:
-        """Return the driver of a simulation in which each instance is, at each time, as slow as
-        one of the journal was. Raises UserError if none ran anything."""
-        if not self.units:
-            raise UserError("the journal has no unit that ended")
-        return _AsRecorded(self, *given)
-
-
-class _AsRecorded(Driver):
-    def __init__(self, recorded: Workload, *given: Any) -> None:
-        usual = recorded.seconds
-        self._slowness = [
-            ([began for began, _, _ in ran], [took / usual[role] for _, role, took in ran])
-            for ran in recorded.units.values()
+                arrivals |= dict.fromkeys(event.given["queries"], event.time)
+            elif event.name == "unit_finished" and event.given["unit"] in running:
+                began, instance, role = running.pop(event.given["unit"])
+                took = (event.given.get("ended_at") or event.time) - began
+                ran[instance].append((began, role, took))
+                times[role].append(took)
+            for each in event.actions:
+                if each["type"] == "Run":
+                    role, subjects = each["role"], each["subjects"]
+                    running[each["unit"]] = event.time, each["instance"], role
+                    units[role], rows[role] = units[role] + 1, rows[role] + len(subjects)
+                elif each["type"] == "Answer" and each["query"] in arrivals:
+                    query, source = each["query"], SOURCES.index(Source(each["source"]))
+                    fates[query] = event.time - arrivals[query], source, each["doubt"]
+        if not arrivals or not ran:
+            raise UserError(f"the journal has no {'unit that ended' if arrivals else 'queries'}")
+        start, seconds = min(arrivals.values()), {role: median(x) for role, x in times.items()}
+        slowness = [
+            [(began - start, took / seconds[role]) for began, role, took in each]
+            for each in ran.values()
         ]
+        fate = np.array([fates.get(query, (nan, FAILED, 0.0)) for query in arrivals])
+        latencies, sources, doubts = fate.T
+        busy = defaultdict(float, {role: sum(each) for role, each in times.items()})
+        result = SimulationResult(latencies, sources, doubts, units, busy, rows=rows)
+        return Workload(np.array([*arrivals.values()]) - start, seconds, slowness, result)
+
+
+class AsRecorded(Driver):
+    """The driver of a simulation in which each instance is, at each time, as slow as one of a
+    journal was."""
+
+    def __init__(self, slowness: Sequence[Sequence[tuple[float, float]]], *given: Any) -> None:
+        self._slowness = slowness
         super().__init__(*given)
 
     def _begin(self, running: Running) -> None:
-        began, slowness = self._slowness[running.instance.slot % len(self._slowness)]
-        at = bisect(began, running.there) - 1
+        slowness = self._slowness[running.instance.slot % len(self._slowness)]
+        begun = bisect(slowness, running.there, key=itemgetter(0))
         took = self._takes(running.run.role, len(running.run.subjects))
-        self._release(running, running.there + took * (slowness[at] if at >= 0 else 1.0))
+        self._release(running, running.there + took * (slowness[begun - 1][1] if begun else 1.0))
 
 
-def _read(path: Path) -> tuple[Header, list[bytes]]:
-    first, *lines = path.read_bytes().split(b"\n")[:-1]  # the last line may be cut off
-    return msgspec.json.decode(first, type=Header), lines
-
-
-def _concerns(action: Mapping[str, Any], queries: Collection[int], units: Collection[int]) -> bool:
+def _concerns(action: Mapping[str, Any], queries: Set[int], units: Set[int]) -> bool:
     """Return whether an action is about one of the queries, or one of the units."""
     about = {action.get("query"), *action.get("queries", ()), *action.get("members", ())}
-    if "role" in action and not action["role"].startswith("parity"):
-        about |= {*action.get("subjects", ())}
+    if not action.get("role", "").startswith("parity"):  # whose subjects are groups
+        about.update(action.get("subjects", ()))
     return not about.isdisjoint(queries) or action.get("unit") in units
 
 
-def _say(action: tuple[str, Mapping[str, Any]]) -> str:
-    name, fields = action
-    return " ".join([name, *(f"{key}={value}" for key, value in fields.items())])
+def _say(action: Mapping[str, Any]) -> str:
+    return " ".join([action["type"], *(f"{k}={v}" for k, v in action.items() if k != "type")])

@@ -116,12 +116,6 @@ def simulate(
     chosen = gather(SimulationOptions, options, given)
     service = service_of(bundle, chosen, CODE if chosen.backup_time is None else None)
     recording = None if journal is None else Recording(journal)
-    if recording is None:
-        count = chosen.queries or QUERIES
-        scenario = Scenario.of(service, chosen, queries=count, seed=chosen.seed)
-    else:
-        workload, batch = recording.workload(), recording.header.config.max_batch
-        scenario = Scenario.recorded(service, workload, batch, chosen.seed)
     parity = [Parity.name] * (service.stand_ins.code is not None)
     usual = [Hedging.name, *parity, *[Adaptive.name] * bool(service.stand_ins)]
     asked = [
@@ -138,6 +132,12 @@ def simulate(
         PolicyChoice(NoRedundancy.name, dispatch=None if rule == SINGLE_QUEUE else rule)
         for rule in dict.fromkeys([SINGLE_QUEUE, *(each.rule for each in asked)])
     ]
+    if recording is None:
+        count = chosen.queries or QUERIES
+        scenario = Scenario.of(service, chosen, queries=count, seed=chosen.seed)
+    else:
+        workload, batch = recording.workload(), recording.header.config.max_batch
+        scenario = Scenario.recorded(service, workload, batch, chosen.seed)
     choices = {repr(each): each for each in [*baselines, *asked]}.values()
     compared = tuple(Compared(each, scenario.outcome(each)) for each in choices)
     if recording is None:
@@ -146,7 +146,7 @@ def simulate(
     replayed = f"Replayed {len(recording.lines):,} events with the same actions."
     if differing is not None:
         replayed = (
-            f"Replayed, the actions differ from {differing.name} at {differing.given[0]:.3f} on: "
+            f"Replayed, the actions differ from {differing.name} at {differing.time:.3f} on: "
             "the journal is of another bundle or version, or its beginning is gone."
         )
     return Comparison(scenario, compared, scenario.measure(workload.result), replayed)

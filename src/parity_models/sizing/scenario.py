@@ -6,6 +6,7 @@ All policies of a comparison meet the same arrivals and the same contention.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +33,7 @@ from parity_models.simulation.emulation import (
     Uniform,
     load_fault_plan,
 )
-from parity_models.simulation.journal import Workload
+from parity_models.simulation.journal import AsRecorded, Workload
 from parity_models.simulation.simulation import FAILED, Driver, Simulation, SimulationResult
 from parity_models.trust.doubt import Doubts
 from parity_models.trust.gate import Calibration, DoubtCurve
@@ -344,8 +345,8 @@ class Scenario:
         seconds = {**service.seconds, **found.seconds}
         return cls(
             replace(service, seconds=seconds, overhead=0.0, max_batch=max_batch, added={}),
-            Simulation(found.arrivals, len(found.units), 0, {}, seed=seed),
-            found.driver,
+            Simulation(found.arrivals, len(found.slowness), 0, {}, seed=seed),
+            partial(AsRecorded, found.slowness),
         )
 
     @property
