@@ -14,6 +14,7 @@ from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.core import Scheduler
 from parity_models.scheduling.policies import StandIns
 from parity_models.scheduling.work import SchedulerConfig
+from parity_models.serving.protocol import write_request
 from parity_models.serving.server import ServeOptions, Server
 from parity_models.simulation.emulation import Constant, FaultPlan, Pauses
 from parity_models.simulation.journal import Journal, Recording
@@ -32,21 +33,20 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture
 async def journal(bundle: Bundle, tmp_path: Path) -> Path:
-    """The journal of a real server, one of whose workers pauses."""
+    """The journal of a real server, one of whose workers pauses. Some queries are unlike others."""
     path = tmp_path / "journal.jsonl"
     pauses = FaultPlan(pauses=Pauses(0.1, Constant(0.05), workers=(0,)))
     options = ServeOptions(port=0, instances=2, journal=path, faults=pauses, tenant_header="tenant")
-    rows = np.random.default_rng(1).normal(size=(REQUESTS, FEATURES)).astype(np.float32)
+    rows = np.random.default_rng(1).normal(size=(REQUESTS, 1, FEATURES)).astype(np.float32)
+    rows[::7] = np.nan
     async with Server(bundle, options) as server, httpx.AsyncClient() as client:
         server.deployment.begin_faults()
         model = server.deployment.model
         for number, row in enumerate(rows):
-            tensor = {"shape": [1, FEATURES], "datatype": "FP32", "data": row.tolist()}
-            response = await client.post(
-                f"{server.url}/v2/models/{model.name}/infer",
-                json={"inputs": [{"name": model.signature.inputs[0].name, **tensor}]},
-                headers={"x-request-id": f"request-{number}", "tenant": f"secret-{number % 2}"},
-            )
+            content, headers = write_request({model.signature.inputs[0].name: row})
+            headers |= {"x-request-id": f"request-{number}", "tenant": f"secret-{number % 2}"}
+            url = f"{server.url}/v2/models/{model.name}/infer"
+            response = await client.post(url, content=content, headers=headers)
             assert response.status_code == 200, response.text
     return path
 
@@ -55,7 +55,9 @@ async def test_journal_of_a_server_replays_and_explains(
     journal: Path, bundle: Bundle, parm_here: Here
 ) -> None:
     assert "secret" not in journal.read_text(), "tenants have numbers"
-    assert Recording(journal).replay(StandIns(None, backup=True)) is None
+    recording = Recording(journal)
+    assert {query % 7 for event in recording.events() for query in event.unlike} == {1}
+    assert recording.replay(StandIns(None, backup=True)) is None
     told = parm_here("simulate", "--journal", journal, "--query", "request-7").stdout
     assert "0.0 ms  queries arrived" in told
     assert " ms  time passed; Run instance=" in told

@@ -100,7 +100,7 @@ class Metrics:
         )
         self.unlike = counter(
             "parm_queries_unlike",
-            "Queries unlike those that stand-ins learned from, which are answered exactly.",
+            "Queries that no stand-in saw, as they are unlike those that it learned from.",
         )
         self.degraded = gauge(
             "parm_degraded",

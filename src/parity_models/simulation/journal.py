@@ -11,6 +11,7 @@ from bisect import bisect
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from enum import StrEnum
+from functools import partial
 from inspect import signature
 from math import nan
 from operator import itemgetter
@@ -67,7 +68,8 @@ class Header(msgspec.Struct, frozen=True):
 class Event(msgspec.Struct, array_like=True):
     """A line: an event, with the arguments of its method by name and the actions that followed.
 
-    `request` is the id of the request that brought the queries.
+    `request` is the id of the request that brought the queries; `unlike` are queries that no
+    stand-in may see, which was found out then.
     """
 
     name: EventName
@@ -75,6 +77,7 @@ class Event(msgspec.Struct, array_like=True):
     given: dict[str, Any]
     actions: list[dict[str, Any]]
     request: str = ""
+    unlike: list[int] = []
 
 
 class Journal:
@@ -103,6 +106,8 @@ class Journal:
         except OSError as error:
             raise UserError(f"cannot write the journal {path}: {error.strerror}") from error
         self._write(self._header)
+        self._unlike: list[int] = []
+        scheduler.is_unlike = partial(self._screened, scheduler.is_unlike)
         for name in EventName:
             setattr(scheduler, name, self._recorded(name, getattr(scheduler, name)))
 
@@ -125,10 +130,17 @@ class Journal:
                 request, tenant = self._request_id(), given.get("tenant")
                 given |= {"kind": hash(given["kind"]), "tenant": tenant and hash(tenant)}
             if not self._file.closed:
-                self._write((name, now, given, actions, request))
+                self._write((name, now, given, actions, request, self._unlike))
+            self._unlike.clear()
             return actions
 
         return recorded
+
+    def _screened(self, is_unlike: Callable[[int], bool], query: int) -> bool:
+        unlike = is_unlike(query)
+        if unlike:
+            self._unlike.append(query)
+        return unlike
 
     def _write(self, line: Header | tuple[object, ...]) -> None:
         try:
@@ -187,8 +199,11 @@ class Recording:
         policy, dispatch = self.header.choice.build(stand_ins)
         scheduler = Scheduler(policy, self.header.config, dispatch)
         scheduler.closed_gates.update(self.header.closed)
+        unlike = set[int]()
+        scheduler.is_unlike = unlike.__contains__
         hints = {name: get_type_hints(getattr(Scheduler, name)) for name in EventName}
         for event in self.events():
+            unlike.update(event.unlike)
             kinds, given = hints[event.name], event.given
             given = {key: msgspec.convert(x, kinds[key], strict=False) for key, x in given.items()}
             actions = getattr(scheduler, event.name)(event.time, **given)
