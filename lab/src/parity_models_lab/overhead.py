@@ -340,12 +340,13 @@ def generated(input: TensorSpec) -> Iterator[tuple[Bundle, Bundle]]:
 
 
 def _rows(input: TensorSpec, count: int) -> np.ndarray[Any, Any]:
-    """Draw rows for an input, each of one of CLASSES kinds."""
+    """Draw rows for an input, each of one of CLASSES kinds, which are the same for any count."""
     rng = np.random.default_rng(0)
-    kinds = rng.integers(CLASSES, size=count)
     if input.dtype.kind == "i":
         words = rng.integers(WORDS, size=(CLASSES, OF_A_KIND))
+        kinds = rng.integers(CLASSES, size=count)
         return words[kinds[:, np.newaxis], rng.integers(OF_A_KIND, size=(count, *input.shape))]
     centers = rng.standard_normal((CLASSES, input.shape[0], *[1] * (len(input.shape) - 1)))
+    kinds = rng.integers(CLASSES, size=count)
     noise = rng.standard_normal((count, *input.shape), np.float32)
     return centers[kinds].astype(np.float32) + NOISE * noise
