@@ -34,7 +34,7 @@ from parity_models.tensors.queries import commonest
 from parity_models.training.candidates import Candidate, Exported, TrainingContext
 from parity_models.training.device import choose_device, place
 from parity_models.training.distillation import distill, envelope_of
-from parity_models.training.fit import Budget, Fitted
+from parity_models.training.fit import Budget, Fitted, network_in
 from parity_models.training.network_plans import Factory, ParityPlan, find_network, parity_network
 from parity_models.training.search import propose_network
 from parity_models.training.teacher import (
@@ -192,6 +192,9 @@ def train(
     bundle, device = teacher.bundle, choose_device(options.device)
     check_place(out)
     queried = teacher.describe(queries.train)
+    checkpoint = out.with_name(f"{out.name}.checkpoint")
+    if network is None and options.resume:  # measured again, another might be proposed
+        network = network_in(checkpoint)
     if network is None:
         assert code is not None
         sizes = commonest(queries.train, teacher.signature)
@@ -203,7 +206,6 @@ def train(
     data = distill(model, teacher, queries, device)
     context = TrainingContext(teacher, model, queries, data, queried, options.seed)
     candidate = Candidate(network, context, code, plan=plan)
-    checkpoint = out.with_name(f"{out.name}.checkpoint")
     budget = Budget(options.epochs, options.seconds)
     fitted = candidate.fit(
         None if budget == Budget() else budget,
