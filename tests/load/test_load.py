@@ -267,7 +267,7 @@ async def test_labels_of_outputs_without_classes_are_to_be_left_out(
 ) -> None:
     """`parm load` has no option for another metric."""
     rows = np.ones((3, *(abs(each) for each in row)), np.float32)
-    with options_as_flags(), pytest.raises(LoadError, match="leave them out$"):
+    with options_as_flags(), pytest.raises(LoadError, match=r"leave them out$"):
         await read(tmp_path / "rows.npz", {"x": rows, "labels": np.zeros(3, int)}, *row)
 
 

@@ -65,7 +65,9 @@ def test_one_command_leads_to_a_measured_bundle(parm: Parm, digits: Path, tmp_pa
     assert [each.level for each in backed.calibration["backup"].levels][:1] == [0.9]
 
 
-def test_a_stand_in_that_stays_keeps_its_gate(tmp_path: Path) -> None:
+def test_a_stand_in_that_stays_keeps_its_gate_and_is_judged_only_if_it_learned_the_same(
+    tmp_path: Path,
+) -> None:
     """It may have learned from the queries that calibrate the new one."""
     rows = np.random.default_rng(2).normal(size=(600, 6)).astype(np.float32)
     backed = pm.train_backup(
@@ -74,6 +76,14 @@ def test_a_stand_in_that_stays_keeps_its_gate(tmp_path: Path) -> None:
     both = pm.train_parity(backed, rows, out=tmp_path / "both", network="linear", epochs=1)
     assert set(both.gates) == {"reconstruction", "backup"}
     assert both.gates["backup"] == backed.gates["backup"]
+    # Nor is it judged by queries that it may have learned from.
+    assert both.manifest.accuracy is not None
+    assert both.manifest.accuracy.degraded_accuracy is not None
+    assert both.manifest.accuracy.backup_accuracy is None
+    again = pm.train_backup(both, rows, out=tmp_path / "again", network="linear", epochs=1)
+    assert again.gates["reconstruction"] == both.gates["reconstruction"]
+    assert again.manifest.accuracy is not None
+    assert None not in (again.manifest.accuracy.backup_accuracy, again.manifest.accuracy.agreement)
 
 
 def test_a_torch_module_is_imitated_and_left_as_it_was(tmp_path: Path) -> None:

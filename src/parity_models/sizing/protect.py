@@ -16,7 +16,6 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from parity_models.bundle.bundle import Accuracy, Bundle, NewModel, write_bundle
-from parity_models.bundle.inference_time import measure_models
 from parity_models.bundle.servable import OWN
 from parity_models.errors import DataError, UserError, spell
 from parity_models.evaluation.judging import (
@@ -64,7 +63,7 @@ from parity_models.training.teacher import (
     teacher_of,
 )
 from parity_models.training.texts import fit_texts
-from parity_models.training.train import check_place, write_stand_ins
+from parity_models.training.train import check_place
 from parity_models.trust.envelope import fit_envelope
 from parity_models.trust.gate import AGREEMENT, LEAST_LEVEL, Calibration, StandIn
 
@@ -271,9 +270,11 @@ def protect(
     said, out = callbacks or Callbacks(), Path(out).resolve()
     if pairs is not None and model is None and inputs is None:
         log = read_pairs(Path(pairs))
-        about = {"deployed": NewModel(b"", OWN, signature=log.signature), "labels": log.labels}
-        answers = log.predictions(log.labels)
-        return _imitate(about, log.inputs, answers, out, chosen, said, log)
+        model = NewModel(b"", OWN, signature=log.signature)
+        with TemporaryDirectory() as folder:
+            bare = write_bundle(Path(folder, "bare"), deployed=model, labels=log.labels)
+            teacher, answers = teacher_of(bare, chosen.output), log.predictions(log.labels)
+            return _imitate(teacher, log.inputs, answers, out, chosen, said, log)
     if pairs is not None or model is None or inputs is None:
         raise UserError(
             f"give {spell('model')} and {spell('inputs')}, or {spell('pairs')} in their place"
@@ -281,11 +282,9 @@ def protect(
     chosen.faults(chosen.instances or INSTANCES)  # refuses a wrong plan before the search
     with open_teacher(model, inputs, chosen.output, chosen.pool) as teacher:
         if any(each.is_text for each in teacher.signature.inputs):
-            bundle = teacher.bundle
-            given_texts = load_queries(inputs, bundle, FEWEST_PAIRS)
-            about = {"deployed": bundle.stored(bundle.manifest.deployed)}
-            predictions = deployed_predictor(bundle)(given_texts)
-            return _imitate(about, given_texts, predictions, out, chosen, said)
+            texts = load_queries(inputs, teacher.bundle, FEWEST_PAIRS)
+            predictions = deployed_predictor(teacher.bundle)(texts)
+            return _imitate(teacher, texts, predictions, out, chosen, said)
         queries = find_queries(teacher, inputs, chosen, least=FEWEST_GIVEN)
         check_place(out)
         context = prepare(teacher, queries, chosen, said)
@@ -301,7 +300,7 @@ def protect(
 
 
 def _imitate(
-    about: dict[str, Any],
+    teacher: Teacher,
     queries: Batch,
     predictions: Array,
     out: Path,
@@ -311,11 +310,11 @@ def _imitate(
 ) -> Protected:
     """Bundle one backup, trained on queries, by input, and the model's outputs for them.
 
-    `about` are the bundle's fields about the model. A tenth of the queries calibrates the backup:
-    the newest of a `log` that has times, else some drawn at random.
+    A tenth of the queries calibrates the backup: the newest of a `log` that has times, else some
+    drawn at random.
     """
     check_place(out)
-    count, seconds = len(predictions), 60 * options.minutes
+    count = len(predictions)
     if count < FEWEST_PAIRS:
         raise DataError(f"there are {count} distinct queries, too few: give {FEWEST_PAIRS} or more")
     order = np.random.default_rng(0).permutation(count)
@@ -325,23 +324,18 @@ def _imitate(
     targets, learning, held_out = predictions[learned], take(queries, learned), take(queries, held)
     kind = recognise(targets, options.metric)
     metric = choose_metric(options.metric or USUAL[kind], targets.shape[1:])
+    only = answered_classes(teacher.bundle, options.answer_only)
+    train = fit_texts if any(x.dtype.hasobject for x in queries.values()) else search_log
+    made = train(teacher, learning, targets, metric, options, 60 * options.minutes, callbacks)
+    envelope = fit_envelope(teacher.signature.inputs, learning, held_out, targets)
+    contents = made.contents(teacher.bundle, envelope, commonest(learning, teacher.signature))
     with TemporaryDirectory() as folder:
-        bare = write_bundle(Path(folder, "bare"), **about)
-        teacher = teacher_of(bare, options.output)
-        only = answered_classes(bare, options.answer_only)
-        train = fit_texts if any(x.dtype.hasobject for x in queries.values()) else search_log
-        made = train(teacher, learning, targets, metric, options, seconds, callbacks)
-        about |= {"imitated": teacher.bundle.manifest.imitated, "backup": made.backup}
-        about |= {"backup_training": made.backup_training}
-        about["envelope"] = fit_envelope(teacher.signature.inputs, learning, held_out, targets)
-        if not bare.manifest.deployed.elsewhere:
-            about["inference_times"] = measure_models(about["deployed"], (), made.backup)
-        draft = write_bundle(Path(folder, "draft"), **about)
+        draft = write_bundle(Path(folder, "draft"), **contents)
         outputs = Outputs(draft, held_out, predictions=predictions[held])
         named = [] if options.agreement is None else [options.agreement]
         gates = calibrate_gates(outputs, metric=metric, named=named, allowed=only)
         accuracy = judge(outputs, None, metric, gates).accuracy
-    bundle = write_bundle(out, **about, calibration=gates, accuracy=accuracy)
+    bundle = write_bundle(out, **contents, calibration=gates, accuracy=accuracy)
     return Protected(**vars(bundle), report=accuracy, notes=() if log is None else log.notes)
 
 
@@ -446,15 +440,11 @@ def write_protected(
     context: TrainingContext, chosen: Contender, gate: Calibration, out: Path
 ) -> Bundle:
     """Write the deployed model and the `chosen` stand-in to `out`: a whole bundle or nothing."""
-    queries, made = context.queries, chosen.exported
+    teacher, queries = context.teacher, context.queries
     assert queries.test is not None
     gates: dict[StandIn, Calibration] = {"backup": gate}
-    return write_stand_ins(
-        out,
-        context.teacher.bundle,
-        replace(made, calibration=gates),
-        envelope_of(chosen.candidate.data, context.teacher),
-        queries,
-        context.data.metric,
-        calibrated=True,
-    )[0]
+    found = judge(Outputs(chosen.bundle, queries.test), None, context.data.metric, gates)
+    envelope = envelope_of(chosen.candidate.data, teacher)
+    sizes = commonest(queries.train, teacher.signature)
+    contents = chosen.exported.contents(teacher.bundle, envelope, sizes)
+    return write_bundle(out, **contents, calibration=gates, accuracy=found.accuracy)
