@@ -236,7 +236,7 @@ async def test_servers_may_name_no_source(tmp_path: Path, labelled: bool) -> Non
 
 async def read(path: Path, arrays: dict[str, Rows], *row: int) -> Queries:
     """Queries of these arrays for a model of these inputs and outputs, whose rows have a shape."""
-    np.savez(path, **arrays)
+    np.savez(path, allow_pickle=False, **arrays)
     names = [name for name in arrays if name != "labels"]
     datatype = {np.dtype(np.float32): "FP32", np.dtype(int): "INT64"}[arrays[names[0]].dtype]
     tensors = [{"name": x, "datatype": datatype, "shape": [-1, *row]} for x in names]

@@ -24,6 +24,7 @@ from parity_models.training.distillation import (
     PLAIN_KIND,
     SQUARED_ERROR,
     TEMPERATURE,
+    Distillation,
     DistillationData,
     OutputTransform,
     Served,
@@ -41,7 +42,6 @@ from parity_models.training.network_plans import (
 )
 from parity_models.training.networks.network import EachSlot, served
 from parity_models.training.networks.queried import Queried
-from parity_models.training.problems import Distillation
 from parity_models.training.teacher import Queries, Teacher
 from parity_models.trust.calibration import LEVELS, estimate_coverage
 from parity_models.trust.envelope import Envelope
@@ -163,7 +163,7 @@ class Candidate:
         """True if decoders compute with probabilities; results are made probabilities again."""
         if coder is not None and not coder.decoder.reads_off:
             # It computes with predictions, so they are learned as F gives them.
-            kind = data.output_kind
+            kind = data.transform.kind
             self._probabilities = kind == "probabilities"
             transform = OutputTransform.of(PLAIN_KIND.get(kind, kind), data.predictions)
             data = replace(data, transform=transform)
@@ -183,7 +183,7 @@ class Candidate:
             "network": self.network,
             **({} if self._code is None else {"code": str(self._code.spec)}),
             "metric": self.data.metric,
-            "output_kind": self.data.output_kind,
+            "output_kind": self.data.transform.kind,
             **({PROBABILITIES: True} if self._probabilities else {}),
             "temperature": TEMPERATURE,
             "squared_error": SQUARED_ERROR,
@@ -289,7 +289,7 @@ class Candidate:
         teacher, network = self.context.teacher, self.network
         signature, output = teacher.stand_in(code), teacher.output
         module = served(module)
-        kind = self.data.output_kind
+        kind = self.data.transform.kind
         if kind in PLAIN_KIND or output.dtype != np.float32 or head is not None:
             module = Served(module, kind, output.dtype, head)
         if head is not None:
