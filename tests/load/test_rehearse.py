@@ -12,6 +12,7 @@ from parity_models.bundle.bundle import Bundle
 from parity_models.errors import UserError
 from parity_models.evaluation.judging import calibrate
 from parity_models.load.rehearse import rehearse
+from present import some
 
 pytestmark = pytest.mark.slow
 
@@ -54,9 +55,8 @@ def test_in_an_outage_only_stand_ins_answer(bundle: Bundle) -> None:
     alone, hedged, helped = found.outage
     assert alone.stood_in == hedged.stood_in == 0
     assert helped.stood_in > max(alone.report.answered, hedged.report.answered)
-    assert helped.right is not None
-    assert helped.right == pytest.approx(helped.answered), "the backup is the model"
-    assert helped.recovered is not None
+    assert some(helped.right) == pytest.approx(helped.answered), "the backup is the model"
+    assert some(helped.recovered) > 0
     text = str(found)
     for said in ("every instance stops", "time-out, default answer", f"{helped.stood_in:,} of"):
         assert said in text
