@@ -28,6 +28,7 @@ from parity_models.bundle.bundle import (
 from parity_models.codes import CodeSpec
 from parity_models.errors import BundleError
 from parity_models.trust.gate import Calibration
+from present import some
 from whole_bundle import ACCURACY, CODE, FILES, TRAINING, tamper, write
 
 SUM = CodeSpec("sum", "subtraction", 2)
@@ -61,8 +62,7 @@ def test_a_bundle_opens_as_it_was_written(original: Bundle) -> None:
     assert opened.manifest.deployed_training == TRAINING
     assert opened.manifest.accuracy == ACCURACY
     assert opened.manifest.versions.keys() >= {"parity-models", "onnxruntime", "python"}
-    code = opened.code()
-    assert code is not None
+    code = some(opened.code())
     assert (code.spec, code.query_shape, code.output_shape) == (CODE, (4,), (3,))
     assert {path.name for path in original.path.iterdir()} == set(FILES)
 

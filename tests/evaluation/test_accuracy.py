@@ -25,6 +25,7 @@ from parity_models.evaluation.accuracy import (
 )
 from parity_models.evaluation.judging import accuracy_table, gate_table
 from parity_models.evaluation.outputs import Outputs
+from present import some
 
 SUM = CodeSpec("sum", "subtraction", 2)
 
@@ -86,8 +87,7 @@ def test_each_query_counts_once_with_the_rest_of_its_group_there(rows: int, tmp_
     assert len(same) == rows
     assert accuracy.degraded_accuracy == pytest.approx(np.mean(right))
     assert accuracy.agreement == pytest.approx(np.mean(same))
-    a, d = accuracy.available_accuracy, accuracy.degraded_accuracy
-    assert d is not None
+    a, d = accuracy.available_accuracy, some(accuracy.degraded_accuracy)
     shares = {str(f): (1 - f) * a + f * d for f in FRACTIONS}
     assert accuracy.overall == pytest.approx(shares)
 
@@ -143,9 +143,7 @@ def test_the_tables_name_every_number_in_80_columns(tmp_path: Path) -> None:
 
 @given(st.integers(FEWEST, 10_000), st.floats(0, 1))
 def test_an_interval_holds_the_share_and_shrinks_with_more_queries(rows: int, share: float) -> None:
-    found, wider = share_interval(share, 4 * rows), share_interval(share, rows)
-    assert found is not None
-    assert wider is not None
+    found, wider = some(share_interval(share, 4 * rows)), some(share_interval(share, rows))
     assert 0 <= found[0] <= share + 1e-12
     assert share - 1e-12 <= found[1] <= 1
     assert found[1] - found[0] < wider[1] - wider[0]

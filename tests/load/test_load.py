@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from parity_models.errors import UserError
+from parity_models.errors import LoadError, UserError, options_as_flags
 from parity_models.load import LoadSpec, offer_load
 from parity_models.load.result import report_of
 from parity_models.load.target import Queries, Target
@@ -234,14 +234,22 @@ async def test_servers_may_name_no_source(tmp_path: Path, labelled: bool) -> Non
     assert np.isnan(result.score).all()
 
 
-async def test_queries_are_cut_to_the_longest_in_their_request(tmp_path: Path) -> None:
-    ids = np.array([[1, 2, 0, 0], [1, 2, 3, 0]])
-    np.savez(tmp_path / "texts.npz", ids=ids, mask=(ids > 1).astype(int))
-    tensors = [{"name": name, "datatype": "INT64", "shape": [-1, -1]} for name in ("ids", "mask")]
-    described = {"name": "texts", "inputs": tensors, "outputs": tensors}
+async def read(path: Path, arrays: dict[str, Rows], *row: int) -> Queries:
+    """Queries of these arrays for a model of these inputs and outputs, whose rows have a shape."""
+    np.savez(path, allow_pickle=False, **arrays)
+    names = [name for name in arrays if name != "labels"]
+    datatype = {np.dtype(np.float32): "FP32", np.dtype(int): "INT64"}[arrays[names[0]].dtype]
+    tensors = [{"name": x, "datatype": datatype, "shape": [-1, *row]} for x in names]
+    described = {"name": "model", "inputs": tensors, "outputs": tensors}
     async with Client("http://127.0.0.1:1") as client:
         target = Target(client, msgspec.convert(described, ModelMetadata), True)
-        queries = Queries.read(load("", str(tmp_path / "texts.npz")), target)
+        return Queries.read(load("", str(path)), target)
+
+
+async def test_queries_are_cut_to_the_longest_in_their_request(tmp_path: Path) -> None:
+    ids = np.array([[1, 2, 0, 0], [1, 2, 3, 0]])
+    arrays = {"ids": ids, "mask": (ids > 1).astype(int)}
+    queries = await read(tmp_path / "texts.npz", arrays, -1)
     for rows, length in (([0, 0], 2), ([0, 1], 3)):
         taken = queries.take(np.array(rows))
         assert [each.shape for each in taken.values()] == [(2, length)] * 2
@@ -249,13 +257,18 @@ async def test_queries_are_cut_to_the_longest_in_their_request(tmp_path: Path) -
 
 async def test_one_of_several_inputs_may_be_called_inputs(tmp_path: Path) -> None:
     rows = np.ones((3, 2), np.float32)
-    np.savez(tmp_path / "rows.npz", inputs=rows, mask=rows)
-    tensors = [{"name": x, "datatype": "FP32", "shape": [-1, 2]} for x in ("inputs", "mask")]
-    described = {"name": "two", "inputs": tensors, "outputs": tensors}
-    async with Client("http://127.0.0.1:1") as client:
-        target = Target(client, msgspec.convert(described, ModelMetadata), True)
-        queries = Queries.read(load("", str(tmp_path / "rows.npz")), target)
+    queries = await read(tmp_path / "rows.npz", {"inputs": rows, "mask": rows}, 2)
     assert list(queries.inputs) == ["inputs", "mask"]
+
+
+@pytest.mark.parametrize("row", [(-1,), (1,), (2, 2)])
+async def test_labels_of_outputs_without_classes_are_to_be_left_out(
+    tmp_path: Path, row: tuple[int, ...]
+) -> None:
+    """`parm load` has no option for another metric."""
+    rows = np.ones((3, *(abs(each) for each in row)), np.float32)
+    with options_as_flags(), pytest.raises(LoadError, match=r"leave them out$"):
+        await read(tmp_path / "rows.npz", {"x": rows, "labels": np.zeros(3, int)}, *row)
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

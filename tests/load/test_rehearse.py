@@ -1,6 +1,7 @@
 """`parm rehearse` shows the runs of a failure, and of an outage."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ import pytest
 from commands import Here, assert_refused
 from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models.bundle.bundle import Bundle
+from parity_models.errors import UserError
 from parity_models.evaluation.judging import calibrate
 from parity_models.load.rehearse import rehearse
+from present import some
 
 pytestmark = pytest.mark.slow
 
@@ -52,12 +55,19 @@ def test_in_an_outage_only_stand_ins_answer(bundle: Bundle) -> None:
     alone, hedged, helped = found.outage
     assert alone.stood_in == hedged.stood_in == 0
     assert helped.stood_in > max(alone.report.answered, hedged.report.answered)
-    assert helped.right is not None
-    assert helped.right == pytest.approx(helped.answered), "the backup is the model"
-    assert helped.recovered is not None
+    assert some(helped.right) == pytest.approx(helped.answered), "the backup is the model"
+    assert some(helped.recovered) > 0
     text = str(found)
     for said in ("every instance stops", "time-out, default answer", f"{helped.stood_in:,} of"):
         assert said in text
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"instances": 0}, {"instances": -1}, {"seconds": 0.0}, {"seconds": float("nan")}]
+)
+def test_instances_and_seconds_are_more_than_none(bundle: Bundle, wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="1 instance or more, and lasts for a time above 0"):
+        rehearse(bundle, **wrong)
 
 
 def test_without_a_stand_in_there_is_nothing_to_rehearse(tmp_path: Path, parm_here: Here) -> None:

@@ -28,6 +28,7 @@ from parity_models.sizing.scenario import (
     service_of,
 )
 from parity_models.trust.gate import Calibration, DoubtCurve, GateLevel
+from present import some
 
 MODEL, STAND_IN = 0.02, 0.002
 
@@ -61,8 +62,7 @@ def test_of_the_policies_that_fit_the_one_with_the_least_work_is_taken() -> None
     fit = [each for each in four.plans if not each.missed]
     assert four.best in fit
     least = min(each.outcome.busy_ms for each in fit)
-    assert four.best is not None
-    assert four.best.outcome.busy_ms <= 1.05 * least
+    assert some(four.best).outcome.busy_ms <= 1.05 * least
     for each in four.plans:
         used = each.outcome.busy_ms / 1e3 * four.rate / each.instances
         assert each.outcome.idle == pytest.approx(1 - used, abs=0.03)
@@ -71,9 +71,7 @@ def test_of_the_policies_that_fit_the_one_with_the_least_work_is_taken() -> None
 @pytest.mark.slow
 def test_as_few_instances_as_will_do_are_found() -> None:
     wanted = planner(known(backup=False), p99=0.1, headroom=0.5)
-    found = wanted.plans()
-    assert found.best is not None
-    fewest = found.best.instances
+    fewest = some(wanted.plans().best).instances
     assert fewest >= wanted.least == 2
     if fewest > wanted.least:
         fewer = planner(known(backup=False), p99=0.1, headroom=0.5, instances=fewest - 1).plans()
@@ -124,8 +122,7 @@ def test_a_stand_in_of_which_nothing_is_known_hardly_answers() -> None:
 
 def test_a_backup_that_is_at_least_as_right_replaces_the_model() -> None:
     accuracy = Accuracy("top-1", 0.899, None, {}, None, 3080, backup_accuracy=0.9218)
-    said = replacement(accuracy)
-    assert said is not None
+    said = some(replacement(accuracy))
     assert said.startswith("Replace your model: the backup has a top-1 of 0.9218 on 3,080")
     assert said.endswith("A difference of up to 0.0150 may be chance.")
     assert replacement(msgspec.structs.replace(accuracy, backup_accuracy=0.89)) is None
@@ -192,8 +189,7 @@ def test_numbers_alone_are_enough_and_instances_are_all_of_them() -> None:
     """20 ms, 200 a second, p99 of 50 ms."""
     found = plan(service_time=0.02, rate=200, p99=0.05, queries=1000)
     assert {each.policy.name for each in found.plans} == {"equal-resources", "hedging"}
-    assert found.best is not None
-    assert found.best.outcome.p99_ms <= 50
+    assert some(found.best).outcome.p99_ms <= 50
     assert "Take " in str(found)
     with_backup = plan(
         service_time=0.02, backup_time=0.004, rate=200, p99=0.05, queries=1000, instances=10
@@ -207,6 +203,5 @@ def test_numbers_alone_are_enough_and_instances_are_all_of_them() -> None:
 
 def test_of_plans_that_differ_by_chance_the_simplest_is_taken() -> None:
     found = planner(known(doubts=(1.0,)), instances=20, p99=1.0, contention="{}").plans()
-    assert found.best is not None
-    assert found.best.policy.name == "equal-resources"
+    assert some(found.best).policy.name == "equal-resources"
     assert "The goal is met without a stand-in." in found.advice

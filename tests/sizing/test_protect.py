@@ -17,10 +17,13 @@ from parity_models.progress import Callbacks
 from parity_models.roles import BACKUP, DEPLOYED
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.options import ServeOptions
-from parity_models.sizing.finalists import Contender, Finalist, measure, preferred
 from parity_models.sizing.protect import (
+    Contender,
+    Finalist,
     Report,
     SearchOptions,
+    measure,
+    preferred,
     prepare,
     protect,
     write_protected,

@@ -13,6 +13,7 @@ from parity_models.errors import TrainingError, UserError
 from parity_models.tensors.signature import pad
 from parity_models.training.teacher import rows_of, teacher_of
 from parity_models.trust.envelope import Envelope
+from present import some
 from text_models import WORDS, TextModel, expected, texts, write_text_folder
 from trainings import train_backup
 
@@ -38,11 +39,9 @@ def test_parm_backup_trains_a_bag_of_words(folder: Path, parm_here: Here, tmp_pa
     bundle = open_bundle(out)
     manifest, signature = bundle.manifest, bundle.manifest.deployed.signature
     assert manifest.imitated == "logits"
-    assert manifest.accuracy is not None
-    assert (manifest.accuracy.backup_accuracy or 0) > 0.85
+    assert some(some(manifest.accuracy).backup_accuracy) > 0.85
     assert manifest.calibration["backup"].levels
-    assert manifest.backup is not None
-    backup = bundle.pinned(manifest.backup).load()
+    backup = bundle.pinned(some(manifest.backup)).load()
     queries = texts(200, 4)
     wider = {name: np.pad(each, ((0, 0), (0, 12))) for name, each in queries.items()}
     short = output_of(backup, pad(queries, signature, [4]))
@@ -64,15 +63,13 @@ def test_parm_parity_stacks_ids(folder: Path, parm_here: Here, tmp_path: Path) -
     result = parm_here(*command("parity", folder, out, "--output", "logits", *more))
     assert result.returncode == 0, result.stderr
     bundle = open_bundle(out)
-    accuracy, backup = bundle.manifest.accuracy, bundle.manifest.backup
     assert bundle.isolated
     assert isinstance(bundle.envelope(), Envelope)
-    assert backup is not None
-    assert backup.slot
-    assert accuracy is not None
-    assert accuracy.degraded_accuracy is not None
-    assert accuracy.degraded_accuracy > 0.85
-    assert accuracy.backup_accuracy == pytest.approx(accuracy.degraded_accuracy, abs=0.01)
+    assert some(bundle.manifest.backup).slot
+    accuracy = some(bundle.manifest.accuracy)
+    degraded = some(accuracy.degraded_accuracy)
+    assert degraded > 0.85
+    assert accuracy.backup_accuracy == pytest.approx(degraded, abs=0.01)
 
 
 @pytest.mark.slow

@@ -20,7 +20,6 @@ from parity_models.training.networks import Queried
 from parity_models.training.search import (
     MARGINS,
     SLACK,
-    Found,
     propose,
 )
 from parity_models.trust.gate import AnsweredClass
@@ -140,7 +139,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainingContex
         yield TrainingContext(teacher, model, queries, data, queried, level=0.9)
 
 
-def searched(context: TrainingContext, seconds: float, *names: str) -> Found:
+def searched(context: TrainingContext, seconds: float, *names: str) -> search.Search:
     """Search among these backups."""
     return search.Search(context, seconds, Callbacks()).run(dict.fromkeys(names, 0.9))
 

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -26,7 +27,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from parity_models.bundle.bundle import Bundle, open_bundle
-from parity_models.errors import UserError
+from parity_models.errors import UserError, spell
 from parity_models.evaluation.judging import GivenInputs, load_queries, metric_for
 from parity_models.load import LoadSpec, offer_load
 from parity_models.load.result import LoadReport, report_of
@@ -229,7 +230,8 @@ def rehearse(
         The answers of all runs during the faults. It prints as a table.
 
     Raises:
-        UserError: For a bundle without a stand-in, or if no query is answered.
+        UserError: For a bundle without a stand-in, for no instances or no time, or if no query is
+            answered.
         DataError: For queries that do not fit.
         ServingError: If a server cannot start.
     """
@@ -237,6 +239,11 @@ def rehearse(
     if not stand_ins_of(opened):
         raise UserError(
             f"{opened.path} has no stand-in to see at work; find one with: parm protect"
+        )
+    if instances < 1 or not 0 < seconds < inf:
+        raise UserError(
+            f"a rehearsal has 1 instance or more, and lasts for a time above 0; got "
+            f"{spell('instances', instances)} and {spell('seconds', seconds)}"
         )
     if inputs is None:
         queries = opened.manifest.deployed.signature.largest.input

@@ -196,14 +196,14 @@ class Queries:
         if not rows_in(inputs):
             raise LoadError(f"{spec.inputs} has no rows of inputs")
         if labels is not None:
-            output, shape = target.judged.name, target.judged.shape[1:]
-            if -1 in shape:
+            output, shape, metric = target.judged.name, target.judged.shape[1:], spec.metric
+            if -1 in shape or (metric == LoadSpec.metric and (len(shape) != 1 or shape[0] == 1)):
                 raise LoadError(
-                    f"output {output!r} has no fixed shape, so labels cannot judge it; "
-                    "leave them out"
+                    f"output {output!r} of shape {['n', *shape]} does not have a fixed number of "
+                    "scores, one for each class, so labels cannot judge it; leave them out"
                 )
             try:
-                metric = choose_metric(spec.metric, shape)
+                metric = choose_metric(metric, shape)
                 labels = load_labels(labels, metric, rows_in(inputs), shape)
             except UserError as error:
                 raise LoadError(f"the labels do not fit the model: {error}") from error

@@ -16,9 +16,11 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from parity_models.bundle.bundle import Accuracy, Bundle, NewModel, write_bundle
-from parity_models.bundle.inference_time import measure_models
+from parity_models.bundle.inference_time import inference_times
+from parity_models.bundle.onnx_model import OnnxModel
 from parity_models.bundle.servable import OWN
 from parity_models.errors import DataError, UserError, spell
+from parity_models.evaluation.accuracy import Interval, share_interval
 from parity_models.evaluation.judging import (
     GivenInputs,
     accuracy_table,
@@ -31,42 +33,61 @@ from parity_models.evaluation.outputs import Outputs, deployed_predictor
 from parity_models.options import gather, option
 from parity_models.printed import Printed
 from parity_models.progress import Callbacks
-from parity_models.roles import DEPLOYED
+from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.choice import DIFFER, PolicyChoice
-from parity_models.scheduling.policies import Adaptive, EqualResources, Hedging
-from parity_models.sizing.finalists import Contender, Finalist, choose, measure
+from parity_models.scheduling.policies import Adaptive, EqualResources, Hedging, StandIns
 from parity_models.sizing.scenario import (
     ALIKE,
     INSTANCES,
+    QUANTILES,
     Outcome,
     Scenario,
     ScenarioOptions,
     Service,
     outcome_table,
 )
-from parity_models.tasks.metrics import METRICS, USUAL, OutputKind, choose_metric, recognise
+from parity_models.tasks.metrics import (
+    METRICS,
+    USUAL,
+    OutputKind,
+    agreement_for,
+    choose_metric,
+    labels_from,
+    recognise,
+    score,
+)
 from parity_models.tensors.pairs import Pairs, read_pairs
 from parity_models.tensors.queries import commonest, take
 from parity_models.tensors.signature import Array, Batch
-from parity_models.training.candidates import TrainingContext
+from parity_models.training.candidates import Candidate, Exported, TrainingContext, saving
 from parity_models.training.device import BATCH as PREDICTED
 from parity_models.training.device import Rows, choose_device, place, predict
 from parity_models.training.distillation import distill, envelope_of
-from parity_models.training.search import FINALISTS, Found, Search, propose, search_log
+from parity_models.training.search import FINALISTS, Search, propose, search_log
 from parity_models.training.teacher import (
     HELD_OUT,
     Model,
     Queries,
     Teacher,
     TeachingOptions,
+    TrainingOptions,
     find_queries,
     open_teacher,
     teacher_of,
 )
 from parity_models.training.texts import fit_texts
-from parity_models.training.train import check_place, write_stand_ins
+from parity_models.training.train import check_place
+from parity_models.trust.calibration import RISK, estimate_coverage
+from parity_models.trust.doubt import fit_doubt
 from parity_models.trust.envelope import fit_envelope
-from parity_models.trust.gate import AGREEMENT, LEAST_LEVEL, Calibration, StandIn
+from parity_models.trust.gate import (
+    AGREEMENT,
+    LEAST_LEVEL,
+    Calibration,
+    StandIn,
+    confidences,
+    suited,
+)
 
 FEWEST, FEWEST_GIVEN = 64, 100
 """The fewest queries to learn from, and to be given: three tenths of the latter are held out."""
@@ -88,6 +109,11 @@ LEAST_SEARCHING = 0.1
 
 LEAST_QUERIES, QUERIES, MOST_QUERIES = 3_000, 10_000, 40_000
 """Queries of a simulation: the fewest, those per minute of the whole search, and the most."""
+
+
+FIRST_CHOICE = 0.8
+"""The first choice is calibrated at this share of the risk; if its level is not shown, the next one
+at the same share of the rest, and so on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +139,69 @@ class SearchOptions(TeachingOptions, ScenarioOptions):
         "mean: imitate an added output, the mean of the tokens' rows, scaled to length 1.",
         metavar="HOW",
     )
+
+
+@dataclass
+class Finalist:
+    """The measurements of a trained candidate.
+
+    `ms` are the milliseconds of a run, and `share` their ratio to the model's. `agreement` is the
+    score with the deployed model's predictions as labels, on test queries, and `interval` that
+    score's. `covered` is the share of queries that it may answer at the wanted level, an estimate
+    until it is calibrated. `doubts` are equally likely doubts of its outputs, ascending. `outcome`
+    is simulated, with it as the stand-in.
+    """
+
+    name: str
+    ms: float
+    share: float
+    agreement: float
+    interval: Interval | None
+    covered: float
+    doubts: Sequence[float]
+    outcome: Outcome | None = None
+
+    @property
+    def saving(self) -> float:
+        """The mean time that it saves a late query over a copy, as a share of the model's."""
+        return saving(self.covered, self.share)
+
+    def service(self, *, gated: bool) -> Service:
+        """Return the service with this stand-in; if `gated`, it may answer a share `covered`."""
+        covered = {Source.BACKUP: self.covered}
+        return Service(
+            {DEPLOYED: self.ms / self.share / 1e3, BACKUP: self.ms / 1e3},
+            StandIns(None, True),
+            covered,
+            covered if gated else {},
+            {Source.BACKUP: self.doubts},
+        )
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A finalist with its models, and a bundle of these and the deployed model."""
+
+    finalist: Finalist
+    candidate: Candidate
+    exported: Exported
+    bundle: Bundle
+
+    def calibrate(self, level: float | None, risk: float) -> Calibration:
+        """Return its calibration, and record the share that it may answer at the level, if the
+        calibration queries show that it reaches it."""
+        context = self.candidate.context
+        assert context.queries.calibration is not None
+        (gate,) = calibrate_gates(
+            Outputs(self.bundle, context.queries.calibration),
+            metric=context.data.metric,
+            named=[] if level is None else [level],
+            allowed=context.allowed,
+            risk=risk,
+        ).values()
+        if level is not None and (reached := gate.at_least(level)) is not None:
+            self.finalist.covered = reached.coverage
+        return gate
 
 
 @dataclass(frozen=True)
@@ -271,9 +360,11 @@ def protect(
     said, out = callbacks or Callbacks(), Path(out).resolve()
     if pairs is not None and model is None and inputs is None:
         log = read_pairs(Path(pairs))
-        about = {"deployed": NewModel(b"", OWN, signature=log.signature), "labels": log.labels}
-        answers = log.predictions(log.labels)
-        return _imitate(about, log.inputs, answers, out, chosen, said, log)
+        absent = NewModel(b"", OWN, signature=log.signature)
+        with TemporaryDirectory() as folder:
+            bare = write_bundle(Path(folder, "bare"), deployed=absent, labels=log.labels)
+            teacher, answers = teacher_of(bare, chosen.output), log.predictions(log.labels)
+            return _imitate(teacher, log.inputs, answers, out, chosen, said, log)
     if pairs is not None or model is None or inputs is None:
         raise UserError(
             f"give {spell('model')} and {spell('inputs')}, or {spell('pairs')} in their place"
@@ -281,11 +372,9 @@ def protect(
     chosen.faults(chosen.instances or INSTANCES)  # refuses a wrong plan before the search
     with open_teacher(model, inputs, chosen.output, chosen.pool) as teacher:
         if any(each.is_text for each in teacher.signature.inputs):
-            bundle = teacher.bundle
-            given_texts = load_queries(inputs, bundle, FEWEST_PAIRS)
-            about = {"deployed": bundle.stored(bundle.manifest.deployed)}
-            predictions = deployed_predictor(bundle)(given_texts)
-            return _imitate(about, given_texts, predictions, out, chosen, said)
+            texts = load_queries(inputs, teacher.bundle, FEWEST_PAIRS)
+            predictions = deployed_predictor(teacher.bundle)(texts)
+            return _imitate(teacher, texts, predictions, out, chosen, said)
         queries = find_queries(teacher, inputs, chosen, least=FEWEST_GIVEN)
         check_place(out)
         context = prepare(teacher, queries, chosen, said)
@@ -301,7 +390,7 @@ def protect(
 
 
 def _imitate(
-    about: dict[str, Any],
+    teacher: Teacher,
     queries: Batch,
     predictions: Array,
     out: Path,
@@ -311,11 +400,11 @@ def _imitate(
 ) -> Protected:
     """Bundle one backup, trained on queries, by input, and the model's outputs for them.
 
-    `about` are the bundle's fields about the model. A tenth of the queries calibrates the backup:
-    the newest of a `log` that has times, else some drawn at random.
+    A tenth of the queries calibrates the backup: the newest of a `log` that has times, else some
+    drawn at random.
     """
     check_place(out)
-    count, seconds = len(predictions), 60 * options.minutes
+    count = len(predictions)
     if count < FEWEST_PAIRS:
         raise DataError(f"there are {count} distinct queries, too few: give {FEWEST_PAIRS} or more")
     order = np.random.default_rng(0).permutation(count)
@@ -325,23 +414,21 @@ def _imitate(
     targets, learning, held_out = predictions[learned], take(queries, learned), take(queries, held)
     kind = recognise(targets, options.metric)
     metric = choose_metric(options.metric or USUAL[kind], targets.shape[1:])
+    learn = TrainingOptions(
+        metric=metric, seed=options.seed, device=options.device, seconds=60 * options.minutes
+    )
+    only = answered_classes(teacher.bundle, options.answer_only)
+    train = fit_texts if any(x.dtype.hasobject for x in queries.values()) else search_log
+    made = train(teacher, learning, targets, learn, callbacks)
+    envelope = fit_envelope(teacher.signature.inputs, learning, held_out, targets)
+    contents = made.contents(teacher.bundle, envelope, commonest(learning, teacher.signature))
     with TemporaryDirectory() as folder:
-        bare = write_bundle(Path(folder, "bare"), **about)
-        teacher = teacher_of(bare, options.output)
-        only = answered_classes(bare, options.answer_only)
-        train = fit_texts if any(x.dtype.hasobject for x in queries.values()) else search_log
-        made = train(teacher, learning, targets, metric, options, seconds, callbacks)
-        about |= {"imitated": teacher.bundle.manifest.imitated, "backup": made.backup}
-        about |= {"backup_training": made.backup_training}
-        about["envelope"] = fit_envelope(teacher.signature.inputs, learning, held_out, targets)
-        if not bare.manifest.deployed.elsewhere:
-            about["inference_times"] = measure_models(about["deployed"], (), made.backup)
-        draft = write_bundle(Path(folder, "draft"), **about)
+        draft = write_bundle(Path(folder, "draft"), **contents)
         outputs = Outputs(draft, held_out, predictions=predictions[held])
         named = [] if options.agreement is None else [options.agreement]
         gates = calibrate_gates(outputs, metric=metric, named=named, allowed=only)
         accuracy = judge(outputs, None, metric, gates).accuracy
-    bundle = write_bundle(out, **about, calibration=gates, accuracy=accuracy)
+    bundle = write_bundle(out, **contents, calibration=gates, accuracy=accuracy)
     return Protected(**vars(bundle), report=accuracy, notes=() if log is None else log.notes)
 
 
@@ -361,14 +448,14 @@ def prepare(
     queries = _affordable(queries, row_seconds, options, callbacks)
     data = distill(model, teacher, queries, device)
     callbacks.say(
-        f"the model's predictions are {data.output_kind}, judged by {data.metric}; it took "
+        f"the model's predictions are {data.transform.kind}, judged by {data.metric}; it took "
         f"{time.monotonic() - began:.0f} s to predict for {len(queries.train):,} queries to learn "
         "from"
     )
     only = answered_classes(teacher.bundle, options.answer_only)
     if only and not data.transform.of_classes:
         raise UserError(
-            f"predictions are {data.output_kind}, not classes; leave out {spell('answer_only')}"
+            f"predictions are {data.transform.kind}, not classes; leave out {spell('answer_only')}"
         )
     queried, level = teacher.describe(queries.train), options.agreement or AGREEMENT
     learned = teacher, model, queries, data, queried
@@ -397,7 +484,9 @@ def _affordable(
     return replace(queries, **some)
 
 
-def _finish(context: TrainingContext, found: Found, out: Path, options: SearchOptions) -> Protected:
+def _finish(
+    context: TrainingContext, found: Search, out: Path, options: SearchOptions
+) -> Protected:
     """Measure, simulate, choose, calibrate and write."""
     late = PolicyChoice(Adaptive.name, {"differ": options.differ})
     count = int(min(MOST_QUERIES, max(LEAST_QUERIES, QUERIES * options.minutes)))
@@ -422,7 +511,7 @@ def _finish(context: TrainingContext, found: Found, out: Path, options: SearchOp
     assert context.level is not None
     report = Report(
         context.data.metric,
-        context.data.output_kind,
+        context.data.transform.kind,
         context.level,
         base,
         [best.finalist, *(each.finalist for each in trained if each is not best)],
@@ -446,15 +535,90 @@ def write_protected(
     context: TrainingContext, chosen: Contender, gate: Calibration, out: Path
 ) -> Bundle:
     """Write the deployed model and the `chosen` stand-in to `out`: a whole bundle or nothing."""
-    queries, made = context.queries, chosen.exported
+    teacher, queries = context.teacher, context.queries
     assert queries.test is not None
     gates: dict[StandIn, Calibration] = {"backup": gate}
-    return write_stand_ins(
-        out,
-        context.teacher.bundle,
-        replace(made, calibration=gates),
-        envelope_of(chosen.candidate.data, context.teacher),
-        queries,
-        context.data.metric,
-        calibrated=True,
-    )[0]
+    found = judge(Outputs(chosen.bundle, queries.test), None, context.data.metric, gates)
+    envelope = envelope_of(chosen.candidate.data, teacher)
+    sizes = commonest(queries.train, teacher.signature)
+    contents = chosen.exported.contents(teacher.bundle, envelope, sizes)
+    return write_bundle(out, **contents, calibration=gates, accuracy=found.accuracy)
+
+
+# Finalists: ranked by the test queries. The calibration queries are for the chosen one only, so the
+# choice cannot favour one that happened to agree on those.
+
+
+def measure(
+    candidates: Sequence[Candidate], context: TrainingContext, folder: Path
+) -> tuple[float, list[Contender]]:
+    """Measure trained candidates against the deployed model on the test queries.
+
+    Temporary bundles go to `folder`. Returns the milliseconds of the deployed model, and each
+    candidate's measurements.
+    """
+    deployed, queries, metric = context.teacher.bundle, context.queries, context.data.metric
+    assert context.level is not None
+    exported = [each.exported() for each in candidates]
+    own = deployed.stored(deployed.manifest.deployed)
+    backups = [made.backup for made in exported if made.backup is not None]
+    models = [OnnxModel(each.onnx, signature=each.signature) for each in (own, *backups)]
+    assert queries.test is not None
+    sizes = commonest(queries.test, deployed.manifest.deployed.signature)
+    base, *times = inference_times(models, sizes=sizes)
+    predictions = deployed_predictor(deployed)(queries.test)
+    found = []
+    for number, (candidate, made, ms) in enumerate(zip(candidates, exported, times, strict=True)):
+        bundle = write_bundle(
+            folder / str(number),
+            deployed=own,
+            backup=made.backup,
+            imitated=deployed.manifest.imitated,
+        )
+        (answers,) = Outputs(bundle, queries.test, predictions=predictions).answers().values()
+        wanted = predictions[answers.rows]
+        right = labels_from(wanted, metric)
+        agreed = score(metric, answers.outputs, right)
+        of_classes = METRICS[metric].kind == "classes"
+        interval = share_interval(agreed, len(right)) if of_classes else None
+        covered = estimate_coverage(answers.gave, wanted, metric, context.level, context.allowed)
+        agreement = agreement_for(metric, wanted)
+        confidence = suited(agreement.kind, answers.gave)
+        if confidence == "none":
+            covered = float(covered >= context.level)
+        sure = confidences(confidence, answers.gave)
+        doubts = fit_doubt(sure, agreement(answers.outputs, wanted)).of(sure)
+        spread = np.quantile(doubts, np.linspace(0, 1, QUANTILES)).tolist()
+        finalist = Finalist(candidate.name, ms, ms / base, agreed, interval, covered, spread)
+        found.append(Contender(finalist, candidate, made, bundle))
+    return base, found
+
+
+def preferred(among: Sequence[Contender]) -> Contender:
+    """Return the finalist with the lowest simulated p99; of those that differ by chance, the one
+    that saves a late query most."""
+
+    def p99(one: Contender) -> float:
+        assert one.finalist.outcome is not None
+        return one.finalist.outcome.p99_ms
+
+    lowest = min(map(p99, among))
+    alike = (one for one in among if p99(one) <= ALIKE * lowest)
+    return max(alike, key=lambda one: one.finalist.saving)
+
+
+def choose(trained: Sequence[Contender], level: float | None) -> tuple[Contender, Calibration]:
+    """Return the preferred finalist and its calibration, which shows this `level` of agreement.
+
+    If calibration does not show it, take the next. If it shows it for none, return the first, whose
+    gate then starts closed.
+    """
+    left, risk, found = list(trained), RISK, list[tuple[Contender, Calibration]]()
+    while left:
+        best = preferred(left)
+        found.append((best, best.calibrate(level, FIRST_CHOICE * risk)))
+        if level is None or found[-1][1].at_least(level) is not None:
+            return found[-1]
+        left.remove(best)
+        risk *= 1 - FIRST_CHOICE
+    return found[0]

@@ -1,9 +1,10 @@
 """A stand-in in training: its networks, the problem they learn, its score, and its ONNX files."""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -11,16 +12,19 @@ import torch
 from torch import nn
 
 from parity_models.bundle.bundle import PROBABILITIES, Bundle, NewModel, Training
+from parity_models.bundle.inference_time import measure_models
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import CodeError
 from parity_models.progress import OnProgress
 from parity_models.tasks.metrics import agreement_for
+from parity_models.tensors.signature import Sizes
 from parity_models.tensors.signature import Tensor as NamedTensor
 from parity_models.training.device import computing, place, predict
 from parity_models.training.distillation import (
     PLAIN_KIND,
     SQUARED_ERROR,
     TEMPERATURE,
+    Distillation,
     DistillationData,
     OutputTransform,
     Served,
@@ -38,36 +42,40 @@ from parity_models.training.network_plans import (
 )
 from parity_models.training.networks.network import EachSlot, served
 from parity_models.training.networks.queried import Queried
-from parity_models.training.problems import Distillation
 from parity_models.training.teacher import Queries, Teacher
 from parity_models.trust.calibration import LEVELS, estimate_coverage
-from parity_models.trust.gate import HEAD, AnsweredClass, Calibration, StandIn, confidences, suited
+from parity_models.trust.envelope import Envelope
+from parity_models.trust.gate import HEAD, AnsweredClass, confidences, suited
 
 
 @dataclass(frozen=True)
 class Exported:
     """Stand-ins as they go into a bundle, by the names that `write_bundle` has for them: the parity
-    models of a `code`, a `backup`, how these were trained, and their gates."""
+    models of a `code`, a `backup`, and how these were trained."""
 
     code: CodeSpec | None = None
     parity: Sequence[NewModel] = ()
     backup: NewModel | None = None
     parity_training: Training | None = None
     backup_training: Training | None = None
-    calibration: Mapping[StandIn, Calibration] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, bundle: Bundle) -> "Exported":
-        """Return the stand-ins of a bundle, to be put into another."""
-        manifest = bundle.manifest
-        return cls(
-            manifest.code,
-            [bundle.stored(parity) for parity in manifest.parity],
-            None if manifest.backup is None else bundle.stored(manifest.backup),
-            manifest.parity_training,
-            manifest.backup_training,
-            manifest.calibration,
-        )
+    def contents(self, deployed: Bundle, envelope: Envelope, sizes: Sizes) -> dict[str, Any]:
+        """Return what `write_bundle` takes for a bundle of these and a deployed model, except gates
+        and accuracy. Models are timed for queries of these `sizes`."""
+        manifest = deployed.manifest
+        model, times = deployed.stored(manifest.deployed), None
+        if not manifest.deployed.elsewhere:
+            times = measure_models(model, self.parity, self.backup, sizes)
+        return vars(self) | {
+            "deployed": model,
+            "imitated": manifest.imitated,
+            "labels": manifest.labels,
+            "name": manifest.name,
+            "deployed_training": manifest.deployed_training,
+            "inference_times": times,
+            "envelope": envelope,
+            "files": {each.file: deployed.path / each.file for each in manifest.files},
+        }
 
 
 def code_for(spec: CodeSpec, teacher: Teacher) -> Code:
@@ -155,7 +163,7 @@ class Candidate:
         """True if decoders compute with probabilities; results are made probabilities again."""
         if coder is not None and not coder.decoder.reads_off:
             # It computes with predictions, so they are learned as F gives them.
-            kind = data.output_kind
+            kind = data.transform.kind
             self._probabilities = kind == "probabilities"
             transform = OutputTransform.of(PLAIN_KIND.get(kind, kind), data.predictions)
             data = replace(data, transform=transform)
@@ -175,7 +183,7 @@ class Candidate:
             "network": self.network,
             **({} if self._code is None else {"code": str(self._code.spec)}),
             "metric": self.data.metric,
-            "output_kind": self.data.output_kind,
+            "output_kind": self.data.transform.kind,
             **({PROBABILITIES: True} if self._probabilities else {}),
             "temperature": TEMPERATURE,
             "squared_error": SQUARED_ERROR,
@@ -281,7 +289,7 @@ class Candidate:
         teacher, network = self.context.teacher, self.network
         signature, output = teacher.stand_in(code), teacher.output
         module = served(module)
-        kind = self.data.output_kind
+        kind = self.data.transform.kind
         if kind in PLAIN_KIND or output.dtype != np.float32 or head is not None:
             module = Served(module, kind, output.dtype, head)
         if head is not None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from parity_models.errors import TrainingError, spell
 from parity_models.progress import OnProgress, Progress
+from parity_models.registry import is_own
 from parity_models.training.networks import Effort
 
 Weights = dict[str, Tensor]
@@ -297,6 +298,19 @@ class Run:
             value = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
             state["state"].setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict(state)
+
+
+def network_in(checkpoint: Path) -> str | None:
+    """Return the network of the run that a checkpoint holds.
+
+    None if it cannot be read, and for the user's own, which is not imported because a file says so.
+    """
+    try:
+        with safe_open(checkpoint, "pt") as file:
+            network = str(json.loads(file.metadata()["run"])["options"]["network"])
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError):
+        return None
+    return None if is_own(network) else network
 
 
 @contextmanager

@@ -8,7 +8,8 @@ continue from where they were, with a new cycle of the learning rate.
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Self
 
 import torch
 from torch import nn
@@ -28,7 +29,7 @@ from parity_models.training.network_plans import parity_network, single_network
 from parity_models.training.networks import NETWORKS, family
 from parity_models.training.networks.network import EachSlot, served
 from parity_models.training.networks.queried import Queried
-from parity_models.training.teacher import HELD_OUT, Queries, Teacher, TeachingOptions
+from parity_models.training.teacher import HELD_OUT, Queries, Teacher, TrainingOptions
 from parity_models.trust.gate import AGREEMENT
 
 SLACK = 1.02
@@ -43,8 +44,7 @@ def propose(teacher: Teacher, queried: Queried, sizes: Sizes) -> dict[str, float
     among them. Raises TrainingError if no network can take the queries.
     """
     shares = measure_networks(teacher, queried, sizes)
-    fast = [name for name, share in shares.items() if share <= SLACK][::-1]
-    fast = fast or [min(shares, key=lambda name: shares[name])]
+    fast = not_slower(shares)[::-1]
     return {name: shares[name] for name in [fast[0], *fast[1:][-1:], *fast[1:-1]]}
 
 
@@ -60,9 +60,13 @@ def propose_network(teacher: Teacher, spec: CodeSpec, queried: Queried, sizes: S
     own = teacher.bundle.manifest.deployed.network
     if not teacher.foreign and family(own) in NETWORKS.names:
         return own
-    shares = measure_networks(teacher, queried, sizes, code)
+    return not_slower(measure_networks(teacher, queried, sizes, code))[-1]
+
+
+def not_slower(shares: Mapping[str, float]) -> list[str]:
+    """Return the networks that are not slower than the model or, if all are, the fastest."""
     fast = [name for name, share in shares.items() if share <= SLACK]
-    return fast[-1] if fast else min(shares, key=lambda name: shares[name])
+    return fast or [min(shares, key=lambda name: shares[name])]
 
 
 def measure_networks(
@@ -167,39 +171,33 @@ def drop(
     return dropped
 
 
-@dataclass(frozen=True)
-class Found:
-    """The outcome of a search: the candidates that are left, and reasons against others, by name.
+class Search:
+    """One search for backups, of some seconds.
 
-    If the search was `interrupted`, they are the best until then.
+    After `run`, `finalists` are the candidates that are left, and `dropped` gives reasons against
+    others, by name. If the search was `interrupted`, they are the best until then.
     """
 
-    finalists: list[Candidate]
-    dropped: dict[str, str]
-    interrupted: bool
-
-
-class Search:
-    """One search for backups, of some seconds, and the candidates that it dropped."""
-
     def __init__(self, context: TrainingContext, seconds: float, callbacks: Callbacks) -> None:
+        self.finalists: list[Candidate] = []
+        self.dropped: dict[str, str] = {}
+        self.interrupted = False
         self._context = context
         self._callbacks = callbacks
-        self._dropped: dict[str, str] = {}
         self._began, self._seconds = time.monotonic(), seconds
 
-    def run(self, proposals: Mapping[str, float]) -> Found:
-        """Train backups of the proposed networks, each at least once.
+    def run(self, proposals: Mapping[str, float]) -> Self:
+        """Train backups of the proposed networks, each at least once. Return the search.
 
         Raises TrainingError if no candidate could be trained, and KeyboardInterrupt if Ctrl-C came
         before the first was.
         """
-        left, interrupted, end = self._entrants(proposals), False, self._began
+        left, end = self._entrants(proposals), self._began
         try:
             for rung, share in enumerate(RUNGS):
                 end += share * self._seconds
                 self._rung(left, rung, end)
-                left = [each for each in left if each.name not in self._dropped]
+                left = [each for each in left if each.name not in self.dropped]
                 if not left:
                     raise TrainingError(
                         "no candidate could be trained; run `parm backup` to see why"
@@ -207,10 +205,11 @@ class Search:
                 if rung < len(RUNGS) - 1:
                     left = self._keep(left, rung)
         except KeyboardInterrupt:
-            interrupted, left = True, [each for each in left if each.trained]
+            self.interrupted, left = True, [each for each in left if each.trained]
             if not left:
                 raise
-        return Found(self._keep(left, len(RUNGS) - 1), self._dropped, interrupted)
+        self.finalists = self._keep(left, len(RUNGS) - 1)
+        return self
 
     def _entrants(self, proposals: Mapping[str, float]) -> list[Candidate]:
         """Return the candidates that there is time for in the first rung, at least two."""
@@ -221,7 +220,7 @@ class Search:
             if left >= 0 or len(entrants) < 2:
                 entrants.append(Candidate(network, self._context, share=share))
             else:
-                self._dropped[f"backup {network}"] = "not tried: there are not enough minutes"
+                self.dropped[f"backup {network}"] = "not tried: there are not enough minutes"
         return entrants
 
     def _rung(self, candidates: Sequence[Candidate], rung: int, end: float) -> None:
@@ -244,7 +243,7 @@ class Search:
                 if fitted.interrupted:
                     raise KeyboardInterrupt
             except TrainingError as error:
-                self._dropped[candidate.name] = str(error)
+                self.dropped[candidate.name] = str(error)
 
     def _reporting(self, where: str, slot: float, best: float) -> OnProgress:
         """Return a callback that turns reports of a training into reports of the search."""
@@ -266,27 +265,23 @@ class Search:
 
     def _keep(self, candidates: list[Candidate], rung: int) -> list[Candidate]:
         dropped = drop(candidates, FINALISTS, MARGINS[rung], LEAST[rung])
-        self._dropped |= {candidates[place].name: why for place, why in dropped.items()}
+        self.dropped |= {candidates[place].name: why for place, why in dropped.items()}
         return [each for place, each in enumerate(candidates) if place not in dropped]
 
 
 def search_log(
-    teacher: Teacher,
-    queries: Batch,
-    targets: Array,
-    metric: str,
-    options: TeachingOptions,
-    seconds: float,
-    callbacks: Callbacks,
+    teacher: Teacher, queries: Batch, targets: Array, options: TrainingOptions, callbacks: Callbacks
 ) -> Exported:
-    """Return the best backup for a model that is elsewhere, by its outputs for `queries`."""
+    """Return the best backup for a model that is elsewhere, by its outputs for `queries`, after
+    `options.seconds`."""
     signature, device = teacher.signature, choose_device(options.device)
     rows, outputs = padded(queries, signature, ()), torch.from_numpy(targets).to(device)
     cut = len(targets) // HELD_OUT
-    learned = Queries(rows[cut:], rows[:cut], metric=metric)
+    learned = Queries(rows[cut:], rows[:cut], metric=options.metric)
     inputs, held_out = (Rows.of(each, signature, device) for each in (rows[cut:], rows[:cut]))
     data = DistillationData.of(learned, inputs, outputs[None, cut:], held_out, outputs[:cut])
     queried, model = teacher.describe(rows), nn.Identity()
     context = TrainingContext(teacher, model, learned, data, queried, options.seed, AGREEMENT)
-    found = Search(context, seconds, callbacks).run(propose(teacher, queried, ()))
+    assert options.seconds is not None
+    found = Search(context, options.seconds, callbacks).run(propose(teacher, queried, ()))
     return max(found.finalists, key=lambda each: (each.covered, each.score)).exported()

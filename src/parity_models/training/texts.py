@@ -7,6 +7,7 @@ weights for each bucket; the most frequent buckets are kept.
 import hashlib
 import time
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import msgspec
@@ -21,12 +22,12 @@ from parity_models.bundle.bundle import NewModel, Training
 from parity_models.bundle.onnx_model import TEXT_FEATURES
 from parity_models.errors import TrainingError
 from parity_models.progress import Callbacks, OnProgress, Progress
-from parity_models.tasks.metrics import OutputKind, recognise
+from parity_models.tasks.metrics import USUAL, OutputKind, recognise
 from parity_models.tensors.features import HASHED_TEXT, TextFeatures
 from parity_models.tensors.signature import Array, Batch, Named, TensorSpec
 from parity_models.tensors.texts import write_texts
 from parity_models.training.candidates import Exported
-from parity_models.training.teacher import Teacher, TeachingOptions
+from parity_models.training.teacher import Teacher, TrainingOptions
 
 Floats = NDArray[np.float32]
 
@@ -45,13 +46,11 @@ def fit_texts(
     teacher: Teacher,
     queries: Batch,
     targets: Floats,
-    metric: str,
-    options: TeachingOptions,
-    seconds: float,
+    options: TrainingOptions,
     callbacks: Callbacks,
 ) -> Exported:
-    """Train a backup for at most these seconds on texts, the only input, and the model's outputs
-    (n, values) for them."""
+    """Train a backup on texts, the only input, and the model's outputs (n, values) for them, for at
+    most `options.seconds`."""
     began, (taken, *others) = time.monotonic(), teacher.signature.inputs
     if others or taken.shape not in ((), (1,)) or targets.ndim != 2:
         raise TrainingError(
@@ -66,7 +65,7 @@ def fit_texts(
     kept = np.argsort(-seen, kind="stable")[: MAX_WEIGHTS // targets.shape[1]]
     kept = kept[seen[kept] >= FEWEST]
     inputs = _normalised(ids, rarity, features.buckets)[:, kept]
-    kind = recognise(targets, metric)
+    kind = recognise(targets, options.metric)
     of_classes = kind in ("logits", "probabilities")
     center, scale = np.zeros(targets.shape[1], np.float32), 1.0
     if kind == "logits":
@@ -74,7 +73,8 @@ def fit_texts(
     elif not of_classes:
         center, scale = targets.mean(axis=0), max(float(targets.std(axis=0).max()), 1e-6)
         targets = (targets - center) / scale
-    weights, bias = _minimise(inputs, targets, of_classes, began + seconds, callbacks.on_progress)
+    end = began + (options.seconds or inf)
+    weights, bias = _minimise(inputs, targets, of_classes, end, callbacks.on_progress)
     rows = np.zeros(features.buckets, np.int32)
     rows[kept] = np.arange(1, len(kept) + 1)
     table = np.vstack([np.zeros_like(bias), weights * rarity[kept, np.newaxis]])
@@ -90,7 +90,11 @@ def fit_texts(
         epochs=1,
         seconds=round(time.monotonic() - began, 2),
         device="cpu",
-        recipe={"network": HASHED_TEXT, "metric": metric, "output_kind": kind},
+        recipe={
+            "network": HASHED_TEXT,
+            "metric": options.metric or USUAL[kind],
+            "output_kind": kind,
+        },
     )
     content, signature = model.SerializeToString(), teacher.stand_in()
     return Exported(

@@ -14,7 +14,6 @@ from typing import Any
 from rich.console import RenderableType
 
 from parity_models.bundle.bundle import Bundle, check_replaceable, write_bundle
-from parity_models.bundle.inference_time import measure_models
 from parity_models.codes import CodeSpec
 from parity_models.documents import why_not_writable
 from parity_models.errors import BundleError
@@ -31,10 +30,10 @@ from parity_models.options import gather
 from parity_models.printed import Printed
 from parity_models.progress import Callbacks, OnProgress
 from parity_models.tensors.queries import commonest
-from parity_models.training.candidates import Candidate, Exported, TrainingContext
+from parity_models.training.candidates import Candidate, TrainingContext
 from parity_models.training.device import choose_device, place
 from parity_models.training.distillation import distill, envelope_of
-from parity_models.training.fit import Budget, Fitted
+from parity_models.training.fit import Budget, Fitted, network_in
 from parity_models.training.network_plans import Factory, ParityPlan, find_network, parity_network
 from parity_models.training.search import propose_network
 from parity_models.training.teacher import (
@@ -46,7 +45,7 @@ from parity_models.training.teacher import (
     open_teacher,
     teacher_of,
 )
-from parity_models.trust.envelope import Envelope
+from parity_models.trust.gate import Calibration, StandIn
 
 BEST = CodeSpec("stack", "separate", 2)
 """The code that parity models are trained for by default."""
@@ -192,6 +191,9 @@ def train(
     bundle, device = teacher.bundle, choose_device(options.device)
     check_place(out)
     queried = teacher.describe(queries.train)
+    checkpoint = out.with_name(f"{out.name}.checkpoint")
+    if network is None and options.resume:  # measured again, another might be proposed
+        network = network_in(checkpoint)
     if network is None:
         assert code is not None
         sizes = commonest(queries.train, teacher.signature)
@@ -203,7 +205,6 @@ def train(
     data = distill(model, teacher, queries, device)
     context = TrainingContext(teacher, model, queries, data, queried, options.seed)
     candidate = Candidate(network, context, code, plan=plan)
-    checkpoint = out.with_name(f"{out.name}.checkpoint")
     budget = Budget(options.epochs, options.seconds)
     fitted = candidate.fit(
         None if budget == Budget() else budget,
@@ -213,27 +214,50 @@ def train(
         on_progress=callbacks.on_progress,
         began=began,
     )
-    made, envelope = candidate.exported(), envelope_of(candidate.data, teacher)
-    held = Exported.of(bundle)
-    if not made.parity:
-        stand_ins = replace(held, backup=made.backup, backup_training=made.backup_training)
-        envelope = bundle.envelope() or envelope  # the parity models', as more depends on it
-    elif held.backup is None or held.backup.slot:
-        stand_ins = made
-    else:
-        stand_ins = replace(made, backup=held.backup, backup_training=held.backup_training)
-    trained = {"backup": stand_ins.backup is made.backup, "reconstruction": bool(made.parity)}
-    gates = {name: gate for name, gate in held.calibration.items() if not trained[name]}
-    stand_ins, metric = replace(stand_ins, calibration=gates), candidate.data.metric
-    written, evaluation = write_stand_ins(
-        out, bundle, stand_ins, envelope, queries, metric, progress=callbacks.on_progress
-    )
+    written, evaluation = _write(candidate, out, callbacks.on_progress)
     if not fitted.interrupted:
         checkpoint.unlink(missing_ok=True)
     return Trained(**vars(written), fitted=fitted, evaluation=evaluation)
 
 
-# Bundling
+def _write(
+    candidate: Candidate, out: Path, progress: OnProgress
+) -> tuple[Bundle, Evaluation | None]:
+    """Write the bundle of a deployed model, a trained candidate, and the other stand-ins that the
+    model has, with gates and accuracy. Return it and its evaluation.
+
+    What stays may have learned from the queries held out now, unless it was trained on the same: it
+    keeps its gate, and is not judged.
+    """
+    teacher, queries = candidate.context.teacher, candidate.context.queries
+    bundle, held, metric = teacher.bundle, teacher.bundle.manifest, candidate.data.metric
+    made, kept = candidate.exported(), dict[str, Any]()
+    envelope, before, stays = envelope_of(candidate.data, teacher), held.parity_training, ""
+    if not made.parity:
+        envelope = bundle.envelope() or envelope  # the parity models', as more depends on it
+        stays, parity = "reconstruction", [bundle.stored(each) for each in held.parity]
+        kept = {"code": held.code, "parity": parity, "parity_training": before}
+    elif held.backup is not None and not held.backup.slot:
+        stays, before, made = "backup", held.backup_training, replace(made, backup=None)
+        kept = {"backup": bundle.stored(held.backup), "backup_training": before}
+    sizes = commonest(queries.train, teacher.signature)
+    contents = replace(made, **kept).contents(bundle, envelope, sizes)
+    alike = before is not None and before.inputs_sha256 == queries.sha256
+    gates: dict[StandIn, Calibration] = {}
+    evaluation = None
+    with TemporaryDirectory() as folder:
+        draft = write_bundle(Path(folder, "draft"), **contents | ({} if alike else vars(made)))
+        if queries.calibration is not None and len(queries.calibration):
+            outputs = Outputs(draft, queries.calibration, progress=progress)
+            allowed = answered_classes(bundle, None)
+            gates = calibrate_gates(outputs, metric=metric, allowed=allowed)
+        gates |= {name: gate for name, gate in held.calibration.items() if name == stays}
+        if queries.test is not None:
+            evaluation = judge(Outputs(draft, queries.test, progress=progress), None, metric, gates)
+    if evaluation is None:
+        return write_bundle(out, **contents, calibration=gates), None
+    written = write_bundle(out, **contents, calibration=gates, accuracy=evaluation.accuracy)
+    return written, replace(evaluation, bundle=written)
 
 
 def check_place(out: Path) -> None:
@@ -241,48 +265,3 @@ def check_place(out: Path) -> None:
     check_replaceable(out)
     if why := why_not_writable(out.parent):
         raise BundleError(f"{why}; choose another folder")
-
-
-def write_stand_ins(
-    out: Path,
-    deployed: Bundle,
-    stand_ins: Exported,
-    envelope: Envelope,
-    queries: Queries,
-    metric: str,
-    *,
-    calibrated: bool = False,
-    progress: OnProgress | None = None,
-) -> tuple[Bundle, Evaluation | None]:
-    """Write a bundle of a deployed model and stand-ins, parity models or a backup or both, with
-    gates and accuracy; return it and its evaluation.
-
-    Models are timed for queries of the commonest sizes. Gates are made by the queries for
-    calibration, unless the stand-ins are `calibrated`. Those that stand-ins have stay, as these may
-    have learned from the queries. Accuracy is measured on the queries for tests, if there are any.
-    """
-    manifest, model = deployed.manifest, deployed.stored(deployed.manifest.deployed)
-    sizes = commonest(queries.train, manifest.deployed.signature)
-    gates = stand_ins.calibration
-    contents: dict[str, Any] = vars(stand_ins) | {
-        "deployed": model,
-        "imitated": manifest.imitated,
-        "name": manifest.name,
-        "deployed_training": manifest.deployed_training,
-        "inference_times": measure_models(model, stand_ins.parity, stand_ins.backup, sizes),
-        "envelope": envelope,
-        "files": {each.file: deployed.path / each.file for each in manifest.files},
-    }
-    evaluation = accuracy = None
-    with TemporaryDirectory() as folder:
-        draft, found = write_bundle(Path(folder, "draft"), **contents), queries.calibration
-        if not calibrated and found is not None and len(found):
-            measured = Outputs(draft, found, progress=progress)
-            only = answered_classes(deployed, None)
-            gates = {**calibrate_gates(measured, metric=metric, allowed=only), **gates}
-        if queries.test is not None:
-            outputs = Outputs(draft, queries.test, progress=progress)
-            evaluation = judge(outputs, None, metric, gates)
-            accuracy = evaluation.accuracy
-    bundle = write_bundle(out, **contents | {"calibration": gates, "accuracy": accuracy})
-    return bundle, None if evaluation is None else replace(evaluation, bundle=bundle)
