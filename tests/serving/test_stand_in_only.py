@@ -100,6 +100,9 @@ async def test_a_request_that_finds_all_threads_busy_is_refused_at_once(bundle: 
         assert len(answers) == 2  # all were asked in one turn of the loop
         assert {str(each) for each in refused} == {"all threads of the stand-in are busy"}
         assert (await server.predict(SURE[:1])).sources == ("backup",)
+        await server.models.drain()
+        with pytest.raises(NoStandInError, match="stopping"):
+            await server.predict(SURE[:1])
     with pytest.raises(NoStandInError, match="stopping"):
         await server.predict(SURE[:1])
 
