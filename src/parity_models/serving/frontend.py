@@ -822,7 +822,7 @@ class Frontend(Collector):
 
     def _run(self, action: Run) -> None:
         j, at = self._parity_rows.get(action.role), now()
-        redundant = self._count_redundant(action)
+        redundant = 0 if action.role == DEPLOYED else len(action.subjects)
         rows = []
         for subject in action.subjects:
             if j is None:
@@ -830,27 +830,17 @@ class Frontend(Collector):
                 rows.append(request.rows[subject - request.first, ...])
             else:
                 rows.append(self._groups[subject].parities[j])
+            if action.role == DEPLOYED:
+                # A query that is run again because its unit failed is not a copy.
+                original = self._originals.get(subject)
+                if original is not None and original.unit in self._units:
+                    redundant += 1
+                else:
+                    self._originals[subject] = action
+        if redundant:
+            self._redundant(_kind(action.role), SENT)(redundant)
         self._units[action.unit] = _Unit(action, at, redundant)
         self._engine.run(action.instance, action.unit, action.role, rows)
-
-    def _count_redundant(self, run: Run) -> int:
-        """Count the redundant subjects of a unit, and return their number.
-
-        A query that is run again because its unit failed is not a copy.
-        """
-        if run.role != DEPLOYED:
-            copies = len(run.subjects)
-        else:
-            copies = 0
-            for query in run.subjects:
-                original = self._originals.get(query)
-                if original is not None and original.unit in self._units:
-                    copies += 1
-                else:
-                    self._originals[query] = run
-        if copies:
-            self._redundant(_kind(run.role), SENT)(copies)
-        return copies
 
     def _row(self, query: int) -> Any:
         request = self.in_flight[query]
