@@ -104,6 +104,8 @@ async def test_a_block_serves_and_answers_calls(own: Path) -> None:
             (np.array([["a"]]), "cannot become that"),
             ([[0.0], [0.0, 1.0]], "inhomogeneous"),
         )
+        with pytest.raises(InvalidRequestError, match="timeout is not a number"):
+            await serving.predict(ROWS[:1], timeout=np.nan)
         for inputs, reason in wrong:
             with pytest.raises(InvalidRequestError, match=reason):
                 await serving.predict(inputs)
@@ -127,6 +129,9 @@ def test_a_program_without_an_event_loop_is_served_too(own: Path) -> None:
                 assert predicted.sources == ("model",) * 4
         with pytest.raises(InvalidRequestError, match="has shape"):
             server.predict(ROWS[0])
+    for other in (server, parity_models.serve(own / "own" / "bundle")):
+        with pytest.raises(UnavailableError, match="only while its block does"):
+            other.predict(ROWS)
     with pytest.raises(UserError, match="needs a parity model"):
         parity_models.serve(own / "own" / "bundle", policy="parity").__enter__()
 

@@ -10,13 +10,10 @@ import pytest
 
 from parity_models.tensors.signature import Tensor
 from parity_models.trust.envelope import fit_envelope
-from served import ServerProcess
+from served import INFER, ServerProcess
 from text_models import expected, imitated, texts, write_text_bundle
 
 pytestmark = pytest.mark.slow
-
-INFER = "/v2/models/model/infer"
-
 
 TEXT = (Tensor("ids", "INT64", ("length",)), Tensor("mask", "INT64", ("length",)))
 

@@ -17,8 +17,6 @@ from triton_requests import triton_client, triton_inputs
 
 pytestmark = pytest.mark.slow
 
-INFER = "/v2/models/model/infer"
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:

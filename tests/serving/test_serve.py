@@ -15,7 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from commands import parm
-from served import OUTPUTS, Clients, ServerProcess, infer, is_alive, nothing_left_of, queries, until
+from served import OUTPUTS, ServerProcess, infer, is_alive, nothing_left_of, queries, until
 from triton_requests import grpc_infer
 
 pytestmark = pytest.mark.slow
@@ -32,9 +32,7 @@ def is_ready(client: httpx.Client) -> bool:
 
 def test_workers_killed_one_after_another_under_load_cost_no_request(bundle: Path) -> None:
     with ServerProcess(str(bundle), "--policy", "parity", "--instances", "3") as server:
-        with Clients(
-            lambda client, n: infer(client, queries(1, n), server.url).raise_for_status()
-        ) as clients:
+        with server.under_load() as clients:
             for kills, worker in enumerate(server.workers(), 1):
                 os.kill(worker, signal.SIGKILL)
                 clients.more()

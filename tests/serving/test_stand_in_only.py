@@ -1,7 +1,6 @@
 """`parm serve --stand-in-only`: a stand-in answers at once, or another server has to."""
 
 import asyncio
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +30,8 @@ from served import (
     queries,
     write_linear_bundle,
 )
-from string_models import CLASSES, texts
+from string_models import CLASSES, protect_log, texts
+from triton_requests import grpc_input
 
 ROWS = queries(20)
 CONFIDENCE = confidences("scores", 2 * predictions(ROWS))
@@ -79,15 +79,11 @@ def test_it_answers_where_every_row_may_be_answered(server: ServerProcess) -> No
 
 @pytest.mark.slow
 def test_grpc_says_unavailable(server: ServerProcess) -> None:
-    def infer(rows: Any) -> Any:
-        inputs = tritonclient.grpc.InferInput("input", list(rows.shape), "FP32")
-        inputs.set_data_from_numpy(rows)
-        return client.infer("model", [inputs]).as_numpy("output")
-
     with tritonclient.grpc.InferenceServerClient(server.grpc_address) as client:
-        np.testing.assert_allclose(infer(SURE[:2]), 2 * predictions(SURE[:2]), rtol=1e-3, atol=1e-5)
+        found = client.infer("model", [grpc_input(SURE[:2])]).as_numpy("output")
+        np.testing.assert_allclose(found, 2 * predictions(SURE[:2]), rtol=1e-3, atol=1e-5)
         with pytest.raises(InferenceServerException) as refused:
-            infer(UNSURE[:2])
+            client.infer("model", [grpc_input(UNSURE[:2])])
     assert refused.value.status() == str(grpc.StatusCode.UNAVAILABLE)
 
 
@@ -100,6 +96,9 @@ async def test_a_request_that_finds_all_threads_busy_is_refused_at_once(bundle: 
         assert len(answers) == 2  # all were asked in one turn of the loop
         assert {str(each) for each in refused} == {"all threads of the stand-in are busy"}
         assert (await server.predict(SURE[:1])).sources == ("backup",)
+        await server.models.drain()
+        with pytest.raises(NoStandInError, match="stopping"):
+            await server.predict(SURE[:1])
     with pytest.raises(NoStandInError, match="stopping"):
         await server.predict(SURE[:1])
 
@@ -147,10 +146,8 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProce
     folder = tmp_path_factory.mktemp("log")
     pairs = [(text, CLASSES[row % 3]) for row, text in enumerate(texts(1500)[:, 0].tolist())]
     pairs += [(f"well {row} well", CLASSES[row % 3]) for row in range(500)]
-    lines = (json.dumps({"text": text, "answer": answer}) for text, answer in pairs)
-    (folder / "log.jsonl").write_text("\n".join(lines))
-    pm.protect(pairs=folder / "log.jsonl", out=folder / "bundle")
-    with ServerProcess(str(folder / "bundle"), "--stand-in-only", "--agreement", "0.9") as server:
+    bundle = protect_log(folder, pairs)
+    with ServerProcess(str(bundle), "--stand-in-only", "--agreement", "0.9") as server:
         yield server
 
 

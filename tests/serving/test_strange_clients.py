@@ -15,7 +15,7 @@ import tritonclient.http as triton
 from ngh2 import ErrorCode
 
 from http2_client import END_HEADERS, HEADERS, RST_STREAM, SETTINGS, block, fields_of, frame
-from served import Clients, ServerProcess, infer, predictions, queries, until
+from served import ServerProcess, infer, predictions, queries, until
 from triton_requests import grpc_infer, http_input
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -77,9 +77,7 @@ def test_rapid_resets_keep_nobody_waiting(server: ServerProcess, http: httpx.Cli
 
 
 def test_a_server_that_stood_still_goes_on(server: ServerProcess, http: httpx.Client) -> None:
-    with Clients(
-        lambda client, n: infer(client, queries(1, n), server.url).raise_for_status()
-    ) as clients:
+    with server.under_load() as clients:
         clients.more()
         server.process.send_signal(signal.SIGSTOP)
         Event().wait(3.0)

@@ -6,7 +6,6 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from parity_models.errors import UserError
@@ -16,6 +15,7 @@ from parity_models.serving.rest_codec import read_request
 from parity_models.serving.server import ServeOptions
 from rest_bodies import model_of, request
 from served import ServerProcess, infer_message, queries
+from triton_requests import grpc_infer
 
 pytestmark = pytest.mark.slow
 
@@ -68,13 +68,10 @@ def test_a_server_reads_the_header_over_rest_and_grpc(bundle: Path) -> None:
         refused = httpx.post(url, json=body, headers={"X-Tenant": "b"})
         assert refused.status_code == 400
         assert "the header x-tenant is 'b'" in refused.json()["error"]
-        input_ = triton.InferInput("input", list(row.shape), "FP32").set_data_from_numpy(row)
-        with triton.InferenceServerClient(server.grpc_address) as client:
-            for headers in ({}, {"x-tenant": "a"}):
-                client.infer("model", [input_], headers=headers, parameters={"tenant": "a"})
-            with pytest.raises(InferenceServerException, match="the header x-tenant is 'b'"):
-                client.infer(
-                    "model", [input_], headers={"x-tenant": "b"}, parameters={"tenant": "a"}
-                )
-            exact = client.infer("model", [input_], parameters={"redundancy": "exact"})
-            assert exact.get_response().parameters["source"].string_param == "model"
+        address, tenant = server.grpc_address, {"tenant": "a"}
+        for headers in ({}, {"x-tenant": "a"}):
+            grpc_infer(address, 0, headers=headers, parameters=tenant)
+        with pytest.raises(InferenceServerException, match="the header x-tenant is 'b'"):
+            grpc_infer(address, 0, headers={"x-tenant": "b"}, parameters=tenant)
+        exact = grpc_infer(address, 0, parameters={"redundancy": "exact"})
+        assert exact.get_response().parameters["source"].string_param == "model"

@@ -4,7 +4,6 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import grpc
 import httpx
 import pytest
 from hypothesis import given, settings
@@ -12,14 +11,14 @@ from hypothesis import strategies as st
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from tritonclient.grpc import service_pb2
 
 from histories import check_nothing_is_left, observed_history
 from parity_models.bundle.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.server import ServeOptions, Server
 from parity_models.serving.tracing import QuerySpans, Tracing
-from served import INPUTS, OUTPUTS, infer_message, queries
+from served import infer_message, queries
+from triton_requests import grpc_infer
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +53,8 @@ async def test_a_request_s_spans_are_beneath_the_client_s(bundle: Path) -> None:
                 answer = await client.post(path, json=message, headers={"traceparent": parent})
                 assert answer.is_success, answer.text
         assert server.grpc_url is not None
-        await asyncio.to_thread(call, server.grpc_url.removeprefix("grpc://"))
+        address, traced = server.grpc_url.removeprefix("grpc://"), {"traceparent": SAMPLED}
+        await asyncio.to_thread(grpc_infer, address, 1, headers=traced)
     found = spans.ended()
     request, called = sorted(found["infer"], key=lambda span: span.start_time)
     assert (request.name, called.name) == ("infer model", "infer model")
@@ -78,20 +78,6 @@ async def test_a_request_s_spans_are_beneath_the_client_s(bundle: Path) -> None:
 
 def of_version(span: Any) -> tuple[str, str]:
     return span.attributes["parm.model"], span.attributes["parm.version"]
-
-
-def call(address: str) -> None:
-    message = service_pb2.ModelInferRequest(model_name="model")
-    tensor = message.inputs.add(name="input", datatype="FP32", shape=[1, INPUTS])
-    assert tensor.name == "input"
-    message.raw_input_contents.append(queries(1).tobytes())
-    with grpc.insecure_channel(address) as channel:
-        ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
-            "/inference.GRPCInferenceService/ModelInfer"
-        )
-        answer = ask(message.SerializeToString(), metadata=(("traceparent", SAMPLED),))
-    response = service_pb2.ModelInferResponse.FromString(answer)
-    assert list(response.outputs[0].shape) == [1, OUTPUTS]
 
 
 @given(st.integers(0, 2**32 - 1))

@@ -219,21 +219,6 @@ def test_kills_come_in_order_and_are_the_worker_s_own() -> None:
     assert [plan.kill_times(worker) for worker in range(3)] == [[2.0, 9.0], [1.0], []]
 
 
-def test_a_unit_computes_for_its_service_time_only_where_the_plan_says_so() -> None:
-    waiting = FaultPlan(service_time=LogNormal(0.02, 0.5))
-    computing = FaultPlan(service_time=LogNormal(0.02, 0.5), computing=True)
-    assert WorkerFaults(waiting, 0).computing_time(1.0, "deployed") == 0
-    worker = WorkerFaults(computing, 0)
-    assert worker.computing_time(-1.0, "deployed") == 0
-    took = worker.computing_time(1.0, "deployed")
-    assert took > 0
-    assert worker.release(1.0, 1.0 + took, "deployed") == pytest.approx(1.0 + took)
-    twice = WorkerFaults(
-        FaultPlan(service_time=Constant(1.0), computing=True, generations=(2.0,)), 0
-    )
-    assert twice.computing_time(1.0, "deployed") == 2.0
-
-
 # Workers that are slower for a time
 
 UNIT = FaultPlan(service_time=Constant(1.0))

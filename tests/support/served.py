@@ -182,6 +182,10 @@ class ServerProcess:
         """The sum of a metric over its labels."""
         return metric(self.metrics_url, name)
 
+    def under_load(self) -> Clients:
+        """Return clients that ask for predictions, which have to be right."""
+        return Clients(lambda client, n: infer(client, queries(1, n), self.url).raise_for_status())
+
     def signal(self, number: signal.Signals) -> None:
         self._signalled = True
         self.process.send_signal(number)

@@ -1,5 +1,7 @@
 """A scikit-learn pipeline over texts, exported by skl2onnx with its usual outputs, and a bundle."""
 
+import json
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -59,6 +61,13 @@ def exported(words: int | None = None, *, zipmap: bool = False, locale: str = "C
 def predict(rows: NDArray[np.object_]) -> Named:
     """Return the classifier's outputs for texts (n, 1)."""
     return OnnxModel(exported())({"text": rows})
+
+
+def protect_log(folder: Path, pairs: Iterable[tuple[str, str]]) -> Path:
+    """Make a stand-in from a log of texts and labels; return its bundle."""
+    lines = (json.dumps({"text": text, "answer": answer}) for text, answer in pairs)
+    (folder / "log.jsonl").write_text("\n".join(lines))
+    return pm.protect(pairs=folder / "log.jsonl", out=folder / "bundle").path
 
 
 def write_string_bundle(folder: Path) -> Bundle:

@@ -27,9 +27,9 @@ def grpc_input(rows: Rows) -> tritonclient.grpc.InferInput:
     return tensor.set_data_from_numpy(rows)
 
 
-def grpc_infer(address: str, seed: int) -> tritonclient.grpc.InferResult:
+def grpc_infer(address: str, seed: int, **options: Any) -> tritonclient.grpc.InferResult:
     with tritonclient.grpc.InferenceServerClient(address) as client:
-        return client.infer("model", [grpc_input(queries(1, seed))])
+        return client.infer("model", [grpc_input(queries(1, seed))], **options)
 
 
 @contextmanager

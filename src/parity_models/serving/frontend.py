@@ -12,7 +12,7 @@ carried out. A self-check compares scheduler and engine once a second.
 import asyncio
 import logging
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
@@ -23,6 +23,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from parity_models.codes import Code
 from parity_models.roles import BACKUP, DEPLOYED, SOURCES, Source, parity_role, source_of
@@ -53,7 +55,7 @@ from parity_models.scheduling.work import SchedulerConfig
 from parity_models.serving import errors
 from parity_models.serving.engine import Engine
 from parity_models.serving.limits import LARGE
-from parity_models.serving.metrics import ANSWERED, CANCELLED, COPY, PARITY, SENT, Metrics
+from parity_models.serving.metrics import ANSWERED, CANCELLED, COPY, PARITY, SENT, Metrics, labelled
 from parity_models.serving.models import Result
 from parity_models.serving.request_log import CURRENT, RequestLog, headers_for
 from parity_models.serving.stand_ins import Made, Outputs, StandIns
@@ -89,6 +91,12 @@ _REDUNDANCY = {
     Redundancy.PAUSED: "paused, as it does not shorten latencies",
     Redundancy.BOTTLENECK: "stopped, as the server's own process is the bottleneck",
     Redundancy.OFF: "switched off",
+}
+
+_DIFFER = {
+    "parm_differ_budget": "The share of all answers that may differ from the model's.",
+    "parm_differ_estimate": "The share of all answers that differ from the model's, estimated.",
+    "parm_differ_at_most": "The upper bound (95 %) of the share of all answers that differ.",
 }
 
 _SOURCES = {role: source_of(role) for role in (DEPLOYED, BACKUP)}
@@ -208,7 +216,7 @@ class _Unit(NamedTuple):
     late: bool = False
 
 
-class Frontend:
+class Frontend(Collector):
     """Answers queries for the deployed model. Starts, listens to and stops the engine.
 
     Args:
@@ -325,34 +333,54 @@ class Frontend:
             ForgetGroup: self._forget_group,
             WakeAt: self._set_timer,
         }
-        self._export_gauges()
+        metrics.registry.register(self)
 
-    def _export_gauges(self) -> None:
-        metrics, scheduler = self.metrics, self.scheduler
-        metrics.read("parm_queue_depth", "Tasks waiting, by role.", self.queue_depths)
-        metrics.read("parm_instances_up", "Instances up, by role.", self.instances_up)
-        metrics.read(
+    def collect(self) -> Iterable[Metric]:
+        """Return its state as metrics."""
+        scheduler, gauge = self.scheduler, GaugeMetricFamily
+        depths, up = self.queue_depths(), self.instances_up()
+        running = Counter(unit.action.role for unit in self._units.values())
+        yield labelled(gauge, "parm_queue_depth", "Tasks waiting, by role.", depths)
+        yield labelled(gauge, "parm_instances_up", "Instances up, by role.", up)
+        yield labelled(
+            gauge,
             "parm_units_in_flight",
             "Units running, by role.",
-            lambda: {
-                role: sum(unit.action.role == role for unit in self._units.values())
-                for role in self._roles
-            },
+            {role: running[role] for role in self._roles},
         )
-        metrics.read(
+        yield labelled(
+            CounterMetricFamily,
             "parm_instance_busy_seconds",
             "Time from the starts of units on instances to their ends, by role.",
-            self.busy_seconds,
-            total=True,
+            self.busy_seconds(),
+        )
+        yield labelled(
+            gauge,
+            "parm_redundancy",
+            "1 for the state of redundant work: on, testing (whether it helps), paused (it does "
+            "not), bottleneck (the server's own process), or off.",
+            {state: state is scheduler.redundancy for state in Redundancy},
+            "state",
+        )
+        yield gauge(
+            "parm_degraded",
+            "1 while no instance of the model is up, or all are stuck: stand-ins answer.",
+            scheduler.degraded,
+        )
+        yield gauge(
+            "parm_loop_lag_seconds",
+            "Recent wait of reports and timers for this process.",
+            scheduler.process_load.lag,
+        )
+        yield gauge(
+            "parm_process_busy",
+            "Share of the time in which the loop computes, without waits for a core.",
+            scheduler.process_load.busy,
         )
         if self.differ is not None:
-            metrics.budget(lambda: (self.differ or 0.0, *self.stand_ins.differing()))
-        metrics.degraded.set_function(lambda: scheduler.degraded)
-        metrics.lag.set_function(lambda: scheduler.process_load.lag)
-        metrics.process_busy.set_function(lambda: scheduler.process_load.busy)
-        for state in Redundancy:
-            in_state = partial(lambda state: scheduler.redundancy is state, state)
-            metrics.redundancy.labels(state).set_function(in_state)
+            values = (self.differ, *self.stand_ins.differing())
+            for (name, help_text), value in zip(_DIFFER.items(), values, strict=True):
+                yield gauge(name, help_text, value)
 
     # Requests
 
@@ -794,7 +822,7 @@ class Frontend:
 
     def _run(self, action: Run) -> None:
         j, at = self._parity_rows.get(action.role), now()
-        redundant = self._count_redundant(action)
+        redundant = 0 if action.role == DEPLOYED else len(action.subjects)
         rows = []
         for subject in action.subjects:
             if j is None:
@@ -802,27 +830,17 @@ class Frontend:
                 rows.append(request.rows[subject - request.first, ...])
             else:
                 rows.append(self._groups[subject].parities[j])
+            if action.role == DEPLOYED:
+                # A query that is run again because its unit failed is not a copy.
+                original = self._originals.get(subject)
+                if original is not None and original.unit in self._units:
+                    redundant += 1
+                else:
+                    self._originals[subject] = action
+        if redundant:
+            self._redundant(_kind(action.role), SENT)(redundant)
         self._units[action.unit] = _Unit(action, at, redundant)
         self._engine.run(action.instance, action.unit, action.role, rows)
-
-    def _count_redundant(self, run: Run) -> int:
-        """Count the redundant subjects of a unit, and return their number.
-
-        A query that is run again because its unit failed is not a copy.
-        """
-        if run.role != DEPLOYED:
-            copies = len(run.subjects)
-        else:
-            copies = 0
-            for query in run.subjects:
-                original = self._originals.get(query)
-                if original is not None and original.unit in self._units:
-                    copies += 1
-                else:
-                    self._originals[query] = run
-        if copies:
-            self._redundant(_kind(run.role), SENT)(copies)
-        return copies
 
     def _row(self, query: int) -> Any:
         request = self.in_flight[query]

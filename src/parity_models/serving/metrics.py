@@ -1,8 +1,8 @@
 """Counters, gauges and histograms of a server, for Prometheus.
 
-The scheduler's state (queues, instances, queries in flight) is read on each request for /metrics;
-only events are counted as they happen. Every server has its own registry, so that several can run
-in one process.
+Events are counted here as they happen; the frontend adds the scheduler's state (queues, instances,
+queries in flight), which is read on each request for /metrics. Every server has its own registry,
+so that several can run in one process.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -11,12 +11,10 @@ from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from parity_models import __version__
 from parity_models.roles import BACKUP, Source
 from parity_models.scheduling.actions import Reason, RecycleReason
-from parity_models.scheduling.policies import Redundancy
 from parity_models.serving.errors import Refused, RequestError, UnauthorizedError
 
 _STEPS = (1, 1.5, 2, 3, 5, 7.5)
@@ -28,32 +26,7 @@ COPY, PARITY = "copy", "parity"
 SENT, ANSWERED, CANCELLED = "sent", "answered", "cancelled"
 """Fates of redundant work."""
 
-_BUDGET = {
-    "parm_differ_budget": "The share of all answers that may differ from the model's.",
-    "parm_differ_estimate": "The share of all answers that differ from the model's, estimated.",
-    "parm_differ_at_most": "The upper bound (95 %) of the share of all answers that differ.",
-}
-
 Kind = TypeVar("Kind", Counter, Gauge, Histogram)
-
-
-class _ByRole(Collector):
-    """A metric of this `kind` by role; its `values` are read on each request for metrics."""
-
-    def __init__(
-        self,
-        kind: type[GaugeMetricFamily | CounterMetricFamily],
-        name: str,
-        help_text: str,
-        values: Callable[[], Mapping[str, float]],
-    ) -> None:
-        self._kind, self._name, self._help_text, self._values = kind, name, help_text, values
-
-    def collect(self) -> Iterable[Metric]:
-        family = self._kind(self._name, self._help_text, labels=["role"])
-        for role, value in self._values().items():
-            family.add_metric([role], value)
-        yield family
 
 
 class Metrics:
@@ -101,24 +74,6 @@ class Metrics:
         self.unlike = counter(
             "parm_queries_unlike",
             "Queries that no stand-in saw, as they are unlike those that it learned from.",
-        )
-        self.degraded = gauge(
-            "parm_degraded",
-            "1 while no instance of the model is up, or all are stuck: stand-ins answer.",
-        )
-        self.lag = gauge(
-            "parm_loop_lag_seconds", "Recent wait of reports and timers for this process."
-        )
-        self.process_busy = gauge(
-            "parm_process_busy",
-            "Share of the time in which the loop computes, without waits for a core.",
-        )
-        self.redundancy = gauge(
-            "parm_redundancy",
-            "1 for the state of redundant work: on, testing (whether it helps), paused (it does "
-            "not), bottleneck (the server's own process), or off.",
-            "state",
-            known=Redundancy,
         )
 
         # Redundant work
@@ -227,21 +182,16 @@ class Metrics:
         elif isinstance(error, UnauthorizedError):
             self.unauthorized.inc()
 
-    def budget(self, differ: Callable[[], tuple[float, float, float]]) -> None:
-        """Show the share of all answers that may differ, the estimate of the share that does, and
-        its upper bound (95 %)."""
-        for place, (name, help_text) in enumerate(_BUDGET.items()):
-            shown = self._make(Gauge, name, help_text)
-            shown.set_function(partial(lambda place: differ()[place], place))
 
-    def read(
-        self,
-        name: str,
-        help_text: str,
-        values: Callable[[], Mapping[str, float]],
-        *,
-        total: bool = False,
-    ) -> None:
-        """Show a gauge, or a counter if `total`, by role; `values` are read on each request."""
-        kind = CounterMetricFamily if total else GaugeMetricFamily
-        self.registry.register(_ByRole(kind, name, help_text, values))
+def labelled(
+    kind: type[GaugeMetricFamily | CounterMetricFamily],
+    name: str,
+    help_text: str,
+    values: Mapping[str, float],
+    label: str = "role",
+) -> Metric:
+    """Return a metric of this kind with a value for each value of its label."""
+    family = kind(name, help_text, labels=[label])
+    for value, number in values.items():
+        family.add_metric([value], number)
+    return family

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -19,7 +20,7 @@ from parity_models.options import gather
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.access import HEALTH, METRICS, watch
 from parity_models.serving.deployment import Deployment
-from parity_models.serving.errors import InvalidRequestError
+from parity_models.serving.errors import InvalidRequestError, UnavailableError
 from parity_models.serving.http import GRACE, HttpServer, listen, url_of
 from parity_models.serving.inference import AskedOutput, Call, Inference, InferRequest
 from parity_models.serving.limits import ByteBudget, allow_descriptors
@@ -211,12 +212,14 @@ class Server:
             The outputs (n, ...) by name, and the source of each row.
 
         Raises:
-            InvalidRequestError: The inputs do not fit the model.
+            InvalidRequestError: The inputs do not fit the model, or the timeout is not a number.
             RequestError: A query got no answer.
 
         """
         only = self.models.only
         assert only is not None, "the server is of a repository"
+        if timeout is not None and isnan(timeout):
+            raise InvalidRequestError("the timeout is not a number of seconds")
         if not isinstance(inputs, Mapping):
             inputs = {only.model.signature.inputs[0].name: inputs}
         call = _Predict(
@@ -355,6 +358,7 @@ class Serving:
 
     def __init__(self, server: Server) -> None:
         self._server = server
+        self._thread: threading.Thread | None = None
 
     async def __aenter__(self) -> Server:
         return await self._server.__aenter__()
@@ -398,12 +402,15 @@ class Serving:
         exact: bool = False,
     ) -> Predictions:
         """Answer a query for each row, as Server.predict does. May be called from many threads."""
+        if self._thread is None or not self._thread.is_alive():
+            raise UnavailableError("the server runs only while its block does")
         return self._run(self._server.predict(inputs, timeout=timeout, tenant=tenant, exact=exact))
 
     def _run(self, work: Coroutine[Any, Any, Returned]) -> Returned:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _end_loop(self) -> None:
+        assert self._thread is not None
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

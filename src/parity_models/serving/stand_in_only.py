@@ -109,7 +109,8 @@ class BackupPredictor:
         self.ready = False
 
     async def drain(self) -> None:
-        """Return when the requests in flight have ended."""
+        """Take no more requests; return when those in flight have ended."""
+        self._stopped = True
         if self._answering:
             await asyncio.wait(self._answering)
 

@@ -236,19 +236,17 @@ class FaultPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Service times, slowness and failures of workers; empty by default.
 
     `service_time` is the least time of a unit, as if the worker had an accelerator (it waits, and
-    holds no core); `service_times` are those of single roles. With `computing` the worker computes
-    for that time, as without an accelerator. `generations`: units of worker i take `generations[i]`
-    times as long, repeating. `coverage` is the share of queries that stand-ins may answer;
-    `coverages` are those of single stand-ins, by the source of their answers. `doubts` are equally
-    likely probabilities, ascending, that a stand-in's output differs from the model's, in place of
-    calibrated ones; `doubts_of` are those of single stand-ins. `poison`: a worker that runs an
-    input whose first element is this number dies.
+    holds no core); `service_times` are those of single roles. `generations`: units of worker i take
+    `generations[i]` times as long, repeating. `coverage` is the share of queries that stand-ins may
+    answer; `coverages` are those of single stand-ins, by the source of their answers. `doubts` are
+    equally likely probabilities, ascending, that a stand-in's output differs from the model's, in
+    place of calibrated ones; `doubts_of` are those of single stand-ins. `poison`: a worker that
+    runs an input whose first element is this number dies.
     """
 
     seed: int = 0
     service_time: Distribution | None = None
     service_times: dict[str, Distribution] = {}
-    computing: bool = False
     coverage: Share = 1.0
     coverages: dict[Source, Share] = {}
     doubts: tuple[Share, ...] = ()
@@ -431,12 +429,6 @@ class WorkerFaults:
             if (lie.worker, lie.role) == (self._worker, role)
             and lie.start <= began < lie.start + lie.length
         ]
-
-    def computing_time(self, began: float, role: str) -> float:
-        """Return the least time that a unit of `role` that began at `began` has to compute."""
-        if began < 0 or not self._plan.computing:
-            return 0.0
-        return self._service(self._rng(began), role) * self._factor(began, self._is_slow(began))
 
     def release(self, began: float, done: float, role: str = "") -> float:
         """Return when a unit that began at `began` and was done at `done` may be reported.

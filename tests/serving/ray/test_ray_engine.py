@@ -24,7 +24,7 @@ from parity_models.simulation.emulation import Constant, FaultPlan
 from ports import free_ports
 from ray_cluster import SMALL, init_ray, other_cluster
 from repositories import ADMINISTRATOR, Repository, administered, write_version
-from served import Clients, ServerProcess, infer, queries, until, write_linear_bundle
+from served import ServerProcess, until, write_linear_bundle
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -114,9 +114,7 @@ def test_a_server_survives_a_kill_and_leaves_nothing(tmp_path: Path, joins: bool
 
     def serve(engine: str) -> None:
         with ServerProcess(str(bundle), "--engine", engine, *arguments) as server:
-            with Clients(
-                lambda client, n: infer(client, queries(1, n), server.url).raise_for_status()
-            ) as clients:
+            with server.under_load() as clients:
                 clients.more()
                 os.kill(actors()[0], signal.SIGKILL)
                 clients.more(100)

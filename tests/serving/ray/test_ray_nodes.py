@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ray_cluster import add_nodes, eventually, ray_nodes
-from served import Clients, ServerProcess, infer, queries, write_linear_bundle
+from served import ServerProcess, write_linear_bundle
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -24,9 +24,7 @@ def test_a_node_lost_under_load_costs_no_request_and_is_replaced(tmp_path: Path)
         def up() -> float:
             return server.metric(r'parm_instances_up\{role="deployed"\}')
 
-        with Clients(
-            lambda client, n: infer(client, queries(1, n), server.url).raise_for_status()
-        ) as clients:
+        with server.under_load() as clients:
             clients.more()
             assert up() == 6
             cluster.remove_node(cluster.list_all_nodes()[1], allow_graceful=False)

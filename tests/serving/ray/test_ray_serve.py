@@ -2,7 +2,6 @@
 
 import asyncio
 import importlib
-import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +12,9 @@ import httpx
 import pytest
 import ray
 
-import parity_models as pm
 from ports import free_ports
 from ray_cluster import eventually, init_ray
-from string_models import CLASSES, texts
+from string_models import CLASSES, protect_log, texts
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -27,14 +25,8 @@ CALLS = 100
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("log")
-    lines = (
-        json.dumps({"text": text, "answer": CLASSES[row % 3]})
-        for row, text in enumerate(texts(1200).ravel().tolist())
-    )
-    (folder / "log.jsonl").write_text("\n".join(lines))
-    pm.protect(pairs=folder / "log.jsonl", out=folder / "bundle")
-    return folder / "bundle"
+    log = [(text, CLASSES[row % 3]) for row, text in enumerate(texts(1200).ravel().tolist())]
+    return protect_log(tmp_path_factory.mktemp("log"), log)
 
 
 @pytest.fixture

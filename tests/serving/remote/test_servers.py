@@ -25,6 +25,7 @@ from parity_models.serving.server import Server
 from ports import free_ports
 from served import INPUTS, OUTPUTS, WEIGHTS, ServerProcess, predictions, queries, until
 from text_models import add_to_repository, assert_served_upstream, write_text_bundle
+from triton_requests import http_input
 
 pytestmark = pytest.mark.servers
 
@@ -54,9 +55,8 @@ def tritons(
 def test_a_triton_loads_what_is_exported(tritons: list[Triton]) -> None:
     with tritonclient.http.InferenceServerClient(f"127.0.0.1:{tritons[0].port}") as client:
         rows = queries(5)
-        tensor = tritonclient.http.InferInput("input", list(rows.shape), "FP32")
         for model in ("model", "model-parity-0"):
-            result = client.infer(model, [tensor.set_data_from_numpy(rows)])
+            result = client.infer(model, [http_input(rows)])
             np.testing.assert_allclose(
                 result.as_numpy("output"), predictions(rows), rtol=1e-3, atol=1e-5
             )

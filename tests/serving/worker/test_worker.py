@@ -43,13 +43,9 @@ def test_a_unit_that_does_not_fit_fails(runner: Runner, unit: Unit, rows: bytes,
     assert isinstance(runner.run(Unit(2, "deployed", 1), ROW)[0], Finished)
 
 
-@pytest.mark.parametrize("computing", [False, True])
-def test_a_cancelled_unit_waits_and_computes_no_more(runner: Runner, computing: bool) -> None:
-    plan = FaultPlan(
-        service_time=Constant(3600.0),
-        computing=computing,
-        slowdowns=Slowdowns(0.0, 3600.0, Constant(DELAY)),
-    )
+def test_a_cancelled_unit_waits_no_more(runner: Runner) -> None:
+    delayed = Slowdowns(0.0, 3600.0, Constant(DELAY))
+    plan = FaultPlan(service_time=Constant(3600.0), slowdowns=delayed)
     runner.inject(plan, 0, time.monotonic() - 3601)
     reports: list[Any] = []
     began = time.monotonic()

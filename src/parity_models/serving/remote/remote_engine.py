@@ -277,30 +277,18 @@ class RemoteEngine(Engine):
             self._supervisors.append(asyncio.create_task(link.supervise()))
         await asyncio.sleep(0)  # until the listener has heard of the instances
 
-    def _link_of(self, instance: str) -> "_Link | None":
-        return next((link for link in self._links if instance in link.units), None)
+    def _runs(self, instance: str) -> "_Link | ThreadEngine":
+        """Return what runs the units of an instance."""
+        return next((link for link in self._links if instance in link.units), self._threads)
 
     def run(self, instance: str, unit: int, role: str, rows: Sequence[NDArray[Any]]) -> None:
-        link = self._link_of(instance)
-        if link is not None:
-            link.run(instance, unit, role, rows)
-        else:
-            self._threads.run(instance, unit, role, rows)
+        self._runs(instance).run(instance, unit, role, rows)
 
     def cancel(self, instance: str, unit: int) -> None:
-        """End the call if the upstream gives up the unit; others are busy until they answer."""
-        link = self._link_of(instance)
-        if link is None:
-            self._threads.cancel(instance, unit)
-        elif link.client.abandons:
-            link.cancel(instance, unit)
+        self._runs(instance).cancel(instance, unit)
 
     def recycle(self, instance: str, why: str) -> None:
-        link = self._link_of(instance)
-        if link is not None:
-            link.recycle(instance, why)
-        else:
-            self._threads.recycle(instance, why)
+        self._runs(instance).recycle(instance, why)
 
     def running(self) -> Mapping[str, int | None]:
         units = {name: unit for link in self._links for name, unit in link.units.items()}
@@ -373,17 +361,15 @@ def _own_roles(options: UpstreamOptions, bundle: Bundle) -> list[frozenset[str]]
 
 def _known(pinned: PinnedModel) -> UpstreamModel:
     """Return a model that upstreams must have, known by a query and its prediction."""
-    if pinned.sha256 == ELSEWHERE:
-        assert pinned.signature is not None
-        taken = pinned.signature.smallest.input
-        row = taken.join(taken.draw(np.random.default_rng(0), 1))[0, ...]
-        names = Labels.of(pinned.labels) if pinned.labels else None
-        return UpstreamModel("", None, pinned.signature, row, None, pinned.sha256, names)
-    model = pinned.load()
-    kind = model.signature.smallest
+    model = None if pinned.sha256 == ELSEWHERE else pinned.load()
+    signature = pinned.signature if model is None else model.signature
+    assert signature is not None
+    kind = signature.smallest
     query = kind.input.draw(np.random.default_rng(0), 1)
-    row, prediction = kind.input.join(query)[0, ...], kind.output.join(model(query))[0, ...]
-    return UpstreamModel("", None, model.signature, row, prediction, pinned.sha256)
+    row = kind.input.join(query)[0, ...]
+    prediction = None if model is None else kind.output.join(model(query))[0, ...]
+    names = Labels.of(pinned.labels) if pinned.labels else None
+    return UpstreamModel("", None, signature, row, prediction, pinned.sha256, names)
 
 
 class _Unit(NamedTuple):
@@ -463,8 +449,9 @@ class _Link:
         listener.unit_failed(unit, text, busy=busy)
 
     def cancel(self, instance: str, number: int) -> None:
+        """End the call if the upstream gives up the unit; others are busy until they answer."""
         unit = self.units[instance]
-        if unit is not None and unit.number == number:
+        if self.client.abandons and unit is not None and unit.number == number:
             unit.task.cancel()
             self.units[instance] = None
             self._loop.call_soon(self._engine.listener.unit_failed, number, "was cancelled")

@@ -213,7 +213,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
             self._loop.call_soon(self._listener.unit_failed, unit, f"{role}: {error}")
             return
         its.running = RunningUnit(unit, kind.output, len(rows))
-        its.send_unit(wire.Unit(unit, role, len(rows), kind.sizes), [pack(row) for row in rows])
+        its.send_unit(wire.Unit(unit, role, len(rows), kind.sizes), list(map(pack, rows)))
 
     def cancel(self, instance: str, unit: int) -> None:
         its = self._instances.get(instance)

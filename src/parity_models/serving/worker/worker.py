@@ -123,9 +123,6 @@ class Runner:
 
     def _apply_faults(self, started: float, role: str, start: float, faults: WorkerFaults) -> bool:
         """Wait as the plan says. Return whether the unit was cancelled meanwhile."""
-        busy_until = time.thread_time() + faults.computing_time(started - start, role)
-        while time.thread_time() < busy_until and not self._ended.is_set():
-            pass
         release = start + faults.release(started - start, time.monotonic() - start, role)
         if not self._ended.wait(max(0.0, release - time.monotonic())):
             return False
