@@ -17,8 +17,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from itertools import product
 from math import ceil, inf
@@ -48,10 +48,10 @@ from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.protocol import read_response, write_request
 from parity_models.serving.remote.export import export_repository
 from parity_models.serving.server import ServeOptions
-from parity_models_lab.envoy import envoy, hedging
 from parity_models_lab.plots import PALETTE, save, style, tail_axes
 from parity_models_lab.results import OutFolder, ResultCache, Row, Seed, Work, code_digest, report
-from parity_models_lab.served import ROOT, processes, served, triton
+from parity_models_lab.rival_servers import ROOT, envoy, hedging, triton
+from parity_models_lab.served import processes, served
 
 MODEL, INSTANCES, CORES = "model", 4, 2
 RATE = 100.0
@@ -379,8 +379,8 @@ async def slow(spell: Spell, instances: Sequence[Sequence[int]], work: Path) -> 
         victims = instances if spell.kind == "outage" else [instances[spell.victim]]
         stopped = [pid for victim in victims for pid in victim]
     elif spell.kind == "neighbour":
-        core = ("taskset", "-c", str(spell.victim % CORES))
-        started = [_start(*core, "sh", "-c", "while :; do :; done") for _ in range(3)]
+        busy = ("sh", "-c", "while :; do :; done")
+        started = [_start(*on_core(spell.victim), *busy) for _ in range(3)]
     else:
         again = f"while :; do dd if=/dev/zero of={work / 'disk'} bs=1M count=64 conv=fsync; done"
         started = [_start("sh", "-c", again)]
@@ -394,6 +394,11 @@ async def slow(spell: Spell, instances: Sequence[Sequence[int]], work: Path) -> 
         for each in started:
             os.killpg(each.pid, signal.SIGKILL)
             each.wait()
+
+
+def on_core(instance: int) -> tuple[str, ...]:
+    """Return the beginning of a command that runs on this instance's core only."""
+    return "taskset", "-c", str(instance % CORES)
 
 
 def _start(*command: str) -> "subprocess.Popen[bytes]":
@@ -666,8 +671,8 @@ async def tritons(stack: AsyncExitStack, work: Path) -> tuple[list[int], list[in
     """Start the instances; return their process ids, their ports, and clients."""
     pids, ports, clients = list[int](), list[int](), list[Client]()
     for number in range(INSTANCES):
-        with _on_core(number):
-            port, _, pid = stack.enter_context(triton((work / "repository").resolve()))
+        repository = (work / "repository").resolve()
+        port, _, pid = stack.enter_context(triton(repository, on_core(number)))
         pids.append(pid)
         ports.append(port)
         clients.append(await stack.enter_async_context(Client(f"http://127.0.0.1:{port}")))
@@ -711,23 +716,10 @@ async def _contestants(stack: AsyncExitStack, work: Path, texts: Texts) -> dict[
             instances=INSTANCES,
             port=0,
             differ=DIFFER if policy == "adaptive" else None,
-            placements=tuple(
-                Placement(("taskset", "-c", str(each % CORES))) for each in range(INSTANCES)
-            ),
+            placements=tuple(Placement(on_core(each)) for each in range(INSTANCES)),
         )
         server = await stack.enter_async_context(served(work / "protected", options))
         client = await stack.enter_async_context(Client(server.message))
         own = Fleet([client], texts)
         contestants[f"parm serve, {policy}"] = Contestant(own.plain, own, [server.pid])
     return contestants
-
-
-@contextmanager
-def _on_core(number: int) -> Iterator[None]:
-    """Let what starts while the context lasts run on one core only."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {number % CORES})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
