@@ -19,11 +19,12 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from math import ceil, inf
+from math import inf
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import msgspec
@@ -38,7 +39,7 @@ from parity_models import Late, calibrate, protect
 from parity_models.bundle.backup import GatedBackup, Judged
 from parity_models.bundle.bundle import NewModel, open_bundle, write_bundle
 from parity_models.errors import LoadError
-from parity_models.options import Option
+from parity_models.options import option
 from parity_models.progress import progress_bars
 from parity_models.roles import BACKUP, Source
 from parity_models.scheduling.choice import PolicyChoice
@@ -482,8 +483,7 @@ def pooled(runs: Sequence[Run]) -> Pooled:
 
 def quantile(values: NDArray[np.float64], share: float) -> float:
     """Return the order statistic that at least this share of the values does not exceed."""
-    place = max(0, ceil(share * len(values)) - 1)
-    return float(np.partition(values, place)[place])
+    return float(np.quantile(values, share, method="inverted_cdf"))
 
 
 def interval(found: Pooled, share: float) -> tuple[float, float]:
@@ -545,22 +545,32 @@ def plot_tails(file: Path, panels: Mapping[str, Mapping[str, Pooled]], note: str
 
 # The command
 
-DataDir = Annotated[Path, Option("The folder of Banking77: train.csv, test.csv.", metavar="DIR")]
-Packages = Annotated[
-    Path, Option("The folder of the packages that examples/real/minilm.py names.", metavar="DIR")
-]
-Seeds = Annotated[int, Option("Seeds, from SEED on.", ge=1)]
 ABOUT = f"{RATE:g} queries a second to four instances on two cores; {DIFFER:.1%} may differ."
 
 
-def real(
-    data_dir: DataDir = Path("banking77"),
-    packages: Packages = Path("packages"),
-    out: OutFolder = Path("lab/results"),
-    work: Work = Path("runs/real"),
-    seed: Seed = 1,
-    seeds: Seeds = 1,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The options of a comparison where nothing is emulated."""
+
+    data_dir: Path = option(
+        Path("banking77"), "The folder of Banking77: train.csv, test.csv.", metavar="DIR"
+    )
+    packages: Path = option(
+        Path("packages"),
+        "The folder of the packages that examples/real/minilm.py names.",
+        metavar="DIR",
+    )
+    out: OutFolder = Path("lab/results")
+    work: Work = Path("runs/real")
+    seed: Seed = 1
+    seeds: int = option(1, "Seeds, from SEED on.", ge=1)
+
+    @property
+    def all_seeds(self) -> range:
+        return range(self.seed, self.seed + self.seeds)
+
+
+def real(options: Comparison) -> None:
     """Compare contestants where nothing is emulated: texts, model, servers and slowness are real.
 
     One table is of the seeds with an outage, one of the others. Times in ms. A quantile is left out
@@ -568,18 +578,15 @@ def real(
     the queries that are late without help. Servers start once; runs are kept in the folder for
     intermediate results until the code changes.
     """
-    texts = prepare(data_dir, packages, work)
-    runs = asyncio.run(compare(work, texts, range(seed, seed + seeds), _contestants))
+    texts, out = prepare(options), options.out
+    runs = asyncio.run(compare(options.work, texts, options.all_seeds, _contestants))
     for name, outage in (("spells", False), ("outage", True)):
-        chosen = [each for each in range(seed, seed + seeds) if has_outage(each) == outage]
+        chosen = [each for each in options.all_seeds if has_outage(each) == outage]
         if not chosen:
             continue
-        results = {
-            contestant: pooled([found[each] for each in chosen])
-            for contestant, found in runs.items()
-        }
+        results = {who: pooled([found[each] for each in chosen]) for who, found in runs.items()}
         late = results[BASELINE].latencies > LATE
-        rows = [row_of(contestant, found, late, texts) for contestant, found in results.items()]
+        rows = [row_of(who, found, late, texts) for who, found in results.items()]
         title = f"Nothing is emulated, {name}: {len(chosen)} seeds"
         about = {"rate": RATE, "differ": DIFFER, "seeds": chosen, "spells": spells_in(chosen)}
         report(title, rows, out / f"real-{name}.json", **about)
@@ -589,14 +596,15 @@ def real(
 BASELINE = "no help, Triton"
 
 
-def prepare(data_dir: Path, packages: Path, work: Path) -> Texts:
+def prepare(options: Comparison) -> Texts:
     """Make the model, the bundle with a stand-in, and that with the model in int8 as the stand-in,
     unless they are there; return the test texts."""
-    examples, model, inputs = ROOT / "examples" / "real", work / "model.onnx", work / "inputs.npz"
+    work = options.work
+    model, inputs = work / "model.onnx", work / "inputs.npz"
     if not (work / "labels.npy").exists():
-        given = ("--packages", str(packages))
-        _example(examples / "minilm_l6.py", *given)
-        _example(examples / "banking77.py", *given, "--data", str(data_dir), "--out", str(work))
+        _example("minilm_l6.py", "--packages", options.packages)
+        data = ("--data", options.data_dir, "--out", work)
+        _example("banking77.py", "--packages", options.packages, *data)
     if not (work / "protected").exists():
         with progress_bars() as bars:
             protect(model, inputs, out=work / "protected", minutes=MINUTES, callbacks=bars)
@@ -604,13 +612,11 @@ def prepare(data_dir: Path, packages: Path, work: Path) -> Texts:
         bundle = open_bundle(work / "protected")
         signature = bundle.manifest.deployed.signature
         quantize_dynamic(model, work / "int8.onnx", weight_type=QuantType.QInt8)
-        made = NewModel(work / "int8.onnx", "int8", signature=signature)
-        envelope = bundle.envelope()
         write_bundle(
             work / "int8",
             deployed=bundle.stored(bundle.manifest.deployed),
-            backup=made,
-            envelope=envelope,
+            backup=NewModel(work / "int8.onnx", "int8", signature=signature),
+            envelope=bundle.envelope(),
         )
         calibrate(work / "int8", inputs)
     if not (work / "repository").exists():
@@ -619,9 +625,10 @@ def prepare(data_dir: Path, packages: Path, work: Path) -> Texts:
     return Texts(work)
 
 
-def _example(program: Path, *arguments: str) -> None:
-    click.echo(program.name, err=True)
-    subprocess.run([sys.executable, str(program), *arguments], check=True)
+def _example(name: str, *arguments: str | Path) -> None:
+    click.echo(name, err=True)
+    program = ROOT / "examples" / "real" / name
+    subprocess.run([sys.executable, program, *arguments], check=True)
 
 
 Contestants = Callable[[AsyncExitStack, Path, Texts], Awaitable[dict[str, Contestant]]]
