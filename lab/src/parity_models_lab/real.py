@@ -52,7 +52,7 @@ from parity_models.serving.server import ServeOptions
 from parity_models_lab.plots import PALETTE, save, style, tail_axes
 from parity_models_lab.results import OutFolder, ResultCache, Row, Seed, Work, code_digest, report
 from parity_models_lab.rival_servers import ROOT, envoy, hedging, triton
-from parity_models_lab.served import processes, served
+from parity_models_lab.served import processes, served, workers
 
 MODEL, INSTANCES, CORES = "model", 4, 2
 RATE = 100.0
@@ -93,9 +93,6 @@ OUTAGE_EVERY = 4
 """One seed in so many has an outage."""
 
 WARM_UP = 400
-WORKER = "parity_models.serving.worker.worker"
-"""An argument of the command lines of a server's workers."""
-
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 DRAWS = 1000
 """Resamples of spells."""
@@ -356,10 +353,9 @@ class Contestant(NamedTuple):
 
     def instances(self) -> list[list[int]]:
         """Return the processes of each instance, some of which may have been started again."""
-        trees = [processes(pid) for pid in self.servers]
-        if len(trees) > 1:
-            return [[each.pid for each in tree] for tree in trees]
-        return [[each.pid] for each in trees[0] if WORKER in each.cmdline()]
+        if len(self.servers) == 1:
+            return [[pid] for pid in workers(self.servers[0])]
+        return [[each.pid for each in processes(pid)] for pid in self.servers]
 
     def processor_time(self) -> dict[int, float]:
         """Return the seconds of the processor that the client and all servers have used, by

@@ -1,5 +1,6 @@
 """Servers of a bundle in processes of their own, with its faults on command."""
 
+import re
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -24,6 +25,8 @@ LAG = b"lag\n"
 """Asks how long reports and timers waited for the server's process on average."""
 GRPC = b"gRPC\n"
 """Asks for the URL of gRPC."""
+_WORKER = re.compile(r"parity_models\.serving\.worker|^ray::Instance")
+"""The command lines of instances, among the descendants of servers."""
 
 
 @asynccontextmanager
@@ -53,6 +56,16 @@ def processes(pid: int) -> list[psutil.Process]:
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
     return []
+
+
+def workers(pid: int) -> list[int]:
+    """Return the ids of the processes that run a server's instances."""
+    found = []
+    for each in processes(pid):
+        with suppress(psutil.Error):
+            if _WORKER.search(" ".join(each.cmdline())):
+                found.append(each.pid)
+    return found
 
 
 def post(model: str, body: bytes, headers: Mapping[str, str] | None = None) -> bytes:
