@@ -250,14 +250,13 @@ class Fleet:
         while True:
             try:
                 await self._ask(0, at)
+                return
             except (ClientError, InvalidRequestError, OSError) as error:
                 if time.monotonic() > until:
                     raise LoadError(
                         f"server {at} has gone; start again, as earlier runs are kept"
                     ) from error
                 await asyncio.sleep(0.1)
-            else:
-                return
 
     async def _ask(self, text: int, at: int | None = None) -> tuple[dict[str, NDArray[Any]], str]:
         if at is None:
@@ -709,9 +708,9 @@ async def _contestants(stack: AsyncExitStack, work: Path, texts: Texts) -> dict[
         },
         "Late behind Envoy": raced(proxied, texts, late("protected")),
     }
-    contestants = {name: Contestant(ask, fleet, pids) for name, ask in asks.items()}
-    contestants |= {
-        name: Contestant(ask, fleet, pids, (proxy,)) for name, ask in through_envoy.items()
+    contestants = {
+        **{name: Contestant(ask, fleet, pids) for name, ask in asks.items()},
+        **{name: Contestant(ask, fleet, pids, (proxy,)) for name, ask in through_envoy.items()},
     }
     for policy in ("none", "hedging", "adaptive"):
         options = ServeOptions(
