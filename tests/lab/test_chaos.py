@@ -12,7 +12,7 @@ from parity_models.bundle.bundle import open_bundle
 from parity_models.bundle.onnx_model import OnnxModel
 from parity_models_lab.chaos import chaos, traffic
 from parity_models_lab.chaos.chaos import PHASE, draw_course
-from parity_models_lab.chaos.known_model import (
+from parity_models_lab.chaos.server import (
     LONG,
     SIGNATURE,
     KnownModel,

@@ -19,8 +19,7 @@ import pytest
 
 from parity_models.load import LoadSpec
 from parity_models.serving.server import ServeOptions
-from parity_models_lab.contention.network import check_privileges
-from parity_models_lab.contention.transfers import RATE, SIZES, ContentionError, legs
+from parity_models_lab.contention import RATE, SIZES, ContentionError, check_privileges, legs
 from parity_models_lab.latency.real_trial import contended
 from parity_models_lab.latency.trial import Setting
 from parity_models_lab.processes import offer_load_from_own_process
@@ -104,7 +103,7 @@ def test_without_root_or_its_tools_the_network_is_refused(monkeypatch: pytest.Mo
 
 
 ABANDONED = """
-from parity_models_lab.contention.network import star
+from parity_models_lab.contention import star
 with star(1) as made:
     print(made.frontend, *made.machines, flush=True)
     input()

@@ -21,7 +21,14 @@ from parity_models.simulation.emulation import LogNormal
 from parity_models_lab import results
 from parity_models_lab.latency import reproduce
 from parity_models_lab.latency.figure import FIGURES, Figure, load_figure
-from parity_models_lab.latency.reproduce import TUNING, Trials, run_figure, why_invalid
+from parity_models_lab.latency.reproduce import (
+    TUNING,
+    Trials,
+    off,
+    run_figure,
+    summary,
+    why_invalid,
+)
 from parity_models_lab.latency.trial import (
     Bursts,
     Mode,
@@ -29,10 +36,6 @@ from parity_models_lab.latency.trial import (
     Trial,
     TrialResult,
     result_of,
-)
-from parity_models_lab.latency.validation import (
-    off,
-    summary,
 )
 
 SIMULATED = """

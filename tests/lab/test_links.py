@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity_models_lab.contention.transfers import QUEUE, RATE, Leg, Traffic, legs
+from parity_models_lab.contention import QUEUE, RATE, Leg, Traffic, legs
 from parity_models_lab.latency.link import Link
 
 BYTES = 50_000

@@ -126,7 +126,5 @@ def _halved_after(doubts: Doubts, confidence: Floats, rng: np.random.Generator) 
 
 
 def _spread(values: list[int]) -> str:
-    if not values:
-        return ""
     low, middle, high = np.quantile(values, (0.025, 0.5, 0.975))
     return f"{middle:,.0f} ({low:,.0f}-{high:,.0f})"

@@ -17,33 +17,9 @@ from httpx_hedged import HedgedTransport
 from parity_models import Late
 from parity_models.roles import Source
 from parity_models.serving.client import Client
-from parity_models_lab.real import (
-    ABOUT,
-    DIFFER,
-    INSTANCES,
-    LATE,
-    Ask,
-    Balancer,
-    Contestant,
-    DataDir,
-    Fleet,
-    Packages,
-    Seeds,
-    Texts,
-    compare,
-    fewest_in_flight,
-    has_outage,
-    hedging_after,
-    plot_tails,
-    pooled,
-    prepare,
-    raced,
-    row_of,
-    spells_in,
-    tritons,
-    without_delay,
-)
-from parity_models_lab.results import OutFolder, Row, Seed, Work, report
+from parity_models_lab import real
+from parity_models_lab.real import Ask, Balancer, Contestant, Fleet, Texts, fewest_in_flight
+from parity_models_lab.results import Row, report
 
 LIBRARIES: Mapping[str, Any] = {
     "hedge-python": HedgedHttpxTransport,
@@ -65,38 +41,31 @@ BALANCERS: Mapping[str, Callable[[], Balancer]] = {
 }
 
 
-def late(
-    data_dir: DataDir = Path("banking77"),
-    packages: Packages = Path("packages"),
-    out: OutFolder = Path("lab/results"),
-    work: Work = Path("runs/real"),
-    seed: Seed = 1,
-    seeds: Seeds = 1,
-) -> None:
+def late(options: real.Comparison) -> None:
     """Compare parity_models.Late with libraries that hedge, behind three balancers.
 
     All is real, as in `real`, but seeds with an outage are left out. Times in ms. Runs are kept in
     the folder for intermediate results until the code changes.
     """
-    texts = prepare(data_dir, packages, work)
-    chosen = [each for each in range(seed, seed + seeds) if not has_outage(each)]
-    runs = asyncio.run(compare(work, texts, chosen, _contestants))
-    results = {name: pooled([*found.values()]) for name, found in runs.items()}
+    texts, out = real.prepare(options), options.out
+    chosen = [each for each in options.all_seeds if not real.has_outage(each)]
+    runs = asyncio.run(real.compare(options.work, texts, chosen, _contestants))
+    results = {name: real.pooled([*found.values()]) for name, found in runs.items()}
     rows: list[Row] = []
     panels: dict[str, dict[str, Any]] = {each: {} for each in BALANCERS}
     for name, found in results.items():
         balancer, _, library = name.partition(": ")
-        baseline = results[f"{balancer}: {BASELINE}"].latencies
-        rows.append({"balancer": balancer, **row_of(library, found, baseline > LATE, texts)})
+        is_late = results[f"{balancer}: {BASELINE}"].latencies > real.LATE
+        rows.append({"balancer": balancer, **real.row_of(library, found, is_late, texts)})
         if library != CHOOSES:
-            panels[balancer][without_delay(library)] = found
+            panels[balancer][real.without_delay(library)] = found
     title = f"Calls to four servers, {len(chosen)} seeds"
-    report(title, rows, out / "late.json", seeds=chosen, spells=spells_in(chosen))
-    plot_tails(out / "late.png", panels, ABOUT)
+    report(title, rows, out / "late.json", seeds=chosen, spells=real.spells_in(chosen))
+    real.plot_tails(out / "late.png", panels, real.ABOUT)
 
 
 async def _contestants(stack: AsyncExitStack, work: Path, texts: Texts) -> dict[str, Contestant]:
-    pids, _, clients = await tritons(stack, work)
+    pids, _, clients = await real.tritons(stack, work)
     asks = await asks_of(stack, clients, texts, work / "protected")
     return {name: Contestant(ask, fleet, pids) for name, (ask, fleet) in asks.items()}
 
@@ -108,16 +77,16 @@ async def asks_of(
     contestants = dict[str, tuple[Ask, Fleet]]()
     for name, balancer in BALANCERS.items():
         fleet = Fleet(clients, texts, balancer=balancer())
-        asks: dict[str, Ask] = {BASELINE: fleet.plain, **hedging_after(fleet)}
+        asks: dict[str, Ask] = {BASELINE: fleet.plain, **real.hedging_after(fleet)}
         for library, transport in LIBRARIES.items():
             client = httpx.AsyncClient(transport=transport(_Transport(fleet)), timeout=None)
             asks[library] = _through(await stack.enter_async_context(client))
-        late = stack.enter_context(Late(bundle, differ=DIFFER))
-        asks["Late"] = raced(fleet, texts, late)
+        late = stack.enter_context(Late(bundle, differ=real.DIFFER))
+        asks["Late"] = real.raced(fleet, texts, late)
         contestants |= {f"{name}: {library}": (ask, fleet) for library, ask in asks.items()}
-    servers = list(map(str, range(INSTANCES)))
-    chooser = stack.enter_context(Late(bundle, servers=servers, differ=DIFFER))
-    contestants[f"{name}: {CHOOSES}"] = raced(fleet, texts, chooser), fleet
+    servers = list(map(str, range(real.INSTANCES)))
+    chooser = stack.enter_context(Late(bundle, servers=servers, differ=real.DIFFER))
+    contestants[f"{name}: {CHOOSES}"] = real.raced(fleet, texts, chooser), fleet
     return contestants
 
 

@@ -37,7 +37,8 @@ from parity_models.serving.server import ServeOptions
 from parity_models.tensors.signature import Tensor, TensorSpec
 from parity_models_lab.processes import child
 from parity_models_lab.results import Out, Row, report
-from parity_models_lab.served import GRPC, post, processes, served, triton
+from parity_models_lab.rival_servers import triton
+from parity_models_lab.served import GRPC, post, processes, served
 
 ROUNDS, SECONDS = 12, 0.3
 """Rounds of each case, and the length of one of each server."""

@@ -55,11 +55,6 @@ class Child:
         self.tell(line)
         return (await self._output.readline()).decode().strip()
 
-    async def lines(self) -> AsyncIterator[str]:
-        """Yield the lines that the child writes after the first, until it ends."""
-        async for line in self._output:
-            yield line.decode().strip()
-
 
 @asynccontextmanager
 async def child(
@@ -132,35 +127,25 @@ async def commands() -> asyncio.StreamReader:
 
 
 async def offer_load_from_own_process(
-    spec: LoadSpec, started: Callable[[], None] | None = None, prefix: Sequence[str] = ()
+    spec: LoadSpec, started: Callable[[], object] = lambda: None, prefix: Sequence[str] = ()
 ) -> LoadResult:
     """Offer a load from a new process, which has ended when this returns or raises.
 
-    Args:
-        spec: The load.
-        started: Called when the first counted query is due.
-        prefix: The beginning of the process's command.
-
-    Returns:
-        The outcome of every counted query.
-
-    Raises:
-        LoadError: The server or its model cannot be found, or the queries do not fit it.
+    Its command begins with `prefix`; `started` is called when the first counted query is due.
+    Returns the outcome of every counted query. Raises LoadError if the server or its model cannot
+    be found, or the queries do not fit it.
     """
     with TemporaryDirectory(prefix="parm-load-") as folder:
-        spec_path, result = Path(folder, "spec.json"), Path(folder, "result.npz")
-        spec_path.write_bytes(msgspec.json.encode(spec))
-        command = (*prefix, sys.executable, "-m", __name__, str(spec_path), str(result))
+        result, load = Path(folder, "result.npz"), msgspec.json.encode(spec).decode()
+        command = (*prefix, sys.executable, "-m", __name__, load, str(result))
         async with child(command, LoadError) as generator:
-            why = ""
-            async for line in generator.lines():
-                if line == STARTED and started is not None:
-                    started()
-                elif line != STARTED:
-                    why = line
+            line = await generator.ask(b"")
+            if line == STARTED:
+                started()
+                line = await generator.ask(b"")
             code = await generator.wait()
             if code != 0:
-                raise LoadError(why or f"the load stopped with exit code {code}")
+                raise LoadError(line or f"the load stopped with exit code {code}")
         with np.load(result, allow_pickle=False) as arrays:
             return LoadResult(**arrays)
 
@@ -168,24 +153,15 @@ async def offer_load_from_own_process(
 async def _generate(spec: LoadSpec) -> LoadResult:
     """Send the requests of the load until standard input ends. Writes READY, and STARTED."""
     tell(READY)
-    lines, ended = await commands(), asyncio.Event()
-
-    async def wait_for_end() -> None:
-        await lines.read()
-        ended.set()
-
-    waiting = asyncio.create_task(wait_for_end())
+    ended = asyncio.Event()
+    waiting = asyncio.ensure_future((await commands()).read())
+    waiting.add_done_callback(lambda _: ended.set())
     try:
         return await offer_load(spec, lambda: tell(STARTED), stop=ended)
     finally:
         waiting.cancel()
 
 
-def main() -> None:
-    """Run a generator process: SPEC.json RESULT.npz."""
-    spec = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=LoadSpec)
-    run_child(lambda: np.savez(sys.argv[2], **vars(run_precisely(_generate(spec)))))
-
-
 if __name__ == "__main__":
-    main()
+    given = msgspec.json.decode(sys.argv[1], type=LoadSpec)
+    run_child(lambda: np.savez(sys.argv[2], **vars(run_precisely(_generate(given)))))

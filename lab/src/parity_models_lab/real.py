@@ -17,13 +17,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from math import ceil, inf
+from math import inf
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import msgspec
@@ -38,7 +39,7 @@ from parity_models import Late, calibrate, protect
 from parity_models.bundle.backup import GatedBackup, Judged
 from parity_models.bundle.bundle import NewModel, open_bundle, write_bundle
 from parity_models.errors import LoadError
-from parity_models.options import Option
+from parity_models.options import option
 from parity_models.progress import progress_bars
 from parity_models.roles import BACKUP, Source
 from parity_models.scheduling.choice import PolicyChoice
@@ -48,10 +49,10 @@ from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.protocol import read_response, write_request
 from parity_models.serving.remote.export import export_repository
 from parity_models.serving.server import ServeOptions
-from parity_models_lab.envoy import envoy, hedging
 from parity_models_lab.plots import PALETTE, save, style, tail_axes
 from parity_models_lab.results import OutFolder, ResultCache, Row, Seed, Work, code_digest, report
-from parity_models_lab.served import ROOT, processes, served, triton
+from parity_models_lab.rival_servers import ROOT, envoy, hedging, triton
+from parity_models_lab.served import processes, served, workers
 
 MODEL, INSTANCES, CORES = "model", 4, 2
 RATE = 100.0
@@ -92,9 +93,6 @@ OUTAGE_EVERY = 4
 """One seed in so many has an outage."""
 
 WARM_UP = 400
-WORKER = "parity_models.serving.worker.worker"
-"""An argument of the command lines of a server's workers."""
-
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 DRAWS = 1000
 """Resamples of spells."""
@@ -252,14 +250,13 @@ class Fleet:
         while True:
             try:
                 await self._ask(0, at)
+                return
             except (ClientError, InvalidRequestError, OSError) as error:
                 if time.monotonic() > until:
                     raise LoadError(
                         f"server {at} has gone; start again, as earlier runs are kept"
                     ) from error
                 await asyncio.sleep(0.1)
-            else:
-                return
 
     async def _ask(self, text: int, at: int | None = None) -> tuple[dict[str, NDArray[Any]], str]:
         if at is None:
@@ -355,10 +352,9 @@ class Contestant(NamedTuple):
 
     def instances(self) -> list[list[int]]:
         """Return the processes of each instance, some of which may have been started again."""
-        trees = [processes(pid) for pid in self.servers]
-        if len(trees) > 1:
-            return [[each.pid for each in tree] for tree in trees]
-        return [[each.pid] for each in trees[0] if WORKER in each.cmdline()]
+        if len(self.servers) == 1:
+            return [[pid] for pid in workers(self.servers[0])]
+        return [[each.pid for each in processes(pid)] for pid in self.servers]
 
     def processor_time(self) -> dict[int, float]:
         """Return the seconds of the processor that the client and all servers have used, by
@@ -379,8 +375,8 @@ async def slow(spell: Spell, instances: Sequence[Sequence[int]], work: Path) -> 
         victims = instances if spell.kind == "outage" else [instances[spell.victim]]
         stopped = [pid for victim in victims for pid in victim]
     elif spell.kind == "neighbour":
-        core = ("taskset", "-c", str(spell.victim % CORES))
-        started = [_start(*core, "sh", "-c", "while :; do :; done") for _ in range(3)]
+        busy = ("sh", "-c", "while :; do :; done")
+        started = [_start(*on_core(spell.victim), *busy) for _ in range(3)]
     else:
         again = f"while :; do dd if=/dev/zero of={work / 'disk'} bs=1M count=64 conv=fsync; done"
         started = [_start("sh", "-c", again)]
@@ -394,6 +390,11 @@ async def slow(spell: Spell, instances: Sequence[Sequence[int]], work: Path) -> 
         for each in started:
             os.killpg(each.pid, signal.SIGKILL)
             each.wait()
+
+
+def on_core(instance: int) -> tuple[str, ...]:
+    """Return the beginning of a command that runs on this instance's core only."""
+    return "taskset", "-c", str(instance % CORES)
 
 
 def _start(*command: str) -> "subprocess.Popen[bytes]":
@@ -477,8 +478,7 @@ def pooled(runs: Sequence[Run]) -> Pooled:
 
 def quantile(values: NDArray[np.float64], share: float) -> float:
     """Return the order statistic that at least this share of the values does not exceed."""
-    place = max(0, ceil(share * len(values)) - 1)
-    return float(np.partition(values, place)[place])
+    return float(np.quantile(values, share, method="inverted_cdf"))
 
 
 def interval(found: Pooled, share: float) -> tuple[float, float]:
@@ -540,22 +540,32 @@ def plot_tails(file: Path, panels: Mapping[str, Mapping[str, Pooled]], note: str
 
 # The command
 
-DataDir = Annotated[Path, Option("The folder of Banking77: train.csv, test.csv.", metavar="DIR")]
-Packages = Annotated[
-    Path, Option("The folder of the packages that examples/real/minilm.py names.", metavar="DIR")
-]
-Seeds = Annotated[int, Option("Seeds, from SEED on.", ge=1)]
 ABOUT = f"{RATE:g} queries a second to four instances on two cores; {DIFFER:.1%} may differ."
 
 
-def real(
-    data_dir: DataDir = Path("banking77"),
-    packages: Packages = Path("packages"),
-    out: OutFolder = Path("lab/results"),
-    work: Work = Path("runs/real"),
-    seed: Seed = 1,
-    seeds: Seeds = 1,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The options of a comparison where nothing is emulated."""
+
+    data_dir: Path = option(
+        Path("banking77"), "The folder of Banking77: train.csv, test.csv.", metavar="DIR"
+    )
+    packages: Path = option(
+        Path("packages"),
+        "The folder of the packages that examples/real/minilm.py names.",
+        metavar="DIR",
+    )
+    out: OutFolder = Path("lab/results")
+    work: Work = Path("runs/real")
+    seed: Seed = 1
+    seeds: int = option(1, "Seeds, from SEED on.", ge=1)
+
+    @property
+    def all_seeds(self) -> range:
+        return range(self.seed, self.seed + self.seeds)
+
+
+def real(options: Comparison) -> None:
     """Compare contestants where nothing is emulated: texts, model, servers and slowness are real.
 
     One table is of the seeds with an outage, one of the others. Times in ms. A quantile is left out
@@ -563,18 +573,15 @@ def real(
     the queries that are late without help. Servers start once; runs are kept in the folder for
     intermediate results until the code changes.
     """
-    texts = prepare(data_dir, packages, work)
-    runs = asyncio.run(compare(work, texts, range(seed, seed + seeds), _contestants))
+    texts, out = prepare(options), options.out
+    runs = asyncio.run(compare(options.work, texts, options.all_seeds, _contestants))
     for name, outage in (("spells", False), ("outage", True)):
-        chosen = [each for each in range(seed, seed + seeds) if has_outage(each) == outage]
+        chosen = [each for each in options.all_seeds if has_outage(each) == outage]
         if not chosen:
             continue
-        results = {
-            contestant: pooled([found[each] for each in chosen])
-            for contestant, found in runs.items()
-        }
+        results = {who: pooled([found[each] for each in chosen]) for who, found in runs.items()}
         late = results[BASELINE].latencies > LATE
-        rows = [row_of(contestant, found, late, texts) for contestant, found in results.items()]
+        rows = [row_of(who, found, late, texts) for who, found in results.items()]
         title = f"Nothing is emulated, {name}: {len(chosen)} seeds"
         about = {"rate": RATE, "differ": DIFFER, "seeds": chosen, "spells": spells_in(chosen)}
         report(title, rows, out / f"real-{name}.json", **about)
@@ -584,14 +591,15 @@ def real(
 BASELINE = "no help, Triton"
 
 
-def prepare(data_dir: Path, packages: Path, work: Path) -> Texts:
+def prepare(options: Comparison) -> Texts:
     """Make the model, the bundle with a stand-in, and that with the model in int8 as the stand-in,
     unless they are there; return the test texts."""
-    examples, model, inputs = ROOT / "examples" / "real", work / "model.onnx", work / "inputs.npz"
+    work = options.work
+    model, inputs = work / "model.onnx", work / "inputs.npz"
     if not (work / "labels.npy").exists():
-        given = ("--packages", str(packages))
-        _example(examples / "minilm_l6.py", *given)
-        _example(examples / "banking77.py", *given, "--data", str(data_dir), "--out", str(work))
+        _example("minilm_l6.py", "--packages", options.packages)
+        data = ("--data", options.data_dir, "--out", work)
+        _example("banking77.py", "--packages", options.packages, *data)
     if not (work / "protected").exists():
         with progress_bars() as bars:
             protect(model, inputs, out=work / "protected", minutes=MINUTES, callbacks=bars)
@@ -599,13 +607,11 @@ def prepare(data_dir: Path, packages: Path, work: Path) -> Texts:
         bundle = open_bundle(work / "protected")
         signature = bundle.manifest.deployed.signature
         quantize_dynamic(model, work / "int8.onnx", weight_type=QuantType.QInt8)
-        made = NewModel(work / "int8.onnx", "int8", signature=signature)
-        envelope = bundle.envelope()
         write_bundle(
             work / "int8",
             deployed=bundle.stored(bundle.manifest.deployed),
-            backup=made,
-            envelope=envelope,
+            backup=NewModel(work / "int8.onnx", "int8", signature=signature),
+            envelope=bundle.envelope(),
         )
         calibrate(work / "int8", inputs)
     if not (work / "repository").exists():
@@ -614,9 +620,10 @@ def prepare(data_dir: Path, packages: Path, work: Path) -> Texts:
     return Texts(work)
 
 
-def _example(program: Path, *arguments: str) -> None:
-    click.echo(program.name, err=True)
-    subprocess.run([sys.executable, str(program), *arguments], check=True)
+def _example(name: str, *arguments: str | Path) -> None:
+    click.echo(name, err=True)
+    program = ROOT / "examples" / "real" / name
+    subprocess.run([sys.executable, program, *arguments], check=True)
 
 
 Contestants = Callable[[AsyncExitStack, Path, Texts], Awaitable[dict[str, Contestant]]]
@@ -666,8 +673,8 @@ async def tritons(stack: AsyncExitStack, work: Path) -> tuple[list[int], list[in
     """Start the instances; return their process ids, their ports, and clients."""
     pids, ports, clients = list[int](), list[int](), list[Client]()
     for number in range(INSTANCES):
-        with _on_core(number):
-            port, _, pid = stack.enter_context(triton((work / "repository").resolve()))
+        repository = (work / "repository").resolve()
+        port, _, pid = stack.enter_context(triton(repository, on_core(number)))
         pids.append(pid)
         ports.append(port)
         clients.append(await stack.enter_async_context(Client(f"http://127.0.0.1:{port}")))
@@ -701,9 +708,9 @@ async def _contestants(stack: AsyncExitStack, work: Path, texts: Texts) -> dict[
         },
         "Late behind Envoy": raced(proxied, texts, late("protected")),
     }
-    contestants = {name: Contestant(ask, fleet, pids) for name, ask in asks.items()}
-    contestants |= {
-        name: Contestant(ask, fleet, pids, (proxy,)) for name, ask in through_envoy.items()
+    contestants = {
+        **{name: Contestant(ask, fleet, pids) for name, ask in asks.items()},
+        **{name: Contestant(ask, fleet, pids, (proxy,)) for name, ask in through_envoy.items()},
     }
     for policy in ("none", "hedging", "adaptive"):
         options = ServeOptions(
@@ -711,23 +718,10 @@ async def _contestants(stack: AsyncExitStack, work: Path, texts: Texts) -> dict[
             instances=INSTANCES,
             port=0,
             differ=DIFFER if policy == "adaptive" else None,
-            placements=tuple(
-                Placement(("taskset", "-c", str(each % CORES))) for each in range(INSTANCES)
-            ),
+            placements=tuple(Placement(on_core(each)) for each in range(INSTANCES)),
         )
         server = await stack.enter_async_context(served(work / "protected", options))
         client = await stack.enter_async_context(Client(server.message))
         own = Fleet([client], texts)
         contestants[f"parm serve, {policy}"] = Contestant(own.plain, own, [server.pid])
     return contestants
-
-
-@contextmanager
-def _on_core(number: int) -> Iterator[None]:
-    """Let what starts while the context lasts run on one core only."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {number % CORES})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)

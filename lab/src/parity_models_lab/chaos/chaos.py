@@ -20,14 +20,16 @@ import msgspec
 from parity_models.errors import ServingError, UserError
 from parity_models.options import option
 from parity_models.serving.client import Client
-from parity_models_lab.chaos.known_model import INPUTS, SLOW, liar, write_known_model
 from parity_models_lab.chaos.server import (
     DESCRIPTORS,
+    INPUTS,
     INSTANCES,
-    RESULTS,
+    SLOW,
     Engine,
     TestedServer,
+    liar,
     metric,
+    write_known_model,
 )
 from parity_models_lab.chaos.traffic import (
     BURST_ROWS,
@@ -227,7 +229,7 @@ def chaos(
     engine: Engine = option(Engine.LOCAL, "What runs the models."),
     minutes: float = option(5.0, "About how long.", unit="min", ge=0.01),
     seed: Seed = 0,
-    out: OutFolder = RESULTS,
+    out: OutFolder = Path("runs/chaos"),
     events: str | None = option(
         None,
         "Only these, separated by commas; lab/notes/reliability.md lists them.",

@@ -19,8 +19,15 @@ from parity_models.serving.client import Client, ClientError, StatusError
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.grpc.protos import ModelInferRequest, ModelInferResponse
 from parity_models.serving.protocol import HEADER_LENGTH, read_response, write_request
-from parity_models_lab.chaos.known_model import INPUTS, LONG, MODEL, OUTPUTS, Floats
-from parity_models_lab.chaos.server import POISON, TestedServer
+from parity_models_lab.chaos.server import (
+    INPUTS,
+    LONG,
+    MODEL,
+    OUTPUTS,
+    POISON,
+    Floats,
+    TestedServer,
+)
 from parity_models_lab.results import Row
 from parity_models_lab.served import post
 

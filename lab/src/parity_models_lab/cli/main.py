@@ -47,9 +47,8 @@ _MODULES = {
     "train": "deployed",
     "promises": "gates",
     **dict.fromkeys(COMMANDS["Break"], "chaos.{}"),
-    "latency": "latency.reproduce",
+    **dict.fromkeys(("latency", "validation"), "latency.reproduce"),
     "rivals": "latency.reproduce_rivals",
-    "validation": "latency.validation",
     "late": "late_calls",
 }
 """Modules of commands, where they are not called like them."""

@@ -18,16 +18,13 @@ from typing import Any
 
 from parity_models.roles import DEPLOYED
 from parity_models.simulation.simulation import Driver, Instance
-from parity_models_lab.contention.transfers import QUEUE, RATE, Leg, Traffic
+from parity_models_lab.contention import BURST, QUEUE, RATE, Leg, Traffic
 
 SEGMENT, FRAME = 1448, 1514
 """Bytes of data in a segment of TCP, and of the frame that it takes."""
 
 DATA_RATE, LIMIT = RATE / 8 * SEGMENT / FRAME, QUEUE * SEGMENT / FRAME
 """Of a queue that is counted in bytes of data: those that it lets through a second, and holds."""
-
-BURST = 70_000
-"""Bytes that a link lets through at once after a rest."""
 
 FIRST_WINDOW = 10
 """Segments that a connection begins with, and again after a rest (RFC 6928)."""

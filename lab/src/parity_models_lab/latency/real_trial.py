@@ -19,7 +19,7 @@ from parity_models.roles import DEPLOYED, Source
 from parity_models.serving.engine import Placement
 from parity_models.serving.server import ServeOptions
 from parity_models.training.export import export, floats
-from parity_models_lab.contention.network import FRONTEND_ADDRESS, enter, shuffling, star
+from parity_models_lab.contention import FRONTEND_ADDRESS, enter, shuffling, star
 from parity_models_lab.latency.trial import (
     OUTPUT_SHAPE,
     QUERY_SHAPE,

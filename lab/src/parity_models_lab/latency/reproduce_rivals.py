@@ -6,7 +6,7 @@ and not computed from the gate.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from importlib import resources
 from itertools import product
@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
 
 from parity_models.documents import read_json
 from parity_models.load.spec import read_trace
@@ -95,40 +96,43 @@ def predictions() -> Predictions:
     return read_json(PREDICTIONS.read_bytes(), Predictions)
 
 
-class Drawn(DriverOnLinks):
-    """A driver whose stand-in may not answer the queries that are `refused` (n,), and has the
-    `doubts` (n,) in its outputs or, if it `learns`, those of their `confidence` (n,); `differs`
-    (n,) is the truth."""
+class Draws(NamedTuple):
+    """A stand-in's outputs for n queries: whether its gate refuses them, whether they differ in
+    truth, and how doubtful they are; if it `learns`, it judges them by their confidence."""
 
-    def __init__(
-        self,
-        refused: NDArray[np.bool_],
-        doubts: NDArray[np.float64],
-        differs: NDArray[np.bool_],
-        confidence: NDArray[np.float64],
-        learns: Doubts | None,
-        *others: Any,
-    ) -> None:
-        self._refused, self._given, self._differs = refused, doubts, differs
-        self._confidence, self._learns = confidence, learns
+    refused: NDArray[np.bool_]
+    differs: NDArray[np.bool_]
+    doubts: NDArray[np.float64]
+    confidence: NDArray[np.float64]
+    learns: Doubts | None
+
+
+class Drawn(DriverOnLinks):
+    """A driver whose stand-in has these outputs."""
+
+    def __init__(self, draws: Draws, *others: Any) -> None:
+        self._draws = draws
         super().__init__(*others)
         self._do[Audited] = self._audited
 
     def _refuses(self, query: int, source: Source) -> bool:
-        return bool(self._refused[query])
+        return bool(self._draws.refused[query])
 
     def _doubt(self, query: int, source: Source) -> float:
-        if self._learns is not None:
-            return float(self._learns.of(self._confidence[query]))
-        return float(self._given[query])
+        draws = self._draws
+        if draws.learns is None:
+            return float(draws.doubts[query])
+        return float(draws.learns.of(draws.confidence[query]))
 
     def _audited(self, action: Audited) -> None:
-        if self._learns is not None:
-            sure, differs = self._confidence[action.query], bool(self._differs[action.query])
-            if not action.late:
-                self._learns.compared(sure, differed=differs)
-            if action.answered:
-                self._learns.audited(sure, differed=differs)
+        _, differs, _, confidence, learns = self._draws
+        if learns is None:
+            return
+        sure, differed = confidence[action.query], bool(differs[action.query])
+        if not action.late:
+            learns.compared(sure, differed=differed)
+        if action.answered:
+            learns.audited(sure, differed=differed)
 
 
 class Candidate(NamedTuple):
@@ -162,17 +166,10 @@ class Found(NamedTuple):
 
 def hindsight(confidence: NDArray[np.float64], differs: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return the doubts (n,) that are right for these very outputs: the share that differs, among
-    those of about the same confidence (isotonic regression, by pooling adjacent violators)."""
-    pools: list[list[float]] = []  # differing, all; ascending confidence
+    those of about the same confidence (isotonic regression)."""
     order = np.argsort(confidence, kind="stable")
-    for each in differs[order].tolist():
-        pools.append([float(each), 1.0])
-        while len(pools) > 1 and pools[-2][0] * pools[-1][1] < pools[-1][0] * pools[-2][1]:
-            differing, count = pools.pop()
-            pools[-1][0] += differing
-            pools[-1][1] += count
     doubts = np.empty(len(order))
-    doubts[order] = np.concatenate([np.full(int(n), d / n) for d, n in pools])
+    doubts[order] = isotonic_regression(differs[order], increasing=False).x
     return np.minimum(1.0, doubts + 1e-5)
 
 
@@ -217,15 +214,9 @@ def simulate_run(run: Candidate, seed: int, queries: int, traces: Traces) -> Fou
             cautions.append(learns.factor)
         learns.change(run.budget)
     rows = served[rng.integers(len(served), size=count)]
-    drawn: Callable[..., Drawn] = partial(
-        Drawn,
-        confidence[rows] < run.threshold,
-        doubts[rows],
-        differs[rows],
-        confidence[rows],
-        learns,
-    )
-    driver = partial(drawn, setting.links(seed))
+    refused = confidence[rows] < run.threshold
+    draws = Draws(refused, differs[rows], doubts[rows], confidence[rows], learns)
+    driver = partial(Drawn, draws, setting.links(seed))
     result = simulation.run(*trial.policy.build(trial.stand_ins), driver=driver)
     sources = result.sources[WARM_UP:]
     stood_in = sources == SOURCES.index(Source.BACKUP)

@@ -1,1 +1,0 @@
-"""Contention, for real: shuffles on shaped links, and a slower processor."""
