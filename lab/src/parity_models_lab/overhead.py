@@ -255,7 +255,7 @@ def _requests(bundle: Bundle) -> Mapping[str, bytes]:
     """Return a request for one row by protocol: all that is sent over HTTP, and gRPC's message."""
     name = bundle.manifest.name
     (tensor,) = bundle.manifest.deployed.signature.smallest.input.tensors
-    row = _rows(tensor, 1)
+    row = rows_like(tensor, 1)
     body, head = write_request({tensor.name: row})
     message = pb.ModelInferRequest(model_name=name, raw_input_contents=[row.tobytes()])
     message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=row.shape)
@@ -330,7 +330,7 @@ def generated(input: TensorSpec) -> Iterator[tuple[Bundle, Bundle]]:
         mean = nn.AvgPool2d((input.shape[0], 1))
         ids = nn.Embedding(WORDS, 32), mean, nn.Flatten(), nn.Linear(32, CLASSES)
         model, parity, backup = nn.Sequential(*ids), "text@32", "text@32"
-    queries = _rows(input, min(MAX_QUERIES, MAX_BYTES // _rows(input, 1).nbytes))
+    queries = rows_like(input, min(MAX_QUERIES, MAX_BYTES // rows_like(input, 1).nbytes))
     with tempfile.TemporaryDirectory(prefix="parm-lab-") as folder:
         file = Path(folder, "model.onnx")
         file.write_bytes(export(model, [Tensor(input.name, input.datatype, input.shape)]))
@@ -340,7 +340,7 @@ def generated(input: TensorSpec) -> Iterator[tuple[Bundle, Bundle]]:
         yield bundle, train_backup(bundle, queries, out=backed, network=backup, options=options)
 
 
-def _rows(input: TensorSpec, count: int) -> np.ndarray[Any, Any]:
+def rows_like(input: TensorSpec, count: int) -> np.ndarray[Any, Any]:
     """Draw rows for an input, each of one of CLASSES kinds, which are the same for any count."""
     rng = np.random.default_rng(0)
     if input.dtype.kind == "i":

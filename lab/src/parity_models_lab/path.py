@@ -14,7 +14,7 @@ from parity_models.errors import LoadError
 from parity_models.serving.client import model_path
 from parity_models.serving.protocol import write_request
 from parity_models.serving.server import serve
-from parity_models_lab.overhead import MLP, generated
+from parity_models_lab.overhead import MLP, generated, rows_like
 from parity_models_lab.results import Out, Row, report
 
 WARM_UP, COUNTED = 100, 50
@@ -50,7 +50,7 @@ def path(out: Out = None) -> None:
 
 def _ask(client: http.client.HTTPConnection, bundle: Bundle, calls: Counter[str]) -> Counter[str]:
     before, name = calls.copy(), bundle.manifest.deployed.signature.inputs[0].name
-    body, head = write_request({name: MLP.zeros(1)})
+    body, head = write_request({name: rows_like(MLP, 1)})
     client.request("POST", f"{model_path(bundle.manifest.name)}/infer", body, dict(head))
     answer = client.getresponse()
     if answer.read() and answer.status != 200:
