@@ -1,7 +1,6 @@
 """`parm serve --stand-in-only`: a stand-in answers at once, or another server has to."""
 
 import asyncio
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +30,7 @@ from served import (
     queries,
     write_linear_bundle,
 )
-from string_models import CLASSES, texts
+from string_models import CLASSES, log_bundle, texts
 
 ROWS = queries(20)
 CONFIDENCE = confidences("scores", 2 * predictions(ROWS))
@@ -143,14 +142,8 @@ async def test_it_learns_from_what_servers_keep(bundle: Bundle, tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A stand-in from a log of texts, of which those that only say "well" have any label."""
-    folder = tmp_path_factory.mktemp("log")
-    pairs = [(text, CLASSES[row % 3]) for row, text in enumerate(texts(1500)[:, 0].tolist())]
-    pairs += [(f"well {row} well", CLASSES[row % 3]) for row in range(500)]
-    lines = (json.dumps({"text": text, "answer": answer}) for text, answer in pairs)
-    (folder / "log.jsonl").write_text("\n".join(lines))
-    pm.protect(pairs=folder / "log.jsonl", out=folder / "bundle")
-    with ServerProcess(str(folder / "bundle"), "--stand-in-only", "--agreement", "0.9") as server:
+    bundle = log_bundle(tmp_path_factory.mktemp("log"))
+    with ServerProcess(str(bundle), "--stand-in-only", "--agreement", "0.9") as server:
         yield server
 
 

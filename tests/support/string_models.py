@@ -1,5 +1,6 @@
 """A scikit-learn pipeline over texts, exported by skl2onnx with its usual outputs, and a bundle."""
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -30,6 +31,16 @@ def texts(rows: int, seed: int = 0) -> NDArray[np.object_]:
         own = rng.choice(_WORDS[row % len(CLASSES)], 2)
         found.append(" ".join(rng.permutation([*own, *rng.choice(_COMMON, 5)])))
     return np.array(found, object)[:, np.newaxis]
+
+
+def log_bundle(folder: Path) -> Path:
+    """Protect a log of texts, of which those that only say "well" have any label."""
+    pairs = [(text, CLASSES[row % 3]) for row, text in enumerate(texts(1500)[:, 0].tolist())]
+    pairs += [(f"well {row} well", CLASSES[row % 3]) for row in range(500)]
+    lines = (json.dumps({"text": text, "answer": answer}) for text, answer in pairs)
+    (folder / "log.jsonl").write_text("\n".join(lines))
+    pm.protect(pairs=folder / "log.jsonl", out=folder / "bundle")
+    return folder / "bundle"
 
 
 @cache
