@@ -444,6 +444,24 @@ async def test_a_form_that_cannot_read_or_make_an_answer_loses_no_good_one(
             await late(target, ROWS)
 
 
+@pytest.mark.parametrize("error", [StopIteration, GeneratorExit])
+async def test_no_error_of_the_users_functions_leaves_a_call_waiting(
+    bundle: Bundle, error: type[BaseException]
+) -> None:
+    """Of no class: a panic in Rust is no Exception, and no future can hold StopIteration."""
+
+    def raises(*_: Any) -> Any:
+        raise error
+
+    target = Target()
+    target.fails = True
+    async with asyncio.timeout(60), Late(bundle, differ=1, form=Form(raises, raises)) as late:
+        with pytest.raises((error, RuntimeError)):
+            await late(target, ROWS)
+        with pytest.raises(RefusedError):
+            await late(target, raises)
+
+
 # Queries of unequal length, several outputs, outputs that are text
 
 

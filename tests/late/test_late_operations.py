@@ -322,6 +322,19 @@ def test_a_forked_process_goes_on_with_threads_of_its_own(bundle: Bundle, tmp_pa
         assert late.call(lambda: MODEL, ROWS).source == "model"
 
 
+def test_a_blocking_call_that_ends_its_thread_ends_no_other(bundle: Bundle) -> None:
+    def exits() -> Any:
+        raise SystemExit(3)
+
+    with Late(bundle) as late:
+        for _ in range(2):
+            with pytest.raises(SystemExit):
+                late.call(exits, ROWS)
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            late.call(lambda: next(iter(())), ROWS)
+        assert late.call(lambda: MODEL, ROWS).source == "model"
+
+
 def test_several_threads_have_an_event_loop_each(bundle: Bundle) -> None:
     """As asynchronous views of Flask and Django have."""
     failures: list[BaseException] = []
