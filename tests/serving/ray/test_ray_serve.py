@@ -113,7 +113,7 @@ def test_the_command_of_the_example_serves_it(url: str, bundle: Path) -> None:
         said = {"label": "card_arrival", "source": "model", "agreement": 1.0}
         return answer.is_success and answer.json() == said
 
-    command = [Path(sys.executable).parent / "serve", "run", "front:app", f"bundle={bundle}"]
+    command = [f"{Path(sys.executable).parent}/serve", "run", "front:app", f"bundle={bundle}"]
     cluster = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     with subprocess.Popen(command, cwd=EXAMPLE, env=os.environ | cluster) as process:
         try:
