@@ -346,6 +346,7 @@ async def test_mistakes_are_told_at_once(bundle: Bundle, tmp_path: Path) -> None
     binary = httpx.Response(200, content=b'{"outputs": []}\x80\x81')
     wrong: list[tuple[Callable[[], Any], Any, type[Exception], str]] = [
         (Target(), queries(1)[:, :5], DataError, "784"),
+        (Target(), [[1.0, 2.0], [3.0]], DataError, "rows of unequal shapes"),
         (stream, ROWS, UserError, "gave a stream and not an awaitable"),
         (lambda: MODEL, ROWS, UserError, "Late.call for calls that block"),
     ]
