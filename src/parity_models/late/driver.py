@@ -164,18 +164,18 @@ class Driver:
 
     def _answer(self, doubt: float) -> None:
         """Answer with the backup's output, and compare it now and then."""
-        kind, client, output, call = self._kind, self._client, self._output, self._original
+        kind, client, output = self._kind, self._client, self._output
         codec = self._codec or kind.codec
         assert output is not None
         assert codec is not None
         client.counts[Source.BACKUP] += 1
         self._tell("answer", Source.BACKUP)
         if not self._failed and client.draws():
-            if call is None:
+            if self._original is None:
                 self._ask_model()
-            call = self._original
-            assert call is not None
-            kind.compare_later(call, *self._running.pop(call), output.made, codec)
+            call = next(iter(self._running), None)  # a copy, if the call itself has failed
+            if call is not None:
+                kind.compare_later(call, *self._running.pop(call), output.made, codec)
         make = partial(codec.make, output.outputs)
         self._result.set_result(LateAnswer(make, Source.BACKUP, round(1 - doubt, 6)))
 
