@@ -3,8 +3,8 @@
 import asyncio
 import importlib
 import subprocess
-from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from parity_models.bundle.bundle import Bundle
 from parity_models.trust.gate import confidences
 from ports import free_ports
 from served import INFER, gated_bundle, infer_message, predictions, queries
+from string_models import CLASSES, log_bundle, texts
 
 pytestmark = pytest.mark.servers
 
@@ -39,11 +40,12 @@ Route = dict[str, Any]
 
 
 class Model:
-    """A model server that answers at once, unless it is told to wait."""
+    """A model server, and a classifier, that answers at once, unless it is told to wait or fail."""
 
     def __init__(self) -> None:
         self.may_answer = asyncio.Event()
         self.may_answer.set()
+        self.fails = False
 
     async def infer(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -53,6 +55,12 @@ class Model:
         output = {"name": "output", "datatype": "FP32", "shape": [len(rows), 10]}
         output["data"] = predictions(rows).ravel().tolist()
         return web.json_response({"model_name": "model", "outputs": [output]})
+
+    async def classify(self, request: web.Request) -> web.Response:
+        await self.may_answer.wait()
+        if self.fails:
+            return web.json_response({"error": "no"}, status=500)
+        return web.json_response([{"label": "model's", "score": 1.0}])
 
 
 @pytest.fixture(scope="module")
@@ -88,17 +96,18 @@ def envoy(document: dict[str, Any], folder: Path, *arguments: str) -> subprocess
         )
 
 
-@pytest.fixture
+@asynccontextmanager
 async def proxied(
-    bundle: Bundle, tmp_path: Path
+    bundle: Bundle | Path, tmp_path: Path, **options: Any
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Model, str]]:
     """A client of the proxy, the model behind it, and the URL of the stand-ins."""
     model, app = Model(), web.Application(client_max_size=2**24)
     app.router.add_post("/v2/models/model/infer", model.infer)
+    app.router.add_post("/classify", model.classify)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    async with pm.serve(bundle, stand_in_only=True, instances=2, port=0) as stand_ins:
+    async with pm.serve(bundle, stand_in_only=True, instances=2, port=0, **options) as stand_ins:
         (front,) = free_ports(1)
         document = configuration()
         (listener,) = document["static_resources"]["listeners"]
@@ -146,28 +155,56 @@ async def refusals(url: str) -> float:
     return sum(float(each.split()[-1]) for each in lines)
 
 
-async def test_the_stand_in_answers_what_is_late_and_sure(
-    proxied: tuple[httpx.AsyncClient, Model, str],
-) -> None:
-    client, model, stand_ins = proxied
-    for rows in (SURE[:2], UNSURE[:2]):
-        status, found = await ask(client, rows)
-        assert status == 200
-        np.testing.assert_allclose(found, predictions(rows), rtol=1e-3, atol=1e-5)
-    model.may_answer.clear()
-    status, found = await ask(client, SURE[:2])
-    assert status == 200
-    np.testing.assert_allclose(found, 2 * predictions(SURE[:2]), rtol=1e-3, atol=1e-5)
-    before = await refusals(stand_ins)
-    waiting = asyncio.ensure_future(ask(client, UNSURE[:2]))
+async def refused(stand_ins: str, call: Coroutine[Any, Any, Any]) -> asyncio.Future[Any]:
+    """Make a call until the stand-in has refused it: its 503 is dropped, and the proxy waits on."""
+    before, waiting = await refusals(stand_ins), asyncio.ensure_future(call)
     async with asyncio.timeout(PATIENCE):
         while await refusals(stand_ins) == before:
             await asyncio.sleep(0.05)
-    assert not waiting.done()  # the stand-in's 503 is dropped, and the proxy waits on
-    model.may_answer.set()
-    status, found = await waiting
-    assert status == 200
-    np.testing.assert_allclose(found, predictions(UNSURE[:2]), rtol=1e-3, atol=1e-5)
+    assert not waiting.done()
+    return waiting
+
+
+async def test_the_stand_in_answers_what_is_late_and_sure(bundle: Bundle, tmp_path: Path) -> None:
+    async with proxied(bundle, tmp_path) as (client, model, stand_ins):
+        for rows in (SURE[:2], UNSURE[:2]):
+            status, found = await ask(client, rows)
+            assert status == 200
+            np.testing.assert_allclose(found, predictions(rows), rtol=1e-3, atol=1e-5)
+        model.may_answer.clear()
+        status, found = await ask(client, SURE[:2])
+        assert status == 200
+        np.testing.assert_allclose(found, 2 * predictions(SURE[:2]), rtol=1e-3, atol=1e-5)
+        waiting = await refused(stand_ins, ask(client, UNSURE[:2]))
+        model.may_answer.set()
+        status, found = await waiting
+        assert status == 200
+        np.testing.assert_allclose(found, predictions(UNSURE[:2]), rtol=1e-3, atol=1e-5)
+
+
+async def test_a_classifier_that_is_late_or_fails_is_answered_by_its_stand_in(
+    tmp_path: Path,
+) -> None:
+    """As for vLLM's semantic router, which asks Envoy."""
+    bundle = log_bundle(tmp_path)
+    async with proxied(bundle, tmp_path, agreement=0.9) as (client, model, stand_ins):
+
+        async def ask(text: str) -> tuple[int, Any]:
+            response = await client.post("/classify", json={"inputs": text})
+            return response.status_code, response.json()
+
+        models = 200, [{"label": "model's", "score": 1.0}]
+        (sure,), unsure = texts(1, seed=4)[0], "well 7 well"
+        assert await ask(sure) == await ask(unsure) == models
+        model.may_answer.clear()
+        status, scores = await ask(sure)
+        assert (status, scores[0]["label"]) == (200, CLASSES[0])
+        waiting = await refused(stand_ins, ask(unsure))
+        model.may_answer.set()
+        assert await waiting == models
+        model.fails = True
+        assert await ask(sure) == (200, scores)
+        assert (await ask(unsure))[0] == 503
 
 
 def merge(into: Any, patch: Any) -> Any:

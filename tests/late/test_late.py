@@ -346,6 +346,7 @@ async def test_mistakes_are_told_at_once(bundle: Bundle, tmp_path: Path) -> None
     binary = httpx.Response(200, content=b'{"outputs": []}\x80\x81')
     wrong: list[tuple[Callable[[], Any], Any, type[Exception], str]] = [
         (Target(), queries(1)[:, :5], DataError, "784"),
+        (Target(), [[1.0, 2.0], [3.0]], DataError, "rows of unequal shapes"),
         (stream, ROWS, UserError, "gave a stream and not an awaitable"),
         (lambda: MODEL, ROWS, UserError, "Late.call for calls that block"),
     ]
@@ -442,6 +443,24 @@ async def test_a_form_that_cannot_read_or_make_an_answer_loses_no_good_one(
         target.fails = True
         with pytest.raises(KeyError):
             await late(target, ROWS)
+
+
+@pytest.mark.parametrize("error", [StopIteration, GeneratorExit])
+async def test_no_error_of_the_users_functions_leaves_a_call_waiting(
+    bundle: Bundle, error: type[BaseException]
+) -> None:
+    """Of no class: a panic in Rust is no Exception, and no future can hold StopIteration."""
+
+    def raises(*_: Any) -> Any:
+        raise error
+
+    target = Target()
+    target.fails = True
+    async with asyncio.timeout(60), Late(bundle, differ=1, form=Form(raises, raises)) as late:
+        with pytest.raises((error, RuntimeError)):
+            await late(target, ROWS)
+        with pytest.raises(RefusedError):
+            await late(target, raises)
 
 
 # Queries of unequal length, several outputs, outputs that are text

@@ -164,3 +164,11 @@ async def test_other_requests_pass_untouched(bundle: Bundle, request_: dict[str,
             assert target.requests.pop() is request
             assert "x-parm-source" not in response.headers
         assert not late.counts["calls"]
+
+
+def test_a_streamed_request_passes_unread(bundle: Bundle) -> None:
+    target = HttpTarget()
+    with pm.Late(bundle) as late:
+        with httpx.Client(transport=pm.LateTransport(late, "model", target)) as client:
+            client.post(f"http://a{INFER}", content=iter([json.dumps(MESSAGE).encode()]))
+        assert (len(target.requests), late.counts["calls"]) == (1, 0)

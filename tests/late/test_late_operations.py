@@ -24,6 +24,7 @@ from parity_models import Late, LateEvent, UserError
 from parity_models.bundle.backup import GatedBackup, Refusal
 from parity_models.bundle.bundle import Bundle
 from parity_models.bundle.onnx_model import run_options
+from parity_models.late import client as client_module
 from parity_models.late.metrics import opentelemetry, prometheus
 from parity_models.late.servers import FORGET, Servers
 
@@ -72,6 +73,23 @@ async def test_copies_go_to_other_servers_and_a_dead_one_is_left_alone() -> None
     dead.hangs, dead.fails = False, True
     with pytest.raises(RefusedError):
         await late(lambda server: server())
+
+
+async def test_a_stand_in_answers_and_is_compared_while_a_copy_of_a_failed_call_hangs(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "due", lambda *_: True)
+    target, other = Target(), Target()
+    async with Late(bundle, differ=1, servers=["a", "b"], copies=1, cpu=1) as late:
+        await learned(late, lambda _: target())
+        target.fails = other.hangs = True
+        race = in_turn(target, other)
+        answer = await asyncio.wait_for(late(lambda _: race(), ROWS), 60)
+        assert answer.source == "backup"
+        compared = late.counts["compared late"]
+        other.released.set()
+        await asyncio.sleep(0.01)
+        assert late.counts["compared late"] == compared + 1
 
 
 def test_blocking_calls_are_given_their_server() -> None:
@@ -319,6 +337,19 @@ def test_a_forked_process_goes_on_with_threads_of_its_own(bundle: Bundle, tmp_pa
         asker.join()
         release.set()
         caller.join()
+        assert late.call(lambda: MODEL, ROWS).source == "model"
+
+
+def test_a_blocking_call_that_ends_its_thread_ends_no_other(bundle: Bundle) -> None:
+    def exits() -> Any:
+        raise SystemExit(3)
+
+    with Late(bundle) as late:
+        for _ in range(2):
+            with pytest.raises(SystemExit):
+                late.call(exits, ROWS)
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            late.call(lambda: next(iter(())), ROWS)
         assert late.call(lambda: MODEL, ROWS).source == "model"
 
 

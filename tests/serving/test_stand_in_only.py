@@ -30,7 +30,7 @@ from served import (
     queries,
     write_linear_bundle,
 )
-from string_models import CLASSES, protect_log, texts
+from string_models import CLASSES, log_bundle, texts
 from triton_requests import grpc_input
 
 ROWS = queries(20)
@@ -142,11 +142,7 @@ async def test_it_learns_from_what_servers_keep(bundle: Bundle, tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A stand-in from a log of texts, of which those that only say "well" have any label."""
-    folder = tmp_path_factory.mktemp("log")
-    pairs = [(text, CLASSES[row % 3]) for row, text in enumerate(texts(1500)[:, 0].tolist())]
-    pairs += [(f"well {row} well", CLASSES[row % 3]) for row in range(500)]
-    bundle = protect_log(folder, pairs)
+    bundle = log_bundle(tmp_path_factory.mktemp("log"))
     with ServerProcess(str(bundle), "--stand-in-only", "--agreement", "0.9") as server:
         yield server
 

@@ -1,7 +1,6 @@
 """A scikit-learn pipeline over texts, exported by skl2onnx with its usual outputs, and a bundle."""
 
 import json
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -34,6 +33,16 @@ def texts(rows: int, seed: int = 0) -> NDArray[np.object_]:
     return np.array(found, object)[:, np.newaxis]
 
 
+def log_bundle(folder: Path) -> Path:
+    """Protect a log of texts, of which those that only say "well" have any label."""
+    pairs = [(text, CLASSES[row % 3]) for row, text in enumerate(texts(1500)[:, 0].tolist())]
+    pairs += [(f"well {row} well", CLASSES[row % 3]) for row in range(500)]
+    lines = (json.dumps({"text": text, "answer": answer}) for text, answer in pairs)
+    (folder / "log.jsonl").write_text("\n".join(lines))
+    pm.protect(pairs=folder / "log.jsonl", out=folder / "bundle")
+    return folder / "bundle"
+
+
 @cache
 def pipeline(words: int | None = None) -> Pipeline:
     """A classifier by this many words at most."""
@@ -61,13 +70,6 @@ def exported(words: int | None = None, *, zipmap: bool = False, locale: str = "C
 def predict(rows: NDArray[np.object_]) -> Named:
     """Return the classifier's outputs for texts (n, 1)."""
     return OnnxModel(exported())({"text": rows})
-
-
-def protect_log(folder: Path, pairs: Iterable[tuple[str, str]]) -> Path:
-    """Make a stand-in from a log of texts and labels; return its bundle."""
-    lines = (json.dumps({"text": text, "answer": answer}) for text, answer in pairs)
-    (folder / "log.jsonl").write_text("\n".join(lines))
-    return pm.protect(pairs=folder / "log.jsonl", out=folder / "bundle").path
 
 
 def write_string_bundle(folder: Path) -> Bundle:

@@ -58,6 +58,15 @@ def test_a_repeated_query_counts_once_with_its_commonest_answer(folder: Path) ->
     assert "queries with several answers, of which the commonest counts: 1" in found.notes
 
 
+def test_inputs_are_told_apart_by_their_names_in_any_order(folder: Path) -> None:
+    lines = [
+        {"inputs": {"x": 1, "y": 2}, "answer": "a"},
+        {"inputs": {"y": 1, "x": 2}, "answer": "b"},
+    ]
+    found = read(folder, *lines, {"inputs": {"y": 2, "x": 1}, "answer": "a"})
+    assert [found.inputs[name].tolist() for name in "xy"] == [[1, 2], [2, 1]]
+
+
 def test_queries_are_in_the_order_of_their_first_times(folder: Path) -> None:
     times = {"old": "2026-01-01T00:00:00+00:00", "new": 1.9e9, "middle": "1800000000"}
     lines = [{"text": text, "answer": text, "time": time} for text, time in times.items()]
@@ -88,6 +97,8 @@ def test_a_byte_order_mark_and_line_ends_of_windows_are_no_content(folder: Path)
         (b'{"inputs": {"x": [[1], [1, 2]]}, "answer": "a"}', "line 41"),
         (b'{"inputs": {"x": "a", "y": "b"}, "answer": "a"}', "takes one text"),
         (b'{"text": "x", "answer": "a", "time": "yesterday"}', "yesterday"),
+        (b'{"text": "x", "answer": "a", "time": "nan"}', "a time of nan"),
+        (b'{"inputs": {"x": %b1%b}, "answer": "a"}' % (64 * b"[", 64 * b"]"), "line 41"),
         (b'{"text": "' + b"x" * 2**20 + b'", "answer": "a"}', "more than 1,048,576 bytes"),
         (b'{"text": "' + b"x" * 2**17 + b'", "answer": "a"}', "65536 at most"),
         (b"[" * 100_000, "line 41"),
@@ -149,14 +160,16 @@ def test_csv_is_read_with_any_name_of_the_answer(folder: Path) -> None:
 
 @pytest.mark.parametrize("line", [b"alone", b"\xff,x", b'"' + b"q" * 200_000 + b'",x'])
 def test_an_unreadable_record_is_skipped(folder: Path, line: bytes) -> None:
-    found = read(folder, CSV + line + b"\r\nafter,x\r\n", name="log.csv")
+    found = read(folder, CSV + b"\r\n" + line + b"\r\nafter,x\r\n", name="log.csv")
     assert len(found.answers) == 61
-    assert "1 lines cannot be read" in found.notes[1]
+    assert "1 lines cannot be read as pairs: line 63 (" in found.notes[1]
 
 
 def test_csv_without_texts_is_refused(folder: Path) -> None:
     with pytest.raises(DataError, match=r"has the columns a, b; .* text and answer"):
         read(folder, b"a,b\n1,2\n", name="log.csv")
+    with pytest.raises(DataError, match="lines that end in LF"):
+        read(folder, CSV.replace(b"\r\n", b"\r"), name="log.csv")
 
 
 @given(

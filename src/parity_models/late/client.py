@@ -157,7 +157,7 @@ class Client:
             try:
                 with self.running:
                     output = ask(backup.read(inputs() if callable(inputs) else inputs), run)
-            except Exception as error:  # of rows that do not fit; the call itself goes on
+            except BaseException as error:  # of rows that do not fit; the call itself goes on
                 _log.warning("the backup cannot read the rows: %s", error)
                 return Refusal.FAILED, now() - started
             return output, now() - started

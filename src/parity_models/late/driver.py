@@ -16,6 +16,7 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future
+from functools import partial
 from math import inf
 from types import NoneType
 from typing import Any, NamedTuple
@@ -58,7 +59,8 @@ class Driver:
         self._race = Race(kind.rule, self._arrived, inf, exact=exact)
         self._loop = asyncio.get_running_loop()
         self._result: asyncio.Future[LateAnswer | None] = self._loop.create_future()
-        """The answer; None if the call failed, and nothing answers in its place."""
+        """The answer, of which the backup's value is still to be made; None if the call failed, and
+        nothing answers in its place."""
         self._running: dict[asyncio.Future[Any], tuple[Server | None, float]] = {}
         """The server and the start of each call."""
         self._tried: list[Server] = []
@@ -81,6 +83,8 @@ class Driver:
                 client.counts["calls"] += 1
                 self._carry_out(self._race.begin(now(), self._kind))
             answer = await self._result
+            if answer is not None and answer.source == Source.BACKUP:
+                return answer._replace(value=answer.value())
             if answer is not None:
                 return answer
             assert self._original is not None
@@ -160,24 +164,20 @@ class Driver:
 
     def _answer(self, doubt: float) -> None:
         """Answer with the backup's output, and compare it now and then."""
-        kind, client, output, call = self._kind, self._client, self._output, self._original
+        kind, client, output = self._kind, self._client, self._output
         codec = self._codec or kind.codec
         assert output is not None
         assert codec is not None
         client.counts[Source.BACKUP] += 1
         self._tell("answer", Source.BACKUP)
         if not self._failed and client.draws():
-            if call is None:
+            if self._original is None:
                 self._ask_model()
-            call = self._original
-            assert call is not None
-            kind.compare_later(call, *self._running.pop(call), output.made, codec)
-        try:
-            value = codec.make(output.outputs)
-        except Exception as error:  # of the user's function
-            self._result.set_exception(error)
-            return
-        self._result.set_result(LateAnswer(value, Source.BACKUP, round(1 - doubt, 6)))
+            call = next(iter(self._running), None)  # a copy, if the call itself has failed
+            if call is not None:
+                kind.compare_later(call, *self._running.pop(call), output.made, codec)
+        make = partial(codec.make, output.outputs)
+        self._result.set_result(LateAnswer(make, Source.BACKUP, round(1 - doubt, 6)))
 
     # Events
 

@@ -1,17 +1,14 @@
 """Race the Open Inference Protocol's requests of an httpx client."""
 
 import re
-from datetime import timedelta
-from functools import partial
-from time import monotonic as now
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import msgspec
 
 from parity_models.late.driver import LateAnswer
 from parity_models.late.late import Late
-from parity_models.late.values import arrays_in
+from parity_models.late.values import PlainRequest
 from parity_models.roles import Source
 
 
@@ -20,8 +17,8 @@ class LateTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
 
         httpx.AsyncClient(transport=pm.LateTransport(late, "model", httpx.AsyncHTTPTransport()))
 
-    Requests with parameters or binary tensors, and those for other outputs than stand-ins give, are
-    not raced. Answers have the headers `x-parm-source` and `x-parm-agreement`.
+    Requests with parameters or binary tensors, streamed ones, and those for other outputs than
+    stand-ins give are not raced. Answers have the headers `x-parm-source` and `x-parm-agreement`.
 
     Args:
         late: Makes the calls to this model.
@@ -33,69 +30,50 @@ class LateTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
     def __init__(
         self, late: Late, model: str, transport: httpx.BaseTransport | httpx.AsyncBaseTransport
     ) -> None:
-        self._late, self._inner = late, cast(Any, transport)
+        options: Any = {"transport": transport, "auth": httpx.Auth()}
+        self._late, self._client = late, httpx.Client(**options)
+        self._async_client = httpx.AsyncClient(**options)
         self._path = re.compile(rf".*/v2/models/{re.escape(model)}(/versions/[^/]+)?/infer")
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        def call(*_: Any) -> Any:
-            response = self._inner.handle_request(request)
-            response.read()
-            response.request = request
-            return response
-
-        started, raced = now(), self._path.fullmatch(request.url.path)
-        message = self._message(request.read()) if raced else None
+        message, send = self._message(request), self._client.send
         if message is None:
-            return cast(httpx.Response, self._inner.handle_request(request))
-        return message.response(self._late.call(call, partial(arrays_in, message.inputs)), started)
+            return send(request, stream=True)
+        return _response(message, self._late.call(lambda *_: send(request), message.arrays))
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        async def call(*_: Any) -> Any:
-            response = await self._inner.handle_async_request(request)
-            await response.aread()
-            response.request = request
-            return response
-
-        started, raced = now(), self._path.fullmatch(request.url.path)
-        message = self._message(await request.aread()) if raced else None
+        message, send = self._message(request), self._async_client.send
         if message is None:
-            return cast(httpx.Response, await self._inner.handle_async_request(request))
-        return message.response(await self._late(call, partial(arrays_in, message.inputs)), started)
+            return await send(request, stream=True)
+        return _response(message, await self._late(lambda *_: send(request), message.arrays))
 
-    def _message(self, body: bytes) -> "_Message | None":
+    def _message(self, request: httpx.Request) -> PlainRequest | None:
         """Return a request that stand-ins could answer; None for any other."""
+        if not self._path.fullmatch(request.url.path):
+            return None
         try:
-            message = msgspec.json.decode(body, type=_Message)
-        except msgspec.DecodeError:
+            message = msgspec.json.decode(request.content, type=PlainRequest)
+        except (msgspec.DecodeError, httpx.RequestNotRead):
             return None
-        backup, wanted = self._late._client.backup, message.outputs
-        if backup and (wanted or backup.other_outputs) and wanted != [{"name": backup.output.name}]:
-            return None
-        with_parameters = message.parameters or any("parameters" in x for x in message.inputs)
-        return None if with_parameters else message
+        backup = self._late._client.backup
+        if backup is None or message.outputs == [{"name": backup.output.name}]:
+            return message
+        return None if message.outputs or backup.other_outputs else message
 
     def close(self) -> None:
-        self._inner.close()
+        self._client.close()
 
     async def aclose(self) -> None:
-        await self._inner.aclose()
+        await self._async_client.aclose()
 
 
-class _Message(msgspec.Struct, forbid_unknown_fields=True):
-    """A request for predictions."""
-
-    inputs: list[dict[str, Any]]
-    outputs: list[dict[str, Any]] = []
-    parameters: dict[str, Any] = {}
-    id: str = ""
-    model_name: str = ""
-
-    def response(self, answer: LateAnswer, started: float) -> httpx.Response:
-        """Return the answer to this request, which was sent at `started`."""
-        response: httpx.Response = answer.value
-        if answer.source == Source.BACKUP and self.id:
-            response = httpx.Response(200, json={"id": self.id, **response.json()})
-        response.headers.setdefault("x-parm-source", answer.source)
-        response.headers.setdefault("x-parm-agreement", f"{answer.agreement:.6g}")
-        response.elapsed = timedelta(seconds=now() - started)
-        return response
+def _response(message: PlainRequest, answer: LateAnswer) -> httpx.Response:
+    """Return the answer to a request, with headers that name its source."""
+    response: httpx.Response = answer.value
+    if answer.source == Source.BACKUP:  # unread, so that the client measures `elapsed`
+        body = response.json() | ({"id": message.id} if message.id else {})
+        stream = httpx.ByteStream(msgspec.json.encode(body))
+        response = httpx.Response(200, headers={"content-type": "application/json"}, stream=stream)
+    response.headers.setdefault("x-parm-source", answer.source)
+    response.headers.setdefault("x-parm-agreement", f"{answer.agreement:.6g}")
+    return response

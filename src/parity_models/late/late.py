@@ -239,15 +239,27 @@ class Late:
         threads = client.threads
         loop = threads.loop()
 
-        async def race() -> LateAnswer:
-            in_thread = partial(loop.run_in_executor, threads.callers, function)
-            return await self(in_thread, rows, text=text, kind=kind, form=form)
+        def made_in_thread(*server: Any) -> Any:
+            try:
+                return function(*server)
+            except StopIteration as error:  # no future can hold it
+                raise RuntimeError("the call raised StopIteration") from error
 
-        answer = asyncio.run_coroutine_threadsafe(race(), loop)
+        async def race() -> LateAnswer | BaseException:
+            in_thread = partial(loop.run_in_executor, threads.callers, made_in_thread)
+            try:
+                return await self(in_thread, rows, text=text, kind=kind, form=form)
+            except (SystemExit, KeyboardInterrupt) as error:
+                return error  # if it were raised, it would end the loop
+
+        racing = asyncio.run_coroutine_threadsafe(race(), loop)
         try:
-            return answer.result()
+            answer = racing.result()
         finally:
-            answer.cancel()  # if the caller was interrupted
+            racing.cancel()  # if the caller was interrupted
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
 
     def answers(
         self, rows: Callable[..., ArrayLike | Batch], *, form: Form | None = None

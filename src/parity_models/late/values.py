@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from parity_models.errors import UserError
 from parity_models.tensors.pairs import Labels
-from parity_models.tensors.signature import DATATYPES, Tensor
+from parity_models.tensors.signature import DATATYPES, Batch, Tensor
 
 Array = NDArray[Any]
 
@@ -190,6 +190,20 @@ def arrays_in(tensors: Sequence[Any]) -> dict[str, Array]:
         each["name"]: np.asarray(each["data"], DATATYPES[each["datatype"]]).reshape(each["shape"])
         for each in tensors
     }
+
+
+class PlainRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """A request of the Open Inference Protocol in JSON, without parameters."""
+
+    inputs: list[dict[str, str | list[Any]]]
+    outputs: list[dict[str, str]] = []
+    parameters: Annotated[dict[str, Any], msgspec.Meta(max_length=0)] = {}
+    id: str = ""
+    model_name: str = ""
+
+    def arrays(self) -> Batch:
+        """Return its inputs by name."""
+        return arrays_in(self.inputs)
 
 
 def _httpx(sample: Any) -> Form:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from typing import Any, Self
 
@@ -222,11 +223,11 @@ class _Log:
             ((name, text),) = inputs.items()
             as_texts(np.array([text], object))
             return name, text, self._features.normal(str(text))
-        arrays = {name: np.asarray(each, np.float64) for name, each in inputs.items()}
+        arrays = {name: np.array([each], np.float64) for name, each in inputs.items()}
         if not arrays or not all(map(_finite, arrays.values())):
             raise ValueError("neither a text nor finite numbers")
-        key = b"".join(each.tobytes() for each in arrays.values())
-        return {name: each.shape for name, each in arrays.items()}, arrays, key
+        key = b"".join(arrays[name].tobytes() for name in sorted(arrays))
+        return {name: each.shape[1:] for name, each in arrays.items()}, arrays, key
 
     def pairs(self) -> Pairs:
         """Return what was read. Raises DataError if nothing can be learned from it."""
@@ -291,7 +292,7 @@ def _labels(counts: Counter[str], notes: list[str]) -> tuple[str, ...]:
 
 def _numbers(values: list[Array]) -> Array:
     """Return arrays as one: of integers if all are, else of float32."""
-    array = np.stack(values)
+    array = np.concatenate(values)
     whole = bool((array == np.rint(array)).all() and np.abs(array).max() < 2**53)
     return array.astype(np.int64 if whole else np.float32)
 
@@ -317,9 +318,12 @@ def _seconds(time: str | float | None) -> float | None:
     if time is None or time == "":
         return None
     try:
-        return float(time)
+        seconds = float(time)
     except ValueError:
-        return datetime.fromisoformat(str(time)).timestamp()
+        seconds = datetime.fromisoformat(str(time)).timestamp()
+    if not isfinite(seconds):
+        raise ValueError(f"a time of {time}")
+    return seconds
 
 
 # Files
@@ -345,8 +349,10 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes | ValueError]]:
 def _csv(path: Path) -> Iterator[tuple[int, _Line | ValueError]]:
     """Yield the records of a CSV file. If no column is called answer, the only other one is it."""
     broken: list[tuple[int, ValueError]] = []
+    number = 0
 
     def texts() -> Iterator[str]:
+        nonlocal number
         for number, line in _lines(path):
             if isinstance(line, ValueError):
                 broken.append((number, line))
@@ -354,7 +360,10 @@ def _csv(path: Path) -> Iterator[tuple[int, _Line | ValueError]]:
             yield line.decode(errors="surrogateescape") + "\n"  # as_texts refuses what is escaped
 
     reader = csv.reader(texts())
-    header = next(reader, [])
+    try:
+        header = next(reader, [])
+    except csv.Error as error:
+        raise DataError(f"{path} has no header of CSV, in lines that end in LF: {error}") from error
     others = [each for each in header if each not in ("text", "time")]
     names = ["answer" if others == [each] else each for each in header]
     if not {"text", "answer"} <= {*names}:
@@ -369,7 +378,7 @@ def _csv(path: Path) -> Iterator[tuple[int, _Line | ValueError]]:
                 break
             if len(record) != len(names):
                 raise ValueError(f"{len(record)} columns, not {len(names)}")
-            yield reader.line_num, msgspec.convert(dict(zip(names, record, strict=True)), _Line)
+            yield number, msgspec.convert(dict(zip(names, record, strict=True)), _Line)
         except (csv.Error, ValueError) as error:
-            yield reader.line_num, ValueError(str(error))
+            yield number, ValueError(str(error))
     yield from broken

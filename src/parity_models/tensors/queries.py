@@ -59,11 +59,14 @@ def as_batch(
     that changes none of them. If a row is one text, texts may be (n,). Raises DataError if names,
     datatypes, ranks or sizes do not fit.
     """
-    if not isinstance(inputs, Mapping):
-        array = np.asarray(inputs)
-        fields = array.dtype.names
-        inputs = {"inputs": array} if fields is None else {name: array[name] for name in fields}
-    named = {name: np.asarray(each) for name, each in inputs.items()}
+    try:
+        if not isinstance(inputs, Mapping):
+            array = np.asarray(inputs)
+            fields = array.dtype.names
+            inputs = {"inputs": array} if fields is None else {name: array[name] for name in fields}
+        named = {name: np.asarray(each) for name, each in inputs.items()}
+    except ValueError as error:
+        raise DataError(f"{what} has rows of unequal shapes ({error})") from error
     fitting = fit_tensors(named, signature.inputs, what)
     for axis, sizes in sizes_in(fitting, signature.inputs).items():
         most, bound = sizes.max(initial=0), signature.axes[axis].bound

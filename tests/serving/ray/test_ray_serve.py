@@ -3,6 +3,9 @@
 import asyncio
 import importlib
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,37 +17,40 @@ import ray
 
 from ports import free_ports
 from ray_cluster import eventually, init_ray
-from string_models import CLASSES, protect_log, texts
+from string_models import CLASSES, log_bundle, texts
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parent.parent.parent.parent
 RAY_SERVE = ROOT / ".servers" / "ray_serve"
+EXAMPLE = ROOT / "examples" / "ray"
 CALLS = 100
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    log = [(text, CLASSES[row % 3]) for row, text in enumerate(texts(1200).ravel().tolist())]
-    return protect_log(tmp_path_factory.mktemp("log"), log)
+    return log_bundle(tmp_path_factory.mktemp("log"))
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cluster whose processes find Ray Serve's packages and the example."""
+def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Ray Serve's, on a cluster whose processes find its packages and the example."""
     assert RAY_SERVE.exists(), f"nothing is at {RAY_SERVE}; make servers installs what Serve needs"
-    folders = [f"{RAY_SERVE}", f"{ROOT / 'examples' / 'ray'}"]
+    folders = [f"{RAY_SERVE}", f"{EXAMPLE}"]
     for folder in folders:
         monkeypatch.syspath_prepend(folder)
     inherited = filter(None, [os.environ.get("PYTHONPATH")])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*folders, *inherited]))
     init_ray(num_cpus=4)
-    yield
-    importlib.import_module("ray.serve").shutdown()
+    (port,) = free_ports(1)
+    serve = importlib.import_module("ray.serve")
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
     ray.shutdown()
 
 
-def test_a_stand_in_answers_where_another_deployment_hangs(cluster: None, bundle: Path) -> None:
+def test_a_stand_in_answers_where_another_deployment_hangs(url: str, bundle: Path) -> None:
     serve: Any = importlib.import_module("ray.serve")
     front: Any = importlib.import_module("front")
 
@@ -73,15 +79,13 @@ def test_a_stand_in_answers_where_another_deployment_hangs(cluster: None, bundle
         def cancelled(self) -> int:
             return self._cancelled
 
-    (port,) = free_ports(1)
     labels = {text: CLASSES[row % 3] for row, text in enumerate(texts(CALLS, seed=3).ravel())}
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
     deployed = serve.deployment(max_ongoing_requests=2 * CALLS)(Classifier)
     serve.run(front.Front.bind(deployed.bind(), f"{bundle}", differ=0.2))
     classifier = serve.get_deployment_handle("Classifier", "default")
 
     with (
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client,
+        httpx.Client(base_url=url, timeout=300) as client,
         ThreadPoolExecutor(CALLS) as threads,
     ):
 
@@ -100,3 +104,19 @@ def test_a_stand_in_answers_where_another_deployment_hangs(cluster: None, bundle
         found, sources = zip(*late, strict=True)
     assert [*found] == [*labels.values()]
     assert "backup" in sources
+
+
+def test_the_command_of_the_example_serves_it(url: str, bundle: Path) -> None:
+    def answers() -> bool:
+        assert process.poll() is None, "serve run has ended"
+        answer = httpx.post(url, json={"text": "where is my card?"}, timeout=300)
+        said = {"label": "card_arrival", "source": "model", "agreement": 1.0}
+        return answer.is_success and answer.json() == said
+
+    command = [f"{Path(sys.executable).parent}/serve", "run", "front:app", f"bundle={bundle}"]
+    cluster = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    with subprocess.Popen(command, cwd=EXAMPLE, env=os.environ | cluster) as process:
+        try:
+            eventually(answers, "the example does not answer")
+        finally:
+            process.send_signal(signal.SIGINT)
