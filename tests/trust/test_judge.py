@@ -267,6 +267,25 @@ def test_without_a_calibration_but_with_a_budget_doubts_fall_from_1() -> None:
     assert judged.judge(outputs(9)).doubts.max() < 0.05
 
 
+@pytest.mark.parametrize("compared", [FIRST, 600, 1500])
+@pytest.mark.parametrize("restart", [False, True])
+def test_without_a_calibration_the_factor_is_as_if_it_were_calibrated(
+    compared: int, restart: bool
+) -> None:
+    """The first comparisons are counted with doubts that were fitted to others."""
+    learned, some, rng = Learned(), outputs(compared), np.random.default_rng(0)
+    judged = StandInJudge(Gate(UNKNOWN), 0.01, learned)
+    for output, differs in zip(some, (rng.random(compared) < 0.02).tolist(), strict=True):
+        judged.compare(output, other(output) if differs else output, late=False)
+    if restart:
+        judged = StandInJudge(Gate(UNKNOWN), 0.01, learned)
+    assert judged.doubts is not None
+    assert learned.comparisons is not None
+    expected, differed = sum(learned.comparisons.expected), sum(learned.comparisons.differed)
+    assert 0.5 < expected / differed < 2
+    assert judged.factor > 1
+
+
 def test_the_first_without_a_calibration_may_say_that_it_stays_closed() -> None:
     judged = judge(UNKNOWN)
     learn(judged, outputs(FIRST + 2000), wrong=[0, 1, 2])

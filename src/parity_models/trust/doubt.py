@@ -294,7 +294,8 @@ def fit_doubt(confidence: Floats, agreed: Mask, seed: int = 0) -> DoubtCurve:
     sure, differs = confidence[known], ~agreed[known]
     if not len(sure):
         return DoubtCurve((0.0,), (1.0,), len(confidence))
-    thresholds = quantiles(sure)
+    # There are about as many outputs between two thresholds as between any others.
+    thresholds = tuple(np.unique(np.quantile(sure, np.linspace(0, 1, KNOTS)).round(4)).tolist())
     at, everything = np.searchsorted(thresholds[1:], sure, side="right"), np.arange(len(sure))
 
     def counted(rows: NDArray[np.intp]) -> Evidence:
@@ -310,11 +311,6 @@ def fit_doubt(confidence: Floats, agreed: Mask, seed: int = 0) -> DoubtCurve:
     expected = np.bincount(at, doubts, len(thresholds)).tolist()
     counts = zip(evidence.compared, evidence.differed, expected, strict=True)
     return DoubtCurve(thresholds, fitted(evidence).doubts, len(confidence), tuple(counts))
-
-
-def quantiles(sure: Floats) -> tuple[float, ...]:
-    """Return thresholds between which there are about as many of these confidences (n,)."""
-    return tuple(np.unique(np.quantile(sure, np.linspace(0, 1, KNOTS)).round(4)).tolist())
 
 
 def fitted(evidence: Evidence) -> DoubtCurve:
