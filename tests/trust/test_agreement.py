@@ -17,8 +17,8 @@ from parity_models.trust.agreement import (
     LearningGate,
     comparisons_to_open,
 )
-from parity_models.trust.evidence import Evidence
-from parity_models.trust.gate import EVERYTHING, NOTHING, DoubtCurve
+from parity_models.trust.evidence import DoubtCurve, Evidence
+from parity_models.trust.gate import EVERYTHING, NOTHING
 
 LEVELS = pytest.mark.parametrize("level", [0.9, 0.97, 0.99, 0.999])
 

@@ -314,6 +314,27 @@ def test_the_next_judge_starts_where_this_one_stopped(known: Calibration, wrong:
         assert judge(known, others=[kept]).is_open
 
 
+@pytest.mark.parametrize(
+    "known", [UNKNOWN, calibration(4000)], ids=["not calibrated", "calibrated"]
+)
+@pytest.mark.parametrize("after", [0, 100, 2000])
+def test_calibration_from_before_outputs_began_to_differ_stays_forgotten(
+    known: Calibration, after: int
+) -> None:
+    learned = Learned()
+    judged = StandInJudge(Gate(known), 0.01, learned)
+    learn(judged, outputs(1000))
+    learn(judged, outputs(100, 2), wrong=[0, 1, 2], late=True, answered=True)
+    learn(judged, outputs(after, 3), wrong=[1])
+    kept = msgspec.json.decode(msgspec.json.encode(learned), type=Learned)
+    again, some = StandInJudge(Gate(known), 0.01, kept), outputs(500)
+    assert judged.doubts is not None
+    assert again.doubts is not None
+    assert again.doubts.smallest_shown >= 0.99 * judged.doubts.smallest_shown
+    before, now = judged.judge(some).doubts, again.judge(some).doubts
+    assert now == pytest.approx(before, rel=0.5)
+
+
 def test_evidence_of_other_thresholds_is_ignored() -> None:
     learned = Learned()
     learn(judge(calibration(), learned=learned), outputs(2000))

@@ -30,8 +30,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.trust.evidence import Evidence
-from parity_models.trust.gate import ENOUGH, DoubtCurve
+from parity_models.trust.evidence import ENOUGH, DoubtCurve, Evidence
 
 RISK: Final = 0.05
 """The probability that more answers differ than the bounds of an audit say."""
@@ -168,7 +167,8 @@ class Doubts:
         self._tests: list[_ChangeTest] = []
         self._known: tuple[int, float] = 0, 0.0
         self._fit_at = 0.0
-        learned = self._evidence.total > curve.comparisons.total
+        total = self._evidence.total
+        learned = total > curve.comparisons.total and (total >= LEARN_FROM or not curve.queries)
         self._use(fitted(self._evidence) if learned else curve)
 
     def of(self, confidence: Floats) -> Floats:
@@ -194,8 +194,9 @@ class Doubts:
             self._settled, self._spent = self.differing, 0.0
             self._use(fitted(self._evidence))
 
-    def audited(self, confidence: float, *, differed: bool) -> None:
-        """Add a comparison of an answer that was drawn at random among the stand-in's."""
+    def audited(self, confidence: float, *, differed: bool) -> bool:
+        """Add a comparison of an answer that was drawn at random among the stand-in's. Return
+        whether answers have begun to differ more or less often, so that evidence is forgotten."""
         doubt = self._curve.of_one(confidence)
         probability = self._ratio * doubt
         self.seen += 1
@@ -210,6 +211,14 @@ class Doubts:
             self._tests = [_ChangeTest(each) for each in CHANGES]
         if differed or changed or self.seen % EVERY == 0:
             self._update()
+        return changed is not None
+
+    @property
+    def curve(self) -> DoubtCurve:
+        """The curve, multiplied by what older answers have shown, without evidence."""
+        curve = self._curve
+        doubts = curve.of(np.array(self._evidence.middles), self._base).tolist()
+        return DoubtCurve(curve.confidences, tuple(doubts), max(1, curve.queries))
 
     def _use(self, curve: DoubtCurve) -> None:
         """Judge outputs by this curve from now on."""

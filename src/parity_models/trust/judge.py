@@ -22,12 +22,11 @@ from parity_models.roles import Source
 from parity_models.tasks.metrics import Agreement
 from parity_models.trust.agreement import LEARNED_RISK, Comparison, LearningGate
 from parity_models.trust.doubt import Doubts, fit_doubt
-from parity_models.trust.evidence import Evidence, GateState, Learned
+from parity_models.trust.evidence import DoubtCurve, Evidence, GateState, Learned
 from parity_models.trust.gate import (
     AGREEMENT,
     EVERYTHING,
     NOTHING,
-    DoubtCurve,
     classes_of,
     confidences,
     refused,
@@ -142,15 +141,17 @@ class StandInJudge:
         elif kept:
             self._begin_unknown(kept[0].thresholds)
 
-    def _begin(self, curve: DoubtCurve) -> None:
+    def _begin(self, calibrated: DoubtCurve) -> None:
         """Judge outputs by this curve and its thresholds."""
-        learned, bins = self.learned, curve.confidences
+        learned, bins = self.learned, calibrated.confidences
         if learned.comparisons is None or learned.comparisons.thresholds != bins:
-            learned.comparisons, learned.gates = Evidence(bins), {}
+            learned.comparisons, learned.gates, learned.curve = Evidence(bins), {}, None
         known = Evidence(bins)
         for each in self._others:
-            if each.comparisons is not None:
+            is_older = each.curve is None and learned.curve is not None
+            if each.comparisons is not None and not is_older:
                 known += each.comparisons
+        curve = learned.curve or calibrated
         self.doubts = Doubts(curve, self._differ, known, learned.comparisons)
         now, starts = time(), self.gate.starts
         for late, number in product((False, True), starts):
@@ -166,7 +167,7 @@ class StandInJudge:
                 state = replace(newest, evidence=Evidence(bins), barred=[*newest.barred])
             known = Evidence(bins)
             if not (late or state.changed) and number is None:
-                known += curve.comparisons
+                known += calibrated.comparisons
             for other in states:
                 if other.changed >= state.changed:
                     known += other.evidence
@@ -267,8 +268,8 @@ class StandInJudge:
             if not late:
                 self.doubts.compared(confidence, differed=not agreed)
             self._saw(comparison, late=late)
-            if answered:
-                self.doubts.audited(confidence, differed=not agreed)
+            if answered and self.doubts.audited(confidence, differed=not agreed):
+                self.learned.curve = self.doubts.curve
         elif not late:
             self._first.append(comparison)
             if len(self._first) == FIRST:
