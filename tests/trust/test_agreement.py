@@ -251,6 +251,16 @@ def test_one_class_that_disagrees_is_barred_alone_and_returns() -> None:
     assert gate.state.barred == []
 
 
+def test_evidence_is_kept_if_only_a_class_was_barred() -> None:
+    gate = LearningGate(0.95, 0.5, nothing())
+    show(gate, of_classes(400, 1, 0.9))
+    assert gate.state.barred == [2]
+    restarts, total = gate.state.restarts, gate.total
+    show(gate, of_classes(4000, 2, 0.9))
+    assert gate.state.restarts == restarts == 1
+    assert gate.total > total
+
+
 def test_answers_before_it_steps_back_are_few() -> None:
     """Half of the answers of one class of four differ from some time on."""
     took = []

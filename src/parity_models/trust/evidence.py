@@ -179,7 +179,7 @@ class GateState(msgspec.Struct, forbid_unknown_fields=True):
         threshold: Outputs with at least this confidence may answer.
         barred: Classes that may not answer, as the model no longer agrees.
         changed: The time at which it last stepped back, in seconds since 1970; 0: never.
-        refuted: The threshold above which outputs then agreed too seldom.
+        refuted: The threshold above which outputs then agreed too seldom; by default, no output is.
         restarts: How often evidence from before was forgotten, as these agreed again.
 
     """
@@ -188,7 +188,7 @@ class GateState(msgspec.Struct, forbid_unknown_fields=True):
     threshold: float
     barred: list[int] = []
     changed: float = 0.0
-    refuted: float = 0.0
+    refuted: float = 1e9
     restarts: Count = 0
 
 
@@ -222,8 +222,8 @@ class EvidenceStore:
 
     A folder has up to SLOTS files for a bundle. A server takes one that no other server uses, and
     goes on from there. At its start it also reads the others, as their comparisons are independent.
-    Evidence from before the last time that any gate stepped back is left out. A file that cannot be
-    read or written gives a warning, and the server goes on without it.
+    A file that was not written since the last time that any gate stepped back is left out. A file
+    that cannot be read or written gives a warning, and the server goes on without it.
 
     Args:
         folder: The folder, which is made if need be.
