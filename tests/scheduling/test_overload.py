@@ -172,6 +172,23 @@ def test_queries_wait_while_all_instances_stand_still() -> None:
     assert world.answers.keys() >= {*queries}
 
 
+def test_an_outage_does_not_have_queries_refused_that_new_instances_answer_in_time() -> None:
+    world = learned(run=0.05, instances="ab", deadline=4.0)
+    queries = []
+    for _ in range(30):
+        queries += world.arrive(1)
+        world.pass_time(0.1)
+    for old, new in ("ac", "bd"):
+        world.leave(old)
+        world.join(new, ORIGINALS)
+    while world.running:
+        world.pass_time(0.05)
+        world.finish_running()
+        queries += world.arrive(len(queries) < 50)
+    assert not refusals(world)
+    assert world.answers.keys() >= {*queries}
+
+
 def test_a_query_that_cannot_be_answered_in_time_is_refused_with_the_numbers() -> None:
     world = learned()
     world.arrive(5)

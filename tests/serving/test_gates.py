@@ -22,8 +22,8 @@ from parity_models.serving.metrics import Metrics
 from parity_models.tensors.signature import Batch
 from parity_models.training.export import floats
 from parity_models.trust.envelope import Envelope
-from parity_models.trust.evidence import EvidenceStore
-from parity_models.trust.gate import Calibration, DoubtCurve, GateLevel, confidences
+from parity_models.trust.evidence import DoubtCurve, EvidenceStore
+from parity_models.trust.gate import Calibration, GateLevel, confidences
 from parity_models.trust.gates import Gate, OutputGate
 from puppet_engine import CODE, WEIGHTS, Puppet, asked, metric, queries, serving, settle, sources
 

@@ -27,7 +27,8 @@ from parity_models.sizing.scenario import (
     SimulationOptions,
     service_of,
 )
-from parity_models.trust.gate import Calibration, DoubtCurve, GateLevel
+from parity_models.trust.evidence import DoubtCurve
+from parity_models.trust.gate import Calibration, GateLevel
 from present import some
 
 MODEL, STAND_IN = 0.02, 0.002

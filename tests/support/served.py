@@ -21,7 +21,8 @@ from linear_bundles import linear_bundle
 from parity_models.bundle.bundle import Bundle, open_bundle, with_measured
 from parity_models.codes import CodeSpec
 from parity_models.trust.envelope import Envelope
-from parity_models.trust.gate import Calibration, DoubtCurve, GateLevel
+from parity_models.trust.evidence import DoubtCurve
+from parity_models.trust.gate import Calibration, GateLevel
 
 INPUTS, OUTPUTS = 784, 10
 WEIGHTS = np.random.default_rng(7).normal(size=(INPUTS, OUTPUTS)).astype(np.float32)

@@ -17,8 +17,8 @@ from parity_models.trust.agreement import (
     LearningGate,
     comparisons_to_open,
 )
-from parity_models.trust.evidence import Evidence
-from parity_models.trust.gate import EVERYTHING, NOTHING, DoubtCurve
+from parity_models.trust.evidence import DoubtCurve, Evidence
+from parity_models.trust.gate import EVERYTHING, NOTHING
 
 LEVELS = pytest.mark.parametrize("level", [0.9, 0.97, 0.99, 0.999])
 
@@ -249,6 +249,16 @@ def test_one_class_that_disagrees_is_barred_alone_and_returns() -> None:
     assert turns == [(True, EVERYTHING)]
     assert not gate.barred
     assert gate.state.barred == []
+
+
+def test_evidence_is_kept_if_only_a_class_was_barred() -> None:
+    gate = LearningGate(0.95, 0.5, nothing())
+    show(gate, of_classes(400, 1, 0.9))
+    assert gate.state.barred == [2]
+    restarts, total = gate.state.restarts, gate.total
+    show(gate, of_classes(4000, 2, 0.9))
+    assert gate.state.restarts == restarts == 1
+    assert gate.total > total
 
 
 def test_answers_before_it_steps_back_are_few() -> None:

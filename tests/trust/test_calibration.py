@@ -362,3 +362,14 @@ def test_gates_that_contradict_the_classes_do_not_open(tmp_path: Path) -> None:
     written = with_measured(bundle, calibration={"backup": wrong})
     with pytest.raises(BundleError, match="classes it may not answer"):
         open_bundle(written.path)
+
+
+def test_a_confidence_that_is_no_number_hides_no_threshold() -> None:
+    rng = np.random.default_rng(0)
+    sure = rng.random(4000)
+    agreed = sure > 0.3
+    sure[::100] = np.nan
+    found = learn_threshold(sure, agreed, 0.95)
+    assert found is not None
+    assert 0.5 < found.coverage < 0.8
+    assert learn_threshold(np.full(400, np.nan), np.ones(400, np.bool_), 0.9) is None

@@ -24,8 +24,7 @@ from parity_models.trust.doubt import (
     upper,
     upper_once,
 )
-from parity_models.trust.evidence import Evidence
-from parity_models.trust.gate import DoubtCurve
+from parity_models.trust.evidence import DoubtCurve, Evidence
 
 DOUBT = 0.02
 """The doubt of each answer that is compared."""

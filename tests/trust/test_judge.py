@@ -267,6 +267,25 @@ def test_without_a_calibration_but_with_a_budget_doubts_fall_from_1() -> None:
     assert judged.judge(outputs(9)).doubts.max() < 0.05
 
 
+@pytest.mark.parametrize("compared", [FIRST, 600, 1500])
+@pytest.mark.parametrize("restart", [False, True])
+def test_without_a_calibration_the_factor_is_as_if_it_were_calibrated(
+    compared: int, restart: bool
+) -> None:
+    """The first comparisons are counted with doubts that were fitted to others."""
+    learned, some, rng = Learned(), outputs(compared), np.random.default_rng(0)
+    judged = StandInJudge(Gate(UNKNOWN), 0.01, learned)
+    for output, differs in zip(some, (rng.random(compared) < 0.02).tolist(), strict=True):
+        judged.compare(output, other(output) if differs else output, late=False)
+    if restart:
+        judged = StandInJudge(Gate(UNKNOWN), 0.01, learned)
+    assert judged.doubts is not None
+    assert learned.comparisons is not None
+    expected, differed = sum(learned.comparisons.expected), sum(learned.comparisons.differed)
+    assert 0.5 < expected / differed < 2
+    assert judged.factor > 1
+
+
 def test_the_first_without_a_calibration_may_say_that_it_stays_closed() -> None:
     judged = judge(UNKNOWN)
     learn(judged, outputs(FIRST + 2000), wrong=[0, 1, 2])
@@ -293,6 +312,27 @@ def test_the_next_judge_starts_where_this_one_stopped(known: Calibration, wrong:
     # Another server at the same time begins with what this one has learned.
     if known.queries and not wrong:
         assert judge(known, others=[kept]).is_open
+
+
+@pytest.mark.parametrize(
+    "known", [UNKNOWN, calibration(4000)], ids=["not calibrated", "calibrated"]
+)
+@pytest.mark.parametrize("after", [0, 100, 2000])
+def test_calibration_from_before_outputs_began_to_differ_stays_forgotten(
+    known: Calibration, after: int
+) -> None:
+    learned = Learned()
+    judged = StandInJudge(Gate(known), 0.01, learned)
+    learn(judged, outputs(1000))
+    learn(judged, outputs(100, 2), wrong=[0, 1, 2], late=True, answered=True)
+    learn(judged, outputs(after, 3), wrong=[1])
+    kept = msgspec.json.decode(msgspec.json.encode(learned), type=Learned)
+    again, some = StandInJudge(Gate(known), 0.01, kept), outputs(500)
+    assert judged.doubts is not None
+    assert again.doubts is not None
+    assert again.doubts.smallest_shown >= 0.99 * judged.doubts.smallest_shown
+    before, now = judged.judge(some).doubts, again.judge(some).doubts
+    assert now == pytest.approx(before, rel=0.5)
 
 
 def test_evidence_of_other_thresholds_is_ignored() -> None:

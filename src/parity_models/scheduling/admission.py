@@ -21,7 +21,7 @@ class Admission:
     at once if the queries that wait before it leave it no time to run. The wait follows from the
     measured rate of the instances: the queries that ended, for each second that instances spent on
     the deployed model. Copies, failed and cancelled units, and units that still run count as time
-    spent; preemptible units do not.
+    spent; preemptible units, and those that were lost with their instance, do not.
 
     A queue may absorb a burst; one that never empties only makes everybody late. While the queue
     has not been empty for a second, a query is taken only if its wait is short: the controlled
@@ -83,10 +83,13 @@ class Admission:
             self.progressed = now
         self._running += started
 
-    def ended(self, now: float, unit: Unit, *, finished: bool) -> None:
+    def ended(self, now: float, unit: Unit, *, finished: bool, lost: bool = False) -> None:
         self._spent += self._running * (now - self._spent_until)
         self._spent_until = self._last_end = now
         self._running -= 1
+        if lost:  # it says nothing about the instances that are left
+            self._spent = max(0.0, self._spent - unit.took)
+            return
         self._units += 1
         # About the last four units of each instance count, and at least 100 in all.
         newest = 1 / max(100, 4 * len(self._dispatch.up[DEPLOYED]))

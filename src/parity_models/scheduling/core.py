@@ -627,7 +627,7 @@ class Scheduler:
             if task.audited and not finished:
                 self._audits.end(task)
         if unit.is_original:
-            self._admission.ended(self.now, unit, finished=finished)
+            self._admission.ended(self.now, unit, finished=finished, lost=lost)
         if unit.is_comparison or not unit.tasks:
             return False
         try:

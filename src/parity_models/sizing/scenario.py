@@ -36,7 +36,8 @@ from parity_models.simulation.emulation import (
 from parity_models.simulation.journal import AsRecorded, Workload
 from parity_models.simulation.simulation import FAILED, Driver, Simulation, SimulationResult
 from parity_models.trust.doubt import Doubts
-from parity_models.trust.gate import Calibration, DoubtCurve
+from parity_models.trust.evidence import DoubtCurve
+from parity_models.trust.gate import Calibration
 from parity_models.trust.gates import choose_gates
 
 INSTANCES = 12

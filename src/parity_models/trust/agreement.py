@@ -32,8 +32,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.trust.evidence import Evidence, GateState
-from parity_models.trust.gate import EVERYTHING, NOTHING, DoubtCurve
+from parity_models.trust.evidence import DoubtCurve, Evidence, GateState
+from parity_models.trust.gate import EVERYTHING, NOTHING
 
 LEARNED_RISK: Final = 0.015
 """The probability that a gate ever opens too far. Calibration has the rest of 5 %."""

@@ -201,7 +201,10 @@ def learn_threshold(
 def _sequence(confidence: Floats, level: float, tested: int, risk: float) -> list[float]:
     """Return thresholds of ever more coverage for `tested` answers: quantiles of the `confidence`
     of other answers, and one that lets everything through."""
-    quantiles = np.quantile(confidence, np.linspace(0, 1, THRESHOLDS), method="lower")
+    finite = confidence[np.isfinite(confidence)]
+    if not len(finite):
+        return []
+    quantiles = np.quantile(finite, np.linspace(0, 1, THRESHOLDS), method="lower")
     thresholds: list[float] = [*np.unique(quantiles)[::-1].tolist(), EVERYTHING]
     enough = log(risk) / log(level)
     first = min(FIRST * enough, sqrt(enough * tested), tested)

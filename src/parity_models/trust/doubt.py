@@ -30,8 +30,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.trust.evidence import Evidence
-from parity_models.trust.gate import ENOUGH, DoubtCurve
+from parity_models.trust.evidence import ENOUGH, DoubtCurve, Evidence
 
 RISK: Final = 0.05
 """The probability that more answers differ than the bounds of an audit say."""
@@ -168,7 +167,8 @@ class Doubts:
         self._tests: list[_ChangeTest] = []
         self._known: tuple[int, float] = 0, 0.0
         self._fit_at = 0.0
-        learned = self._evidence.total > curve.comparisons.total
+        total = self._evidence.total
+        learned = total > curve.comparisons.total and (total >= LEARN_FROM or not curve.queries)
         self._use(fitted(self._evidence) if learned else curve)
 
     def of(self, confidence: Floats) -> Floats:
@@ -194,8 +194,9 @@ class Doubts:
             self._settled, self._spent = self.differing, 0.0
             self._use(fitted(self._evidence))
 
-    def audited(self, confidence: float, *, differed: bool) -> None:
-        """Add a comparison of an answer that was drawn at random among the stand-in's."""
+    def audited(self, confidence: float, *, differed: bool) -> bool:
+        """Add a comparison of an answer that was drawn at random among the stand-in's. Return
+        whether answers have begun to differ more or less often, so that evidence is forgotten."""
         doubt = self._curve.of_one(confidence)
         probability = self._ratio * doubt
         self.seen += 1
@@ -210,6 +211,14 @@ class Doubts:
             self._tests = [_ChangeTest(each) for each in CHANGES]
         if differed or changed or self.seen % EVERY == 0:
             self._update()
+        return changed is not None
+
+    @property
+    def curve(self) -> DoubtCurve:
+        """The curve, multiplied by what older answers have shown, without evidence."""
+        curve = self._curve
+        doubts = curve.of(np.array(self._evidence.middles), self._base).tolist()
+        return DoubtCurve(curve.confidences, tuple(doubts), max(1, curve.queries))
 
     def _use(self, curve: DoubtCurve) -> None:
         """Judge outputs by this curve from now on."""
@@ -294,7 +303,8 @@ def fit_doubt(confidence: Floats, agreed: Mask, seed: int = 0) -> DoubtCurve:
     sure, differs = confidence[known], ~agreed[known]
     if not len(sure):
         return DoubtCurve((0.0,), (1.0,), len(confidence))
-    thresholds = quantiles(sure)
+    # There are about as many outputs between two thresholds as between any others.
+    thresholds = tuple(np.unique(np.quantile(sure, np.linspace(0, 1, KNOTS)).round(4)).tolist())
     at, everything = np.searchsorted(thresholds[1:], sure, side="right"), np.arange(len(sure))
 
     def counted(rows: NDArray[np.intp]) -> Evidence:
@@ -310,11 +320,6 @@ def fit_doubt(confidence: Floats, agreed: Mask, seed: int = 0) -> DoubtCurve:
     expected = np.bincount(at, doubts, len(thresholds)).tolist()
     counts = zip(evidence.compared, evidence.differed, expected, strict=True)
     return DoubtCurve(thresholds, fitted(evidence).doubts, len(confidence), tuple(counts))
-
-
-def quantiles(sure: Floats) -> tuple[float, ...]:
-    """Return thresholds between which there are about as many of these confidences (n,)."""
-    return tuple(np.unique(np.quantile(sure, np.linspace(0, 1, KNOTS)).round(4)).tolist())
 
 
 def fitted(evidence: Evidence) -> DoubtCurve:

@@ -9,15 +9,16 @@ other.
 import logging
 from bisect import bisect_left, bisect_right
 from fcntl import LOCK_EX, LOCK_NB, flock
+from functools import cached_property
 from itertools import pairwise
-from math import isfinite
+from math import exp, isfinite
 from pathlib import Path
 from time import monotonic, time
 from typing import IO, Annotated, Final, Self
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from parity_models.roles import Source
 
@@ -30,12 +31,17 @@ MAX_BYTES: Final = 1 << 20
 WRITE_EVERY: Final = 60.0
 """Seconds between two writes of a file while evidence grows."""
 
+ENOUGH: Final = 5.0
+"""Evidence is enough to show a budget if so many outputs were expected to differ (trust/doubt.py).
+"""
+
 _FORMAT: Final = 1
 
 _log = logging.getLogger(__name__)
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 Expected = Annotated[float, msgspec.Meta(ge=0.0, le=1 << 53)]
+Doubt = Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
 
 
 class Evidence(msgspec.Struct, forbid_unknown_fields=True):
@@ -111,6 +117,60 @@ class Evidence(msgspec.Struct, forbid_unknown_fields=True):
         return compared, compared - sum(self.differed[first:])
 
 
+class DoubtCurve(msgspec.Struct, frozen=True, dict=True, forbid_unknown_fields=True):
+    """The probability that an output differs from the model's, given its confidence.
+
+    `doubts` of outputs from each of some `confidences`, which ascend, up to the next one. They hold
+    at the middle of each bin, are log-linear between, and never rise with confidence. `queries`
+    calibrated the curve.
+
+    `evidence` says how well it does on queries that it was not fitted to: for the outputs from each
+    confidence up to the next one, how many there were, how many differed, and how many were
+    expected to (the sum of their doubts).
+    """
+
+    confidences: Annotated[tuple[float, ...], msgspec.Meta(min_length=1)]
+    doubts: Annotated[tuple[Doubt, ...], msgspec.Meta(min_length=1)]
+    queries: Annotated[int, msgspec.Meta(ge=0)] = 0
+    evidence: tuple[tuple[Count, Count, Expected], ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.confidences) != len(self.doubts):
+            raise ValueError("a curve needs a doubt for each confidence")
+        if any(b > a for a, b in pairwise(self.doubts)):
+            raise ValueError("doubts must not rise with confidence")
+        _ = self.comparisons  # raises ValueError for evidence that cannot be
+
+    def of(self, confidence: ArrayLike, factor: float = 1.0) -> NDArray[np.float64]:
+        """Return the doubts of outputs with this confidence, `factor` times as large, and 1 at
+        most or where the confidence is NaN: both (n,)."""
+        at = np.asarray(confidence, np.float64)
+        found = factor * np.exp(np.interp(at, *self._points))
+        return np.where(np.isnan(at), 1.0, np.minimum(1.0, found))
+
+    def of_one(self, confidence: float) -> float:
+        """Return the doubt of an output with this confidence; 1 where it is NaN."""
+        return min(1.0, exp(np.interp(confidence, *self._points)))
+
+    @cached_property
+    def _points(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The confidences at which the curve is known, and the logarithms of its doubts."""
+        return np.array(self.comparisons.middles), np.log(self.doubts)
+
+    @property
+    def comparisons(self) -> Evidence:
+        """The evidence, to which comparisons in service can be added."""
+        compared, differed, expected = (
+            zip(*self.evidence, strict=True) if self.evidence else ((), (), ())
+        )
+        return Evidence(self.confidences, [*compared], [*differed], [*expected])
+
+    @property
+    def smallest_shown(self) -> float:
+        """The smallest share of all answers that differ which the queries can show to hold."""
+        return min(1.0, ENOUGH / self.queries) if self.queries else 1.0
+
+
 class GateState(msgspec.Struct, forbid_unknown_fields=True):
     """What a gate has learned from its own comparisons.
 
@@ -119,7 +179,7 @@ class GateState(msgspec.Struct, forbid_unknown_fields=True):
         threshold: Outputs with at least this confidence may answer.
         barred: Classes that may not answer, as the model no longer agrees.
         changed: The time at which it last stepped back, in seconds since 1970; 0: never.
-        refuted: The threshold above which outputs then agreed too seldom.
+        refuted: The threshold above which outputs then agreed too seldom; by default, no output is.
         restarts: How often evidence from before was forgotten, as these agreed again.
 
     """
@@ -128,16 +188,21 @@ class GateState(msgspec.Struct, forbid_unknown_fields=True):
     threshold: float
     barred: list[int] = []
     changed: float = 0.0
-    refuted: float = 0.0
+    refuted: float = 1e9
     restarts: Count = 0
 
 
 class Learned(msgspec.Struct, forbid_unknown_fields=True):
     """What a server has learned of a stand-in: its own comparisons, and each gate's state by the
-    queries (and the class) that it is for."""
+    queries (and the class) that it is for.
+
+    Once answers begin to differ more or less often, `curve` takes the place of the calibrated one,
+    whose evidence no longer counts.
+    """
 
     comparisons: Evidence | None = None
     gates: dict[str, GateState] = {}
+    curve: DoubtCurve | None = None
 
     @property
     def changed(self) -> float:
@@ -157,8 +222,8 @@ class EvidenceStore:
 
     A folder has up to SLOTS files for a bundle. A server takes one that no other server uses, and
     goes on from there. At its start it also reads the others, as their comparisons are independent.
-    Evidence from before the last time that any gate stepped back is left out. A file that cannot be
-    read or written gives a warning, and the server goes on without it.
+    A file that was not written since the last time that any gate stepped back is left out. A file
+    that cannot be read or written gives a warning, and the server goes on without it.
 
     Args:
         folder: The folder, which is made if need be.

@@ -5,18 +5,16 @@ queries (`trust.calibration`), for each of some levels of agreement.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from functools import cached_property
-from itertools import pairwise
-from math import exp, prod
+from math import prod
 from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from parity_models.errors import UserError
 from parity_models.tasks.metrics import AgreementKind
-from parity_models.trust.evidence import Count, Evidence, Expected
+from parity_models.trust.evidence import DoubtCurve
 
 Array = NDArray[Any]
 
@@ -39,10 +37,6 @@ EVERYTHING, NOTHING = -1e9, 1e9
 ANY_CLASS = "all"
 """Lifts a restriction to some classes."""
 
-ENOUGH = 5.0
-"""Evidence is enough to show a budget if so many outputs were expected to differ (trust/doubt.py).
-"""
-
 AGREEMENT = 0.99
 """The level of a gate unless an agreement is asked for."""
 
@@ -50,7 +44,6 @@ LEAST_LEVEL = 0.01
 """The lowest level of agreement."""
 
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
-Doubt = Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
 
 
 class AnsweredClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,60 +81,6 @@ class GateLevel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     def thresholds(self) -> dict[int | None, float]:
         """The threshold of each class that may answer, by number; of all by None, if all may."""
         return {each.number: each.threshold for each in self.classes or (self,)}
-
-
-class DoubtCurve(msgspec.Struct, frozen=True, dict=True, forbid_unknown_fields=True):
-    """The probability that an output differs from the model's, given its confidence.
-
-    `doubts` of outputs from each of some `confidences`, which ascend, up to the next one. They hold
-    at the middle of each bin, are log-linear between, and never rise with confidence. `queries`
-    calibrated the curve.
-
-    `evidence` says how well it does on queries that it was not fitted to: for the outputs from each
-    confidence up to the next one, how many there were, how many differed, and how many were
-    expected to (the sum of their doubts).
-    """
-
-    confidences: Annotated[tuple[float, ...], msgspec.Meta(min_length=1)]
-    doubts: Annotated[tuple[Doubt, ...], msgspec.Meta(min_length=1)]
-    queries: Annotated[int, msgspec.Meta(ge=0)] = 0
-    evidence: tuple[tuple[Count, Count, Expected], ...] = ()
-
-    def __post_init__(self) -> None:
-        if len(self.confidences) != len(self.doubts):
-            raise ValueError("a curve needs a doubt for each confidence")
-        if any(b > a for a, b in pairwise(self.doubts)):
-            raise ValueError("doubts must not rise with confidence")
-        _ = self.comparisons  # raises ValueError for evidence that cannot be
-
-    def of(self, confidence: ArrayLike, factor: float = 1.0) -> NDArray[np.float64]:
-        """Return the doubts of outputs with this confidence, `factor` times as large, and 1 at
-        most or where the confidence is NaN: both (n,)."""
-        at = np.asarray(confidence, np.float64)
-        found = factor * np.exp(np.interp(at, *self._points))
-        return np.where(np.isnan(at), 1.0, np.minimum(1.0, found))
-
-    def of_one(self, confidence: float) -> float:
-        """Return the doubt of an output with this confidence; 1 where it is NaN."""
-        return min(1.0, exp(np.interp(confidence, *self._points)))
-
-    @cached_property
-    def _points(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The confidences at which the curve is known, and the logarithms of its doubts."""
-        return np.array(self.comparisons.middles), np.log(self.doubts)
-
-    @property
-    def comparisons(self) -> Evidence:
-        """The evidence, to which comparisons in service can be added."""
-        compared, differed, expected = (
-            zip(*self.evidence, strict=True) if self.evidence else ((), (), ())
-        )
-        return Evidence(self.confidences, [*compared], [*differed], [*expected])
-
-    @property
-    def smallest_shown(self) -> float:
-        """The smallest share of all answers that differ which the queries can show to hold."""
-        return min(1.0, ENOUGH / self.queries) if self.queries else 1.0
 
 
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

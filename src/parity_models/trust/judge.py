@@ -21,13 +21,12 @@ from numpy.typing import NDArray
 from parity_models.roles import Source
 from parity_models.tasks.metrics import Agreement
 from parity_models.trust.agreement import LEARNED_RISK, Comparison, LearningGate
-from parity_models.trust.doubt import Doubts, quantiles
-from parity_models.trust.evidence import Evidence, GateState, Learned
+from parity_models.trust.doubt import Doubts, fit_doubt
+from parity_models.trust.evidence import DoubtCurve, Evidence, GateState, Learned
 from parity_models.trust.gate import (
     AGREEMENT,
     EVERYTHING,
     NOTHING,
-    DoubtCurve,
     classes_of,
     confidences,
     refused,
@@ -142,15 +141,17 @@ class StandInJudge:
         elif kept:
             self._begin_unknown(kept[0].thresholds)
 
-    def _begin(self, curve: DoubtCurve) -> None:
+    def _begin(self, calibrated: DoubtCurve) -> None:
         """Judge outputs by this curve and its thresholds."""
-        learned, bins = self.learned, curve.confidences
+        learned, bins = self.learned, calibrated.confidences
         if learned.comparisons is None or learned.comparisons.thresholds != bins:
-            learned.comparisons, learned.gates = Evidence(bins), {}
+            learned.comparisons, learned.gates, learned.curve = Evidence(bins), {}, None
         known = Evidence(bins)
         for each in self._others:
-            if each.comparisons is not None:
+            is_older = each.curve is None and learned.curve is not None
+            if each.comparisons is not None and not is_older:
                 known += each.comparisons
+        curve = learned.curve or calibrated
         self.doubts = Doubts(curve, self._differ, known, learned.comparisons)
         now, starts = time(), self.gate.starts
         for late, number in product((False, True), starts):
@@ -166,7 +167,7 @@ class StandInJudge:
                 state = replace(newest, evidence=Evidence(bins), barred=[*newest.barred])
             known = Evidence(bins)
             if not (late or state.changed) and number is None:
-                known += curve.comparisons
+                known += calibrated.comparisons
             for other in states:
                 if other.changed >= state.changed:
                     known += other.evidence
@@ -177,7 +178,7 @@ class StandInJudge:
         self._count_again()
 
     def _begin_unknown(self, thresholds: tuple[float, ...]) -> None:
-        """Judge outputs by these thresholds; nothing is known of their doubts yet."""
+        """Judge outputs by these thresholds; calibration says nothing of their doubts."""
         self._begin(DoubtCurve(thresholds, (1.0,) * len(thresholds)))
 
     @property
@@ -264,9 +265,11 @@ class StandInJudge:
         said = int(classes_of(outputs)[0]) if self._agrees.kind == "classes" else 0
         comparison = Comparison(confidence, agreed, makers, tenant, said)
         if self.doubts is not None:
+            if not late:
+                self.doubts.compared(confidence, differed=not agreed)
             self._saw(comparison, late=late)
-            if answered:
-                self.doubts.audited(confidence, differed=not agreed)
+            if answered and self.doubts.audited(confidence, differed=not agreed):
+                self.learned.curve = self.doubts.curve
         elif not late:
             self._first.append(comparison)
             if len(self._first) == FIRST:
@@ -274,13 +277,11 @@ class StandInJudge:
         return agreed
 
     def _saw(self, comparison: Comparison, *, late: bool) -> None:
-        assert self.doubts is not None
         gates, said = self._gates[late], comparison.said
         number = said if said in gates else None
         floor = self._limits.get(number, NOTHING)
         answers = comparison.confidence >= floor and said not in self._barred
         if not late:
-            self.doubts.compared(comparison.confidence, differed=not comparison.agreed)
             self._seen.total += 1
             self._seen.answers += answers
             self._seen.agreed += answers and comparison.agreed
@@ -299,11 +300,13 @@ class StandInJudge:
             self._on_turn(self.turns[-1])
 
     def _begin_with_first(self) -> None:
-        """Take thresholds from the first comparisons."""
-        self._begin_unknown(quantiles(np.array([each.confidence for each in self._first])))
-        for each in self._first:
+        """Take thresholds from the first comparisons; the doubt of each is fitted to others."""
+        first, self._first = self._first, []
+        sure, agreed = zip(*((each.confidence, each.agreed) for each in first), strict=True)
+        self.learned.comparisons = fit_doubt(np.array(sure), np.array(agreed)).comparisons
+        self._begin_unknown(self.learned.comparisons.thresholds)
+        for each in first:
             self._saw(each, late=False)
-        self._first.clear()
         self._count_again()
 
     def _count_again(self) -> None:
