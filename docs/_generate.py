@@ -264,7 +264,7 @@ def _api_page(package: str) -> Iterator[str]:
     yield ""
     yield ast.get_docstring(source) or ""
     yield ""
-    names = [name for name in _exports(package) if name != "__version__"]
+    names = _exports(package)
     for name in names:
         yield f"::: {_full(package)}.{name}"
         yield ""

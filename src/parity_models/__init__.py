@@ -13,41 +13,25 @@ and imported when they are first used, so serving does not import what only trai
 """
 
 import os
-import re
-from importlib import import_module
-from pathlib import Path
 from typing import Any
+
+import lazy_loader
 
 from parity_models.errors import UserError, missing
 
 __version__ = "0.2.0"
 
-_STUB = Path(__file__).with_suffix(".pyi").read_text()
-_EXPORTED = r"from (?P<module>\S+) import (?P<name>\w+) as"
-_DEFINED = r"def (?P<name>\w+)\(  # (?P<module>\S+)"
-_MODULES = {
-    each["name"]: each["module"]
-    for pattern in (_EXPORTED, _DEFINED)
-    for each in re.finditer(pattern, _STUB)
-}
-
-__all__ = ["__version__", *_MODULES]
-
 # ONNX Runtime 1.29 and newer report usage over the network unless this is set before they load.
 # What a server runs is its owner's business; export ORT_DISABLE_TELEMETRY=0 to have it reported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+_load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(import_module(_MODULES[name]), name)
+        return _load(name)
     except ModuleNotFoundError as error:
         if said := missing(error):
             raise UserError(said) from error
         raise
-
-
-def __dir__() -> list[str]:
-    return __all__

@@ -7,6 +7,7 @@ from typing import Any
 
 EXTRAS = {
     "aiohttp": "remote",
+    "array_api_compat": "train",
     "grpc": "remote",
     "ngh2": "grpc",
     "onnx": "train",

@@ -6,7 +6,6 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
-from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
 from parity_models import options
@@ -19,9 +18,11 @@ Shape = tuple[int, ...]
 
 def namespace(array: Array) -> Any:
     """Return the array API of `array`."""
-    # NumPy 2 is its own. A look-up takes longer than encoding queries of a few kilobytes, and
-    # imports all of NumPy, a seventh of a server's start.
-    return np if isinstance(array, np.ndarray) else array_namespace(array)
+    if isinstance(array, np.ndarray):  # NumPy 2 is its own
+        return np
+    from array_api_compat import array_namespace  # comes with torch
+
+    return array_namespace(array)
 
 
 class Coder(ABC):

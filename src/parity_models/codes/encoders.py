@@ -13,7 +13,6 @@ from functools import cache, lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
-from array_api_compat import device
 from numpy.typing import NDArray
 
 from parity_models.codes.coder import Array, Coder, Shape, namespace, parity_weights
@@ -80,7 +79,7 @@ class Encoder(Coder):
                 f"{first.dtype}; convert them or use the stack encoder"
             )
         shape = (self.r, *batch, *self.parity_shape)
-        out = xp.empty(shape, dtype=first.dtype, device=device(first))
+        out = xp.empty(shape, dtype=first.dtype, device=first.device)
         self.fill(queries, out, xp)
         return out
 
@@ -235,8 +234,8 @@ def _average(image: Array, parts: int, axis: int, xp: Any) -> Array:
     """
     after = (slice(None),) * (-1 - axis)
     cells, weights = _area_cells(image.shape[axis], parts)
-    cells = xp.asarray(cells, device=device(image))
-    weights = xp.asarray(weights, dtype=image.dtype, device=device(image))
+    cells = xp.asarray(cells, device=image.device)
+    weights = xp.asarray(weights, dtype=image.dtype, device=image.device)
     return _total(
         [
             image[(..., cell, *after)] * xp.reshape(weight, (parts, *[1] * len(after)))

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import numpy as np
 import uvloop
@@ -34,6 +34,7 @@ from parity_models.tensors.signature import cut, padded
 from parity_models.tensors.texts import as_texts
 
 if TYPE_CHECKING:
+    from parity_models.fields import ServeOptionsFields
     from parity_models.serving.grpc.grpc_server import GrpcServer
     from parity_models.serving.tracing import Tracing
 
@@ -417,7 +418,10 @@ class Serving:
 
 
 def serve(
-    bundle: Bundle | Path | str, options: ServeOptions | None = None, /, **given: Any
+    bundle: Bundle | Path | str,
+    options: ServeOptions | None = None,
+    /,
+    **given: Unpack["ServeOptionsFields"],
 ) -> Serving:
     """Serve a bundle, or the one in a folder, while a block runs.
 
@@ -443,11 +447,11 @@ def serve(
         ServingError: If an instance does not start, as the block is entered.
 
     """
-    if options is None:
-        for field, choice in (("policy", PolicyChoice), ("engine", EngineChoice)):
-            if isinstance(given.get(field), str):
-                given[field] = choice.parse(given[field])
-        given = {"port": None, **given}
-    options = gather(ServeOptions, options, given)
+    fields: dict[str, Any] = {} if options is not None else {"port": None}
+    fields |= given
+    for field, choice in (("policy", PolicyChoice), ("engine", EngineChoice)):
+        if isinstance(fields.get(field), str):
+            fields[field] = choice.parse(fields[field])
+    options = gather(ServeOptions, options, fields)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
     return Serving(Server(opened, options))

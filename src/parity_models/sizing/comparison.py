@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 from rich.console import RenderableType
 
@@ -23,6 +23,9 @@ from parity_models.sizing.scenario import (
     outcome_table,
     service_of,
 )
+
+if TYPE_CHECKING:
+    from parity_models.fields import SimulationOptionsFields
 
 QUERIES = 100_000
 
@@ -88,7 +91,7 @@ def simulate(
     policies: Sequence[str | PolicyChoice] | None = None,
     journal: Path | str | None = None,
     options: SimulationOptions | None = None,
-    **given: Any,
+    **given: Unpack["SimulationOptionsFields"],
 ) -> Comparison:
     """Simulate policies under one load and the same contention.
 

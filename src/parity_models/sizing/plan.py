@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, inf
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 from rich.console import RenderableType
 
@@ -24,6 +24,9 @@ from parity_models.sizing.scenario import (
     outcome_table,
     service_of,
 )
+
+if TYPE_CHECKING:
+    from parity_models.fields import GoalFields
 
 QUERIES = 20_000
 """Queries of one simulation, by default."""
@@ -152,7 +155,7 @@ def plan(
     /,
     *,
     options: Goal | None = None,
-    **given: Any,
+    **given: Unpack["GoalFields"],
 ) -> Plans:
     """Find the policy and the number of instances that serve a load within a goal.
 

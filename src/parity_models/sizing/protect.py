@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 import numpy as np
 from rich.console import RenderableType
@@ -88,6 +88,9 @@ from parity_models.trust.gate import (
     confidences,
     suited,
 )
+
+if TYPE_CHECKING:
+    from parity_models.fields import SearchOptionsFields
 
 FEWEST, FEWEST_GIVEN = 64, 100
 """The fewest queries to learn from, and to be given: three tenths of the latter are held out."""
@@ -324,7 +327,7 @@ def protect(
     out: Path | str,
     callbacks: Callbacks | None = None,
     options: SearchOptions | None = None,
-    **given: Any,
+    **given: Unpack["SearchOptionsFields"],
 ) -> Protected:
     """Find the best stand-in for a model in a given time, and bundle the two.
 

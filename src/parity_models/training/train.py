@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from rich.console import RenderableType
 
@@ -46,6 +46,9 @@ from parity_models.training.teacher import (
     teacher_of,
 )
 from parity_models.trust.gate import Calibration, StandIn
+
+if TYPE_CHECKING:
+    from parity_models.fields import TrainingOptionsFields
 
 BEST = CodeSpec("stack", "separate", 2)
 """The code that parity models are trained for by default."""
@@ -93,7 +96,7 @@ def train_parity(
     network: str | Factory | None = None,
     callbacks: Callbacks | None = None,
     options: TrainingOptions | None = None,
-    **given: Any,
+    **given: Unpack["TrainingOptionsFields"],
 ) -> Trained:
     """Train the parity models of a code for a deployed model, and bundle the two.
 
@@ -142,7 +145,7 @@ def train_backup(
     network: str | Factory,
     callbacks: Callbacks | None = None,
     options: TrainingOptions | None = None,
-    **given: Any,
+    **given: Unpack["TrainingOptionsFields"],
 ) -> Trained:
     """Train a cheaper network as a backup for a deployed model, and bundle the two.
 
