@@ -151,7 +151,7 @@ class Request(Call[Response]):
 
     async def write(self, asked: InferRequest, result: Result) -> Response:
         head, binary = await write_response(asked, result, self.budget.turn)
-        said = _encoded(result.headers)
+        said = encoded(result.headers)
         if not binary:
             return Response(200, head, JSON + said)
         return Response(200, head, (_BINARY, (_HEADER_LENGTH, b"%d" % len(head)), *said), binary)
@@ -482,7 +482,8 @@ class Rest:
 
 
 @lru_cache(64)
-def _encoded(headers: tuple[tuple[str, str], ...]) -> Headers:
+def encoded(headers: tuple[tuple[str, str], ...]) -> Headers:
+    """Return headers as bytes."""
     return tuple((name.encode(), value.encode()) for name, value in headers)
 
 
