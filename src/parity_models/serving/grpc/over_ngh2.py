@@ -39,7 +39,7 @@ from parity_models.serving.grpc.service import (
 from parity_models.serving.http import GRACE, Connection, ConnectionServer, listen, url_of
 from parity_models.serving.inference import Inference
 from parity_models.serving.limits import Limits
-from parity_models.serving.rest import encoded
+from parity_models.serving.rest import WINDOW_BITS, encoded
 
 _log = logging.getLogger(__name__)
 
@@ -328,7 +328,7 @@ class _Connection(Connection):
         while call.size and at + call.size <= len(call.body):
             if self._h2.queued_body_size(call.stream) > _MAX_UNREAD:
                 raise OverloadedError("read the answers of this stream before you ask for more")
-            message = _message(call, call.body[at : at + call.size], self._server.max_size(call))
+            message = self._message(call, call.body[at : at + call.size])
             self._send(call, self._server.reflect(message))
             at += call.size
             call.size = self._size_at(call, at)
@@ -363,11 +363,29 @@ class _Connection(Connection):
             self._forget(call)
         self.calls.clear()
 
+    def _message(self, call: _Call, frame: Any) -> bytes | memoryview:
+        """Return the message in a whole frame of gRPC. Raises a RequestError."""
+        if not frame[0]:
+            large = len(frame) > _COPIED
+            return memoryview(frame).toreadonly()[5:] if large else bytes(frame[5:])
+        coding, most = call.headers.get("grpc-encoding"), self._server.max_size(call)
+        if coding not in WINDOW_BITS:
+            raise RefusedError("compress with gzip, deflate or not", 501, Refused.CONTENT_ENCODING)
+        decompressor = zlib.decompressobj(WINDOW_BITS[coding])
+        try:
+            message = decompressor.decompress(frame[5:], most + 1)
+        except zlib.error as error:
+            raise InvalidRequestError("the message cannot be decompressed") from error
+        if len(message) > most or not decompressor.eof:
+            text = f"Received message larger than max (decompressed, vs. {most}), or a part of one"
+            raise RefusedError(text, 413, Refused.MAX_BODY)
+        call.hold(max(0, len(message) - call.held))
+        return message
+
     async def _answer(self, call: _Call) -> None:
         service = self._server
         try:
-            call.body = _message(call, call.body, service.max_size(call))
-            call.hold(max(0, len(call.body) - call.held))  # it was compressed
+            call.body = self._message(call, call.body)
             if call.deadline != inf:
                 call.timeout = max(0.0, call.deadline - time.monotonic())
             if call.name == WATCH:
@@ -438,25 +456,6 @@ class _Connection(Connection):
             self.abort()
         else:
             self._take_events()
-
-
-def _message(call: _Call, frame: Any, most: int) -> bytes | memoryview:
-    """Return the message, of `most` bytes, in a whole frame of gRPC. Raises a RequestError."""
-    if not frame[0]:
-        large = len(frame) > _COPIED
-        return memoryview(frame).toreadonly()[5:] if large else bytes(frame[5:])
-    coding = call.headers.get("grpc-encoding")
-    if coding not in ("gzip", "deflate"):
-        raise RefusedError("compress with gzip, deflate or not", 501, Refused.CONTENT_ENCODING)
-    decompressor = zlib.decompressobj(31 if coding == "gzip" else 15)
-    try:
-        message = decompressor.decompress(frame[5:], most + 1)
-    except zlib.error as error:
-        raise InvalidRequestError("the message cannot be decompressed") from error
-    if len(message) > most or not decompressor.eof:
-        text = f"Received message larger than max (decompressed, vs. {most}), or a part of one"
-        raise RefusedError(text, 413, Refused.MAX_BODY)
-    return message
 
 
 def _seconds(timeout: str) -> float:
