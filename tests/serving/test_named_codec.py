@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from parity_models.roles import Source
 from parity_models.serving import protocol, rest_codec
 from parity_models.serving.grpc import codec as grpc_codec
-from parity_models.serving.grpc.messages import FIELDS
+from parity_models.serving.grpc.codec import FIELDS
 from parity_models.serving.grpc.protos import ModelInferRequest, ModelInferResponse
 from parity_models.serving.models import Result, ServedModel
 from parity_models.serving.remote import clients

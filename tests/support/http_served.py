@@ -80,7 +80,7 @@ class Served:
         self.socket = listen("127.0.0.1", 0)
         self.url = url_of(self.socket)
         self.port = self.socket.getsockname()[1]
-        self.server.start(self.socket)
+        self.server.serve(self.socket)
 
     async def connect(self, tls: SSLContext | None = None, address: str = "127.0.0.1") -> "Client":
         here = ("127.0.0.1", self.port)

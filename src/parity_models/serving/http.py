@@ -21,7 +21,7 @@ from http import HTTPStatus
 from itertools import chain
 from math import inf
 from ssl import SSLContext
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 import httptools
 
@@ -94,8 +94,8 @@ _HOST = re.compile(r"(\[[0-9A-Fa-fv:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)
 """A valid Host header (RFC 3986, sections 3.2.2 and 3.2.3)."""
 
 
-class HttpConnection(asyncio.Protocol):
-    """A connection of `server`: bytes in, requests out, answers in their order.
+class Connection(ABC, asyncio.Protocol):
+    """A connection of a ConnectionServer.
 
     With `refused`, this error answers every request except those for health and metrics. `peer` is
     the client's address, `opening` the task that makes the connection, until it is made.
@@ -103,13 +103,55 @@ class HttpConnection(asyncio.Protocol):
 
     _transport: asyncio.Transport
 
+    def __init__(self, peer: str, refused: RequestError | None) -> None:
+        self.peer = peer
+        self.opening: asyncio.Task[None] | None = None
+        self._refused = refused
+        self._ended = False
+        """Data from the client is ignored."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's class is not a subclass
+        self.opening = None
+
+    @property
+    @abstractmethod
+    def idle(self) -> bool:
+        """True if it has no request, whole or in part."""
+
+    @property
+    @abstractmethod
+    def waits(self) -> tuple[int, float] | None:
+        """The rank and the start of its wait for a request; None if it does not wait."""
+
+    @abstractmethod
+    def check(self, now: float) -> None:
+        """End the connection if its client is late at the time `now` (monotonic)."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """End it once everything written is sent."""
+
+    def abort(self) -> None:
+        """End it at once."""
+        self._ended = True
+        if self.opening is not None:
+            self.opening.cancel()
+        else:
+            self._transport.abort()
+
+
+AnyConnection = TypeVar("AnyConnection", bound=Connection)
+
+
+class HttpConnection(Connection):
+    """A connection of `server`: bytes in, requests out, answers in their order."""
+
     def __init__(self, server: "HttpServer", peer: str, refused: RequestError | None) -> None:
+        super().__init__(peer, refused)
         self._server = server
         self._rest = server.rest
-        self._refused = refused
-        self.peer = peer
         self._is_local = peer == "::1" or peer.startswith("127.")
-        self.opening: asyncio.Task[None] | None = None
         # The request that arrives
         self._parser = httptools.HttpRequestParser(self)
         self._target = b""
@@ -123,8 +165,8 @@ class HttpConnection(asyncio.Protocol):
         self._busy: Request | None = None
         self._task: asyncio.Task[None] | None = None
         # The connection
-        self._ended = self._lingers = False
-        """Data from the client is ignored; the client may still be sending a body."""
+        self._lingers = False
+        """The client may still be sending a body that was refused."""
         self._reading = True
         self._writable = asyncio.Event()
         self._writable.set()
@@ -139,8 +181,7 @@ class HttpConnection(asyncio.Protocol):
     # Callbacks of the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's class is not a subclass
-        self.opening = None
+        super().connection_made(transport)
         self._wait_since = time.monotonic()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -187,7 +228,6 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def idle(self) -> bool:
-        """True if it has no request, whole or in part."""
         return not (self._begun or self._busy or self._waiting)
 
     def end(self, seconds: float = _PARTING) -> None:
@@ -201,17 +241,8 @@ class HttpConnection(asyncio.Protocol):
             else:
                 self._transport.close()
 
-    def abort(self) -> None:
-        """End it at once."""
-        self._ended = True
-        if self.opening is not None:
-            self.opening.cancel()
-        else:
-            self._transport.abort()
-
     @property
     def waits(self) -> tuple[int, float] | None:
-        """The rank and the start of its wait for a request; None if it does not wait."""
         if self.opening is not None:
             return 1, self._wait_since
         if self._unread:
@@ -220,7 +251,6 @@ class HttpConnection(asyncio.Protocol):
         return None if rank is None else (rank, self._wait_since)
 
     def check(self, now: float) -> None:
-        """End the connection if its client is late at the time `now` (monotonic)."""
         if self._unread:
             unread = self._transport.get_write_buffer_size()
             if unread <= self._unread - _PROGRESS:
@@ -235,10 +265,8 @@ class HttpConnection(asyncio.Protocol):
         limit = self._limit()
         if (limit, self._requests) != self._wait:
             self._wait, self._wait_since = (limit, self._requests), now
-        elif limit:
-            seconds = getattr(self._server.limits, limit)
-            if now >= self._wait_since + seconds:
-                self._late(limit, seconds)
+        elif limit and now >= self._wait_since + getattr(self._server.limits, limit):
+            self._late(limit)
 
     def _limit(self) -> str:
         """Return the limit that bounds the present wait for the client; empty if there is none."""
@@ -250,12 +278,11 @@ class HttpConnection(asyncio.Protocol):
             return "head_timeout"
         return "idle_timeout" if self._busy is None and not self._unread else ""
 
-    def _late(self, limit: str, seconds: float) -> None:
+    def _late(self, limit: str) -> None:
         if self._begun:
             self._server.ended(limit.replace("_", " "))
             what = "headers" if self._arriving is None else "body"
-            text = f"the request's {what} did not arrive within the {limit} of {seconds:g} s"
-            self._refuse(RefusedError(text, 408, Refused(limit)))
+            self._refuse(self._server.limits.late(f"the request's {what}", Refused(limit)))
         else:
             self._server.ended("idle timeout")
             self.end()
@@ -513,7 +540,7 @@ def url_of(listening: socket.socket, scheme: str = "http") -> str:
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-class ConnectionServer(ABC):
+class ConnectionServer(ABC, Generic[AnyConnection]):
     """Accepts the connections of one listening socket, within `limits`, and ends those whose
     clients are late; started and stopped once.
 
@@ -530,7 +557,7 @@ class ConnectionServer(ABC):
         """The header with the current date."""
         self._metrics = metrics
         self._tls = tls
-        self._connections: set[Any] = set()
+        self._connections: set[AnyConnection] = set()
         self._left = asyncio.Event()
         """Set whenever a connection is over."""
         self._acceptor: asyncio.Task[None] | None = None
@@ -539,15 +566,15 @@ class ConnectionServer(ABC):
         """Connections that descriptors allow for, as far as the last tick has shown."""
 
     @abstractmethod
-    def connect(self, peer: str, refused: RequestError | None) -> Any:
-        """Return a connection, which has what is public of HttpConnection."""
+    def connect(self, peer: str, refused: RequestError | None) -> AnyConnection:
+        """Return a connection, before it is made."""
 
     @property
     def connections(self) -> int:
         """The number of open connections."""
         return len(self._connections)
 
-    def start(self, listening: socket.socket) -> None:
+    def serve(self, listening: socket.socket) -> None:
         """Serve the connections of this socket, from now on, on the running event loop."""
         self._socket = listening
         listening.setblocking(False)
@@ -598,7 +625,7 @@ class ConnectionServer(ABC):
 
     # For connections
 
-    def lost(self, connection: Any) -> None:
+    def lost(self, connection: AnyConnection) -> None:
         """Forget a connection that is over."""
         self._connections.discard(connection)
         self._left.set()
@@ -664,7 +691,7 @@ class ConnectionServer(ABC):
         last.abort()
         return True
 
-    async def _open(self, accepted: socket.socket, connection: Any) -> None:
+    async def _open(self, accepted: socket.socket, connection: AnyConnection) -> None:
         """Make a connection of an accepted socket."""
         tls: dict[str, Any] = {}
         try:
@@ -705,7 +732,7 @@ class ConnectionServer(ABC):
         self.date = f"date: {formatdate(usegmt=True)}".encode()
 
 
-class HttpServer(ConnectionServer):
+class HttpServer(ConnectionServer[HttpConnection]):
     """Serves `rest` on one listening socket."""
 
     def __init__(self, rest: Rest, tls: Callable[[], SSLContext] | None = None) -> None:

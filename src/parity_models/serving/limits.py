@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 from parity_models.errors import UserError, spell
 from parity_models.options import Options, option
-from parity_models.serving.errors import OverloadedError, Refused, RequestError, TooLargeError
+from parity_models.serving.errors import (
+    OverloadedError,
+    Refused,
+    RefusedError,
+    RequestError,
+    TooLargeError,
+)
 
 OTHER_FILES = 64
 """Descriptors besides those of connections and workers: models, logs, the event loop."""
@@ -64,6 +70,11 @@ class Limits(Options):
                 f"{spell('max_body')} ({body:g} MiB) must not be above what all requests may hold "
                 f"together (max_in_flight, {held:g} MiB)"
             )
+
+    def late(self, what: str, limit: Refused) -> RefusedError:
+        """Return the error of a request, `what` of which did not arrive within this timeout."""
+        text = f"{what} did not arrive within the {limit} of {getattr(self, limit):g} s"
+        return RefusedError(text, 408, limit)
 
 
 class ByteBudget:

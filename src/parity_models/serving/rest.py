@@ -76,7 +76,7 @@ JSON: Headers = ((b"content-type", b"application/json"),)
 MAX_ERROR = 2000
 """Characters of an error that are sent to a client."""
 
-_WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 """The argument that makes zlib read one of HTTP's content encodings."""
 
 _DECOMPRESS_STEP = 2**20
@@ -151,7 +151,7 @@ class Request(Call[Response]):
 
     async def write(self, asked: InferRequest, result: Result) -> Response:
         head, binary = await write_response(asked, result, self.budget.turn)
-        said = _encoded(result.headers)
+        said = encoded(result.headers)
         if not binary:
             return Response(200, head, JSON + said)
         return Response(200, head, (_BINARY, (_HEADER_LENGTH, b"%d" % len(head)), *said), binary)
@@ -159,7 +159,7 @@ class Request(Call[Response]):
     def check_encoding(self) -> str:
         """Return the content encoding of the body. Raises RefusedError if it is not supported."""
         encoding = self.headers.get("content-encoding", "identity").lower()
-        if encoding != "identity" and encoding not in _WINDOW_BITS:
+        if encoding != "identity" and encoding not in WINDOW_BITS:
             text = (
                 f"content encoding {encoding[:40]!r} is not supported; send gzip, deflate or none"
             )
@@ -174,7 +174,7 @@ class Request(Call[Response]):
         encoding = self.check_encoding()
         if encoding == "identity":
             return
-        decompressor = zlib.decompressobj(_WINDOW_BITS[encoding])
+        decompressor = zlib.decompressobj(WINDOW_BITS[encoding])
         whole, at, compressed = memoryview(self.body), 0, len(self.body)
         rest: bytes | memoryview = b""
         self.body = b""
@@ -482,7 +482,8 @@ class Rest:
 
 
 @lru_cache(64)
-def _encoded(headers: tuple[tuple[str, str], ...]) -> Headers:
+def encoded(headers: tuple[tuple[str, str], ...]) -> Headers:
+    """Return headers as bytes."""
     return tuple((name.encode(), value.encode()) for name, value in headers)
 
 

@@ -252,10 +252,10 @@ class Server:
             self.grpc_url = await self._grpc.start(options.host, options.grpc_port)
         if options.port is not None:
             self._socket = listen(options.host, options.port, reuse_port=options.reuse_port)
-            self._https[0].start(self._socket)
+            self._https[0].serve(self._socket)
         if options.access.metrics_port is not None:
             of_metrics = listen(options.host, options.access.metrics_port, reuse_port=shares)
-            self._https[-1].start(of_metrics)
+            self._https[-1].serve(of_metrics)
             self.metrics_url = url_of(of_metrics) + METRICS
         files = (self._certificate, self._clients.tokens, self._clients.administrators)
         watched = [each for each in files if each is not None]

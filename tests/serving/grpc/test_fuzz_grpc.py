@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fuzzing import fuzz, mutated
 from grpc_served import method, request, serving
-from parity_models.serving.grpc.messages import SERVICE
+from parity_models.serving.grpc.codec import SERVICE
 from parity_models.serving.grpc.protos import ModelInferRequest
 
 pytestmark = pytest.mark.usefixtures("transport")

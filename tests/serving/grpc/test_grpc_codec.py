@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 import parity_models.serving.grpc
 from parity_models.roles import Source
 from parity_models.serving.errors import InvalidRequestError, TooLargeError
+from parity_models.serving.grpc.codec import FIELDS as CONTENTS
 from parity_models.serving.grpc.codec import decode, read_request, write_response
-from parity_models.serving.grpc.messages import FIELDS as CONTENTS
 from parity_models.serving.grpc.protos import ModelInferRequest, ModelInferResponse
 from parity_models.serving.inference import InferRequest
 from parity_models.serving.models import Result, ServedModel

@@ -156,7 +156,7 @@ async def test_a_silent_client_loses_its_connection(calls: int) -> None:
             for _ in range(calls):
                 client.ask(request())
             await eventually(lambda: served.frontend.asked == calls)
-            await eventually(lambda: not served.server._server.connections)
+            await eventually(lambda: not served.server.connections)
         assert served.frontend.cancelled == calls
 
 
@@ -169,7 +169,7 @@ async def test_a_message_that_does_not_arrive_is_given_up() -> None:
             "the message did not arrive within the body_timeout of 0.3 s",
         )
         assert served.requests(408) == served.refused("body_timeout") == 1
-        await eventually(lambda: not served.server._server.calls)
+        await eventually(lambda: not served.server.calls)
 
 
 async def test_a_deadline_ends_a_call_whose_client_does_not() -> None:
@@ -242,7 +242,7 @@ async def test_a_client_that_cancels_thousands_of_calls_loses_its_connection_alo
         served.frontend.may.set()
         await call
         await answers(served)
-        await eventually(lambda: not served.server._server.calls)
+        await eventually(lambda: not served.server.calls)
 
 
 async def test_answers_that_are_not_read_are_held_and_then_dropped() -> None:
@@ -257,7 +257,7 @@ async def test_answers_that_are_not_read_are_held_and_then_dropped() -> None:
             await answers(served)
             assert await client.status(client.ask(b"broken", path=HEALTH))
             await eventually(lambda: served.budget.held == 0)
-            await eventually(lambda: not served.server._server.calls)
+            await eventually(lambda: not served.server.calls)
             assert not any(client.data[stream] for stream in streams)
 
 
@@ -285,7 +285,7 @@ async def test_calls_for_health_that_do_not_arrive_are_bounded_too() -> None:
             for _ in range(90):
                 client.ask(None, path=HEALTH)
         await eventually(lambda: served.refused("max_rpcs") > 0)
-        await eventually(lambda: served.server._server.calls <= 1 + 4 + 2 * RESERVE)
+        await eventually(lambda: served.server.calls <= 1 + 4 + 2 * RESERVE)
         assert await idle.status(idle.ask(b"", path=HEALTH)) == (code_pb2.OK, "")
 
 

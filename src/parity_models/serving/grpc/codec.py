@@ -8,14 +8,15 @@ https://github.com/kserve/open-inference-protocol, specification/protocol/infere
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from math import prod
 from typing import Any, TypeVar
 
+import numpy as np
 from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, TooLargeError
 from parity_models.serving.grpc import protos as pb
-from parity_models.serving.grpc.messages import FIELDS, read_contents
 from parity_models.serving.inference import InferRequest, LazyTensor, request_of
 from parity_models.serving.models import Result, ServedModel
 from parity_models.serving.protocol import (
@@ -30,6 +31,34 @@ from parity_models.serving.protocol import (
     size_in_bytes,
 )
 from parity_models.tensors.signature import MAX_TENSORS, TensorSpec, cut, pack
+from parity_models.tensors.texts import BYTES, as_texts
+
+SERVICE = pb.POOL.FindServiceByName("inference.GRPCInferenceService")
+
+MODEL_SHA256 = "model-sha256"
+"""The trailing metadata of ModelMetadata that names the hash of the deployed model's file."""
+
+DETAILS = "grpc-status-details-bin"
+"""The trailing metadata that has a google.rpc.Status."""
+
+FIELDS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    BYTES: "bytes_contents",
+}
+"""The field of InferTensorContents that has the values, by datatype."""
+
+_WIDE = {"int_contents": np.int32, "uint_contents": np.uint32}
+"""The types of fields that are wider than some of their datatypes."""
 
 Raws = Sequence[bytes | memoryview]
 """A message's raw_input_contents."""
@@ -170,6 +199,47 @@ def read_request(message: pb.ModelInferRequest, raws: Raws, model: ServedModel) 
     return request_of(
         model, fitting, tensors, id=message.id or None, parameters=parameters, outputs=outputs
     )
+
+
+async def read_contents(
+    contents: pb.InferTensorContents, spec: TensorSpec, rows: int, what: str, wait: Yield = no_wait
+) -> NDArray[Any]:
+    """Return the read-only array (rows, *shape of spec) in a tensor's typed contents; large ones
+    are read in slices, with a `wait` between them.
+
+    Raises InvalidRequestError, which calls it `what`.
+    """
+    field, size = FIELDS.get(spec.datatype), rows * prod(spec.shape)
+    if field is None:
+        raise InvalidRequestError(
+            f"{what} is {spec.datatype}, which has no typed contents; send it raw"
+        )
+    for other, values in contents.ListFields():
+        if other.name != field:
+            raise InvalidRequestError(
+                f"{what} has {len(values)} {other.name}; {spec.datatype} goes into {field}"
+            )
+    values = getattr(contents, field)
+    if len(values) != size:
+        raise InvalidRequestError(
+            f"{what} has {len(values)} {field}; its shape {[rows, *spec.shape]} takes {size}"
+        )
+    if spec.is_text:
+        try:
+            return as_texts(np.array(values, object)).reshape(rows, *spec.shape)
+        except ValueError as error:
+            raise InvalidRequestError(f"{what} {error}") from error
+    array = np.empty(size, spec.dtype)
+    for start in range(0, size, SLICE_VALUES):
+        if start:
+            await wait()
+        part = values[start : start + SLICE_VALUES]
+        wide = np.fromiter(part, _WIDE.get(field, spec.dtype), len(part))
+        array[start : start + len(part)] = narrow = wide.astype(spec.dtype, copy=False)
+        if field in _WIDE and not np.array_equal(narrow, wide):
+            raise InvalidRequestError(f"{what} has numbers beyond {spec.datatype}")
+    array.flags.writeable = False
+    return array.reshape(rows, *spec.shape)
 
 
 def _parameters(tensor: Any) -> TensorParameters | None:

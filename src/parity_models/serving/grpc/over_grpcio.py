@@ -4,7 +4,7 @@ gRPC itself bounds the sizes of messages, the connections, and their times.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from functools import partial
 from math import ceil
 from typing import Any, NoReturn
@@ -14,7 +14,7 @@ from grpc.aio import ServicerContext
 
 from parity_models.errors import UserError
 from parity_models.serving.access import Certificate
-from parity_models.serving.errors import InvalidRequestError, Refused, RefusedError
+from parity_models.serving.errors import InvalidRequestError, Refused
 from parity_models.serving.grpc.service import (
     AGE_GRACE,
     INFER,
@@ -41,15 +41,6 @@ _MAX_INT = 2**31 - 1
 """The largest limit of a message, in bytes, and the longest time, in ms, that gRPC takes."""
 
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
-
-
-class _Call(Rpc):
-    def __init__(self, name: str, service: Service, context: Context) -> None:
-        self._metadata = [(key, str(value)) for key, value in context.invocation_metadata() or ()]
-        super().__init__(name, dict(self._metadata), service)
-
-    def values(self, header: str) -> Sequence[str]:
-        return [value for key, value in self._metadata if key == header]
 
 
 class GrpcServer(Service, grpc.GenericRpcHandler):
@@ -87,15 +78,19 @@ class GrpcServer(Service, grpc.GenericRpcHandler):
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         """Return the handler of a method. To clients, a stream of one message is that message."""
-        name = METHODS.get(handler_call_details.method)
-        return name and grpc.stream_stream_rpc_method_handler(partial(self._handle, name))
+        path = handler_call_details.method
+        if path not in METHODS:
+            return None
+        return grpc.stream_stream_rpc_method_handler(partial(self._handle, path))
 
     async def _handle(
-        self, name: str, messages: AsyncIterator[bytes], context: Context
+        self, path: str, messages: AsyncIterator[bytes], context: Context
     ) -> AsyncIterator[bytes]:
         """Answer a call. gRPC itself would log every request that cannot be read, and send the text
         of any exception to the client."""
-        rpc, failure = _Call(name, self, context), None
+        given = ((key, str(value)) for key, value in context.invocation_metadata() or ())
+        rpc, failure = Rpc([(":path", path), *given], self), None
+        name = rpc.name
         try:
             self.begin(rpc)
             if rpc.initial:
@@ -130,13 +125,11 @@ class GrpcServer(Service, grpc.GenericRpcHandler):
     async def _read(self, context: Context) -> Any:
         """Return the message of a call. Its size is unknown while it arrives, so few arrive at a
         time, which bounds their bytes. Raises a RequestError."""
-        seconds = self.limits.body_timeout
         try:
-            async with asyncio.timeout(seconds), self._arriving:
+            async with asyncio.timeout(self.limits.body_timeout), self._arriving:
                 return await context.read()
         except TimeoutError as error:
-            text = f"the message did not arrive within the body_timeout of {seconds:g} s"
-            raise RefusedError(text, 408, Refused.BODY_TIMEOUT) from error
+            raise self.limits.late("the message", Refused.BODY_TIMEOUT) from error
 
 
 async def _end(context: Context, failure: Failure) -> NoReturn:

@@ -10,8 +10,6 @@ import logging
 import re
 import time
 import zlib
-from collections.abc import Sequence
-from functools import lru_cache
 from math import inf
 from typing import Any
 from urllib.parse import quote
@@ -32,15 +30,16 @@ from parity_models.serving.grpc.service import (
     CHECK,
     INFER,
     MAX_AGE,
-    METHODS,
     REFLECT,
     RESERVE,
     WATCH,
-    Metadata,
     Rpc,
     Service,
 )
-from parity_models.serving.http import GRACE, ConnectionServer, listen, url_of
+from parity_models.serving.http import GRACE, Connection, ConnectionServer, listen, url_of
+from parity_models.serving.inference import Inference
+from parity_models.serving.limits import Limits
+from parity_models.serving.rest import WINDOW_BITS, encoded
 
 _log = logging.getLogger(__name__)
 
@@ -66,12 +65,8 @@ _MAX_UNREAD = 2**18
 _COPIED = 64 * 2**10
 """Bytes of a message that are copied, as protobuf takes no view of them."""
 
-_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
-_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
-
-_METHODS = {path.encode(): name for path, name in METHODS.items()}
-_OWN = frozenset((b"te", b"content-type", b"user-agent", b"grpc-accept-encoding"))
-"""Headers that are no metadata of the client's, besides those that begin with a colon."""
+_UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])", re.ASCII)
 
 _HEAD = (
     (b":status", b"200"),
@@ -96,16 +91,10 @@ class _Call(Rpc):
     then left.
     """
 
-    def __init__(self, name: str, stream: int, fields: Sequence[Any], service: Service) -> None:
-        headers = {
-            key.decode(): value.decode("latin-1")
-            for key, value in fields
-            if key[0] != 0x3A and key not in _OWN
-        }
-        super().__init__(name, headers, service)
-        self.stream = stream
-        self.fields = fields
-        self.encoding = b"identity"
+    def __init__(self, event: ngh2.RequestReceived, service: Service) -> None:
+        fields = [(key.decode(), value.decode("latin-1")) for key, value in event.headers]
+        super().__init__(fields, service)
+        self.stream = event.stream_id
         self.size = self.arrived = 0
         self.task: asyncio.Task[None] | None = None
         self.whole = self.has_head = self.ended = False
@@ -128,27 +117,17 @@ class _Call(Rpc):
         else:
             self.body = data
 
-    def values(self, header: str) -> Sequence[str]:
-        return [value.decode("latin-1") for key, value in self.fields if key == header.encode()]
 
+class _Connection(Connection):
+    """A connection: bytes in, calls out, answers as they are ready."""
 
-class _Connection(asyncio.Protocol):
-    """A connection: bytes in, calls out, answers as they are ready.
-
-    With `refused`, this error answers every call except those for health.
-    """
-
-    def __init__(self, server: "_Connections", peer: str, refused: RequestError | None) -> None:
+    def __init__(self, server: "GrpcServer", peer: str, refused: RequestError | None) -> None:
+        super().__init__(peer, refused)
         self._server = server
-        self._service = server.service
-        self._refused = refused
-        self.peer = peer
-        self.opening: asyncio.Task[None] | None = None
         self.calls: dict[int, _Call] = {}
-        self._transport: Any = None
         self._h2 = ngh2.Connection(ngh2.Role.SERVER, _CONFIGURATION)
         self._reading: asyncio.Task[None] | None = None
-        self._flushes = self._paused = self._over = self._has_called = False
+        self._flushes = self._paused = self._has_called = False
         self._began = self._heard = self._active = time.monotonic()
         """The times of its beginning, of the client's last bytes, and of the last call's end."""
         self._closes = self._pinged = inf
@@ -157,7 +136,7 @@ class _Connection(asyncio.Protocol):
     # Callbacks of the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport, self.opening = transport, None
+        super().connection_made(transport)
         self._began = self._heard = self._active = time.monotonic()
         self._h2.initiate_connection(self._server.settings)
         self._h2.set_local_window_size(_CONNECTION_WINDOW)
@@ -174,7 +153,7 @@ class _Connection(asyncio.Protocol):
     def _receive(self, data: memoryview) -> None:
         """Take what has come. After many frames, leave the rest for a turn of its own."""
         frames, size = 0, _SLICE
-        while data and not self._over:
+        while data and not self._ended:
             if frames > _TURN:
                 self._transport.pause_reading()
                 self._reading = asyncio.get_running_loop().create_task(self._go_on(data))
@@ -193,7 +172,7 @@ class _Connection(asyncio.Protocol):
             self._flush()
 
     async def _go_on(self, data: memoryview) -> None:
-        await self._service.budget.turn()
+        await self._server.budget.turn()
         if not self._transport.is_closing():
             self._transport.resume_reading()
             self._receive(data)
@@ -219,29 +198,22 @@ class _Connection(asyncio.Protocol):
 
     def end(self, seconds: float = AGE_GRACE) -> None:
         """Ask the client to reconnect, and end once its calls are over, or after this time."""
-        if not self._over and self._closes == inf:
+        if not self._ended and self._closes == inf:
             self._closes = time.monotonic() + seconds
             self._h2.send_goaway()
             self._flush_soon()
 
-    def abort(self) -> None:
-        self._drop()
-        if self.opening is not None:
-            self.opening.cancel()
-        else:
-            self._transport.abort()
-
     def check(self, now: float) -> None:
-        limits = self._service.limits
+        limits = self._server.limits
         if now >= self._closes or now >= self._pinged + limits.head_timeout:
             self.abort()
-        if self._over or self.opening is not None:
+        if self._ended or self.opening is not None:
             return
         wait = "idle_timeout" if self._has_called else "head_timeout"
         if not self.calls and now >= self._active + getattr(limits, wait):
             self._server.ended(wait.replace("_", " "))
             self.end(limits.head_timeout)
-        elif now >= self._began + MAX_AGE:
+        elif self._server.stopping or now >= self._began + MAX_AGE:
             self.end()
         elif self._pinged == inf and now >= self._heard + limits.idle_timeout:
             self._pinged = now
@@ -252,7 +224,7 @@ class _Connection(asyncio.Protocol):
 
     def _check_call(self, call: _Call, now: float) -> None:
         """End a call that is late, or whose answer is not read."""
-        limits = self._service.limits
+        limits = self._server.limits
         if call.ended:
             unread = self._h2.queued_body_size(call.stream)
             if not (unread or call.whole or self._paused):  # the rest of its message is not needed
@@ -267,9 +239,7 @@ class _Connection(asyncio.Protocol):
             if call.task is not None:
                 call.task.cancel()
         elif not call.whole and call.name != REFLECT and now >= call.since + limits.body_timeout:
-            seconds = limits.body_timeout
-            text = f"the message did not arrive within the body_timeout of {seconds:g} s"
-            self.fail(call, RefusedError(text, 408, Refused.BODY_TIMEOUT))
+            self.fail(call, limits.late("the message", Refused.BODY_TIMEOUT))
 
     # Calls
 
@@ -303,28 +273,25 @@ class _Connection(asyncio.Protocol):
             self._pinged = inf
         elif isinstance(event, ngh2.ConnectionClosed):
             self._drop()
-            self._closes = time.monotonic() + self._service.limits.write_timeout
+            self._closes = time.monotonic() + self._server.limits.write_timeout
             self._transport.close()
 
     def _on_request(self, event: ngh2.RequestReceived) -> None:
         self._has_called = True
-        head = dict(event.headers)
-        if not head.get(b"content-type", b"").startswith(b"application/grpc"):
-            self._h2.send_response(event.stream_id, ((b":status", b"415"),), end_stream=True)
+        call = _Call(event, self._server)
+        if not call.headers.get("content-type", "").startswith("application/grpc"):
+            self._h2.send_response(call.stream, ((b":status", b"415"),), end_stream=True)
             return
-        name = _METHODS.get(head.get(b":path", b""), "")
-        call = _Call(name, event.stream_id, event.headers, self._service)
-        self.calls[event.stream_id] = call
+        self.calls[call.stream] = call
         self._server.calls += 1
-        call.encoding = head.get(b"grpc-encoding", b"identity")
         try:
-            self._service.begin(call)
-            if not name:
+            self._server.begin(call)
+            if not call.name:
                 raise RefusedError("Method not found!", 501, Refused.METHOD)
-            if self._refused is not None and name != CHECK:
+            if self._refused is not None and call.name != CHECK:
                 raise self._refused
             self._server.admit(self, call)
-            if (timeout := head.get(b"grpc-timeout")) is not None:
+            if (timeout := call.headers.get("grpc-timeout")) is not None:
                 call.deadline = call.since + _seconds(timeout)
         except RequestError as error:
             self.fail(call, error)
@@ -352,7 +319,7 @@ class _Connection(asyncio.Protocol):
         if len(prefix) < 5:
             return 0
         size = int.from_bytes(prefix[1:], "big")
-        self._service.check_size(call, size)
+        self._server.check_size(call, size)
         return 5 + size
 
     def _reflect(self, call: _Call) -> None:
@@ -361,9 +328,8 @@ class _Connection(asyncio.Protocol):
         while call.size and at + call.size <= len(call.body):
             if self._h2.queued_body_size(call.stream) > _MAX_UNREAD:
                 raise OverloadedError("read the answers of this stream before you ask for more")
-            most = self._service.max_size(call)
-            message = _message(call.body[at : at + call.size], call.encoding, most)
-            self._send(call, self._service.reflect(message))
+            message = self._message(call, call.body[at : at + call.size])
+            self._send(call, self._server.reflect(message))
             at += call.size
             call.size = self._size_at(call, at)
         call.body = call.body[at:]
@@ -387,21 +353,39 @@ class _Connection(asyncio.Protocol):
             call.ended = True
             if call.task is not None:
                 call.task.cancel()
-            self._service.abandoned(call)
+            self._server.abandoned(call)
         call.release()
 
     def _drop(self) -> None:
         """Drop all calls: the connection is over."""
-        self._over = True
+        self._ended = True
         for call in self.calls.values():
             self._forget(call)
         self.calls.clear()
 
-    async def _answer(self, call: _Call) -> None:
-        service = self._service
+    def _message(self, call: _Call, frame: Any) -> bytes | memoryview:
+        """Return the message in a whole frame of gRPC. Raises a RequestError."""
+        if not frame[0]:
+            large = len(frame) > _COPIED
+            return memoryview(frame).toreadonly()[5:] if large else bytes(frame[5:])
+        coding, most = call.headers.get("grpc-encoding"), self._server.max_size(call)
+        if coding not in WINDOW_BITS:
+            raise RefusedError("compress with gzip, deflate or not", 501, Refused.CONTENT_ENCODING)
+        decompressor = zlib.decompressobj(WINDOW_BITS[coding])
         try:
-            call.body = _message(call.body, call.encoding, service.max_size(call))
-            call.hold(max(0, len(call.body) - call.held))  # it was compressed
+            message = decompressor.decompress(frame[5:], most + 1)
+        except zlib.error as error:
+            raise InvalidRequestError("the message cannot be decompressed") from error
+        if len(message) > most or not decompressor.eof:
+            text = f"Received message larger than max (decompressed, vs. {most}), or a part of one"
+            raise RefusedError(text, 413, Refused.MAX_BODY)
+        call.hold(max(0, len(message) - call.held))
+        return message
+
+    async def _answer(self, call: _Call) -> None:
+        service = self._server
+        try:
+            call.body = self._message(call, call.body)
             if call.deadline != inf:
                 call.timeout = max(0.0, call.deadline - time.monotonic())
             if call.name == WATCH:
@@ -425,14 +409,14 @@ class _Connection(asyncio.Protocol):
     def _send_head(self, call: _Call) -> None:
         if not call.has_head:
             call.has_head = True
-            self._h2.send_response(call.stream, _HEAD + _encoded(call.initial))
+            self._h2.send_response(call.stream, _HEAD + encoded(call.initial))
 
     def _finish(self, call: _Call) -> None:
         """End a call with the status OK."""
         if not call.ended:
             call.ended = True
             self._send_head(call)
-            self._h2.send_trailers(call.stream, (_OK, *_encoded(call.trailing)))
+            self._h2.send_trailers(call.stream, (_OK, *encoded(call.trailing)))
             self._flush_soon()
 
     def fail(self, call: _Call, error: Exception) -> None:
@@ -440,11 +424,11 @@ class _Connection(asyncio.Protocol):
         if call.ended:
             return
         call.ended = True
-        code, text, metadata = self._service.failed(call, error)
+        code, text, metadata = self._server.failed(call, error)
         status = (
             (b"grpc-status", b"%d" % code),
             (b"grpc-message", quote(text, safe=_PRINTABLE).encode()),
-            *_encoded(metadata),
+            *((name.encode(), base64.b64encode(value)) for name, value in metadata),
         )
         if call.initial:  # with the status, they would arrive as trailing metadata
             self._send_head(call)
@@ -462,7 +446,7 @@ class _Connection(asyncio.Protocol):
     def _flush(self) -> None:
         """Write what is ready, for as long as the client reads."""
         self._flushes = False
-        if self._over:
+        if self._ended:
             return
         try:
             while not self._paused and (data := self._h2.data_to_send(_MAX_WRITE)):
@@ -474,25 +458,7 @@ class _Connection(asyncio.Protocol):
             self._take_events()
 
 
-def _message(frame: bytes | bytearray, coding: bytes, most: int) -> bytes | memoryview:
-    """Return the message in a whole frame of gRPC, of `most` bytes. Raises a RequestError."""
-    if not frame[0]:
-        large = len(frame) > _COPIED
-        return memoryview(frame).toreadonly()[5:] if large else bytes(frame[5:])
-    if coding not in (b"gzip", b"deflate"):
-        raise RefusedError("compress with gzip, deflate or not", 501, Refused.CONTENT_ENCODING)
-    decompressor = zlib.decompressobj(31 if coding == b"gzip" else 15)
-    try:
-        message = decompressor.decompress(frame[5:], most + 1)
-    except zlib.error as error:
-        raise InvalidRequestError("the message cannot be decompressed") from error
-    if len(message) > most or not decompressor.eof:
-        text = f"Received message larger than max (decompressed, vs. {most}), or a part of one"
-        raise RefusedError(text, 413, Refused.MAX_BODY)
-    return message
-
-
-def _seconds(timeout: bytes) -> float:
+def _seconds(timeout: str) -> float:
     """Return a client's timeout in seconds. Raises InvalidRequestError if it cannot be read."""
     found = _TIMEOUT.fullmatch(timeout)
     if found is None:
@@ -500,20 +466,14 @@ def _seconds(timeout: bytes) -> float:
     return int(found[1]) * _UNITS[found[2]]
 
 
-@lru_cache(256)
-def _encoded(metadata: Metadata) -> tuple[tuple[bytes, bytes], ...]:
-    """Return metadata as headers; bytes are in base64."""
-    return tuple(
-        (name.encode(), value.encode() if isinstance(value, str) else base64.b64encode(value))
-        for name, value in metadata
-    )
+class GrpcServer(ConnectionServer[_Connection], Service):
+    """Serves the models of `inference`, within `limits`."""
 
-
-class _Connections(ConnectionServer):
-    def __init__(self, service: "GrpcServer", tls: Any) -> None:
-        limits = service.limits
-        super().__init__(limits, service.metrics, tls)
-        self.service = service
+    def __init__(self, inference: Inference, limits: Limits, **options: Any) -> None:
+        Service.__init__(self, inference, limits, **options)
+        certificate = self._certificate
+        tls = None if certificate is None else lambda: certificate.http2_context
+        ConnectionServer.__init__(self, limits, self.metrics, tls)
         self.calls = 0
         """Calls of all connections, from their heads to the ends of their streams."""
         self.settings = {
@@ -541,24 +501,11 @@ class _Connections(ConnectionServer):
             raise error
         busiest.fail(other, error)
 
-    async def leave(self) -> None:
-        await super().leave()
-        for connection in list(self._connections):
-            if connection.opening is None:
-                connection.end()
-
-
-class GrpcServer(Service):
-    """Serves the models of `inference`, within `limits`."""
-
     async def start(self, host: str, port: int) -> str:
-        certificate = self._certificate
-        tls = None if certificate is None else lambda: certificate.http2_context
-        self._server = _Connections(self, tls)
         listening = listen(host, port, reuse_port=self._reuse_port, use=" for gRPC")
-        self._server.start(listening)
-        return url_of(listening, "grpc" if certificate is None else "grpcs")
+        self.serve(listening)
+        return url_of(listening, "grpc" if self._certificate is None else "grpcs")
 
     async def stop(self, grace: float = GRACE) -> None:
         self.stopping = True
-        await self._server.stop(grace)
+        await super().stop(grace)

@@ -7,7 +7,7 @@ tools expect. Errors have the texts of REST, and status codes that correspond to
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Sequence
 from math import ceil
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -33,7 +33,10 @@ from parity_models.serving.errors import (
 )
 from parity_models.serving.grpc import protos as pb
 from parity_models.serving.grpc.codec import (
+    DETAILS,
     MAX_METADATA_BYTES,
+    MODEL_SHA256,
+    SERVICE,
     decode,
     parameter_of,
     read_message,
@@ -41,7 +44,6 @@ from parity_models.serving.grpc.codec import (
     too_large,
     write_response,
 )
-from parity_models.serving.grpc.messages import DETAILS, MODEL_SHA256, SERVICE
 from parity_models.serving.http import GRACE
 from parity_models.serving.inference import Call, Inference, InferRequest
 from parity_models.serving.limits import Limits
@@ -50,8 +52,6 @@ from parity_models.serving.protocol import SOFTWARE
 from parity_models.serving.request_log import REQUEST_ID, RequestLog
 
 _log = logging.getLogger(__name__)
-
-Metadata = tuple[tuple[str, str | bytes], ...]
 
 HEALTH = pb.POOL.FindServiceByName("grpc.health.v1.Health")
 REFLECTION = pb.POOL.FindServiceByName("grpc.reflection.v1alpha.ServerReflection")
@@ -122,26 +122,30 @@ class Failure(NamedTuple):
 
     code: int
     text: str
-    metadata: Metadata = ()
+    metadata: tuple[tuple[str, bytes], ...] = ()
 
 
 class Rpc(Call[bytes]):
-    """A call, as its transport brings it, of the method called `name`.
+    """A call, as its transport brings it, of the method called `name`; "" if there is none.
 
-    `headers` are the client's metadata. The transport holds the bytes of the message, puts it into
-    `body`, and releases it at the end. It sends `initial` ahead of the answer, and `trailing` with
-    the status OK.
+    `metadata` are the client's, and include HTTP/2's `:path`. The transport holds the bytes of the
+    message, puts it into `body`, and releases it at the end. It sends `initial` ahead of the
+    answer, and `trailing` with the status OK.
     """
 
     log: RequestLog
-    initial: Metadata = ()
-    trailing: Metadata = ()
+    initial: tuple[tuple[str, str], ...] = ()
+    trailing: tuple[tuple[str, str], ...] = ()
 
-    def __init__(self, name: str, headers: Mapping[str, str], service: "Service") -> None:
-        self.name = name
-        self.headers = headers
+    def __init__(self, metadata: Sequence[tuple[str, str]], service: "Service") -> None:
+        self._metadata = metadata
+        self.headers = headers = dict(metadata)
+        self.name = METHODS.get(headers.get(":path", ""), "")
         self.budget = service.budget
         self._max_answer = service.limits.max_body
+
+    def values(self, header: str) -> Sequence[str]:
+        return [value for key, value in self._metadata if key == header]
 
     def read(self, model: ServedModel) -> InferRequest:
         message, raws = self.body

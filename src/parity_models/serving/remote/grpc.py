@@ -12,7 +12,7 @@ from grpc import StatusCode
 
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.grpc import protos as pb
-from parity_models.serving.grpc.messages import DETAILS, MODEL_SHA256, SERVICE, read_contents
+from parity_models.serving.grpc.codec import DETAILS, MODEL_SHA256, SERVICE, read_contents
 from parity_models.serving.protocol import OutputTensor, ServerMetadata, size_in_bytes
 from parity_models.serving.remote.upstream import (
     BusyError,
