@@ -41,12 +41,6 @@ def draw_data(rows: int) -> tuple[Array, Array, Array]:
     return inputs, labels, weights
 
 
-def perturbed(weights: Array, by: float = 1.0) -> Array:
-    noise = np.random.default_rng(2).normal(size=weights.shape).astype(np.float32)
-    moved: Array = weights + np.float32(by) * noise
-    return moved
-
-
 def measure(
     bundle: Bundle, inputs: Array, labels: Array, metric: str = "top-1", **options: Any
 ) -> Accuracy:
@@ -70,7 +64,7 @@ def test_each_query_counts_once_with_the_rest_of_its_group_there(rows: int, tmp_
     """Against the definition, followed one query at a time."""
     k = 3
     inputs, labels, weights = draw_data(rows)
-    poor = perturbed(weights)
+    poor = weights + np.random.default_rng(2).normal(size=weights.shape).astype(np.float32)
     bundle = linear_bundle(tmp_path, weights, [poor], CodeSpec("sum", "subtraction", k))
     accuracy = measure(bundle, inputs, labels, seed=5)
 

@@ -42,10 +42,6 @@ def answer(
     return web.Response(body=head + rows.tobytes(), headers=headers)
 
 
-async def say_it_back(request: web.Request, row: np.ndarray[Any, Any]) -> web.Response:
-    return answer(row)
-
-
 @asynccontextmanager
 async def serving(handle: Handler) -> AsyncIterator[str]:
     """A server whose model is `handle`; yields its URL."""
@@ -292,7 +288,7 @@ async def test_a_load_that_cannot_be_offered_is_refused_with_the_reason(
     np.save("labels.npy", np.zeros(2, int))
     np.savez("wrong-shape.npz", inputs=np.zeros((3, 7), np.float32), labels=np.zeros(3))
     np.savez("pickled.npz", inputs=np.array([{}], dtype=object), labels=np.zeros(1))
-    async with serving(say_it_back) as url:
+    async with serving(Answering()) as url:
         for change, reason in REFUSED:
             with pytest.raises(UserError, match=reason):
                 await offer_load(load(**{"url": url, "data": data} | change))

@@ -65,11 +65,6 @@ def queries_arrived(server: ServerProcess) -> float:
     return waiting + running + server.metric("parm_query_latency_seconds_count")
 
 
-def in_a_terminal() -> None:
-    """Whatever runs the tests may be started to outlive its own."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
 def test_a_signal_under_load_lets_requests_end_and_leaves_nothing(bundle: Path) -> None:
     coded = ("--policy", "parity@max-group-wait=1s", "--instances", "2", "--deadline", "60")
     arguments = (*coded, "--faults", service_time(0.4), "--grpc-port", "0")
@@ -100,7 +95,10 @@ def test_a_signal_under_load_lets_requests_end_and_leaves_nothing(bundle: Path) 
 def test_a_second_signal_does_not_wait_for_answers(bundle: Path, number: signal.Signals) -> None:
     arguments = ("--policy", "none", "--deadline", "90", "--faults", service_time(60))
     with (
-        ServerProcess(str(bundle), *arguments, before=in_a_terminal) as server,
+        # Whatever runs the tests may be started to outlive its terminal.
+        ServerProcess(
+            *(str(bundle), *arguments), before=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        ) as server,
         httpx.Client(base_url=server.url, timeout=60) as client,
         ThreadPoolExecutor() as pool,
     ):

@@ -23,11 +23,6 @@ IMAGE = (1, 16, 16)
 CODE = Code(STACK, (1, 8, 8), (10,))
 
 
-def built(network: str, spec: CodeSpec, shape: Shape) -> nn.Module:
-    torch.manual_seed(0)
-    return parity_network(network, Code(spec, shape, (10,))).make()
-
-
 @pytest.mark.parametrize(
     ("spec", "shape", "network", "expected"),
     [
@@ -42,7 +37,7 @@ def built(network: str, spec: CodeSpec, shape: Shape) -> nn.Module:
 def test_stacked_queries_that_are_read_off_are_answered_each_by_itself(
     spec: CodeSpec, shape: Shape, network: str, expected: type[nn.Module]
 ) -> None:
-    assert isinstance(built(network, spec, shape), expected)
+    assert isinstance(parity_network(network, Code(spec, shape, (10,))).make(), expected)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from parity_models.trust.agreement import (
     CHECK_EVERY,
@@ -127,8 +126,6 @@ def test_a_tenant_that_is_alone_is_evidence_and_what_many_see_is() -> None:
 
 BINS = tuple(np.linspace(0, 1, 41).tolist())
 """Confidence is uniform from 0 to 1."""
-
-Floats = NDArray[np.float64]
 
 
 def nothing() -> Evidence:

@@ -55,11 +55,6 @@ def golden_of(
     return {role: (rows["input"], outputs["output"]) for role, (rows, outputs) in found.items()}
 
 
-def rows_of(bundle: Bundle, count: int) -> NDArray[Any]:
-    queries = bundle.manifest.deployed.signature.smallest.input
-    return golden_rows(queries, bundle.envelope(), count)["input"]
-
-
 def test_each_role_has_queries_and_the_outputs_of_its_model(bundle: Bundle) -> None:
     running = models(bundle)
     found, again = golden_of(bundle, running), golden_of(bundle, running)
@@ -70,7 +65,8 @@ def test_each_role_has_queries_and_the_outputs_of_its_model(bundle: Bundle) -> N
         np.testing.assert_array_equal(rows, again[role][0])
         for row, output in zip(rows, outputs, strict=True):
             np.testing.assert_array_equal(output_of(running[role], row[None])[0], output)
-    rows = rows_of(bundle, GOLDEN)
+    queries = bundle.manifest.deployed.signature.smallest.input
+    rows = golden_rows(queries, bundle.envelope(), GOLDEN)["input"]
     for j, weights in enumerate(([1, 1, 1], [0.5, 1, 1.5])):
         np.testing.assert_allclose(found[f"parity-{j}"][0][0], weights @ rows[:3], rtol=1e-5)
 
