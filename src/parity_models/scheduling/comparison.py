@@ -166,10 +166,9 @@ class Audits:
         """Draw more for a while."""
         self._drawn = 0
 
-    def predicted(self, query: Query) -> None:
-        """The model answers this query; a backup's output may be known as well."""
-        backup = query.backup
-        if backup is None or not backup.has_output or query.crashes:
+    def predicted(self, query: Query, backup: Task) -> None:
+        """The model answers this query; the output of its `backup` may be known as well."""
+        if not backup.has_output or query.crashes:
             return
         if self._random.random() * self._core.config.compare_one_in < 1:
             self._core.act(Audit(query.id, late=not backup.first, answered=False))

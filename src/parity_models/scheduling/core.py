@@ -458,7 +458,8 @@ class Scheduler:
         query = self.queries.get(task.subject)
         if query is not None:
             self._background.answered(query)
-            self._audits.predicted(query)
+            if query.backup is not None:
+                self._audits.predicted(query, query.backup)
             self._actions.append(Answer(query.id, Source.MODEL))
             self._end_query(query)
 

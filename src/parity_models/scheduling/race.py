@@ -285,16 +285,20 @@ class Rule:
         self.helped_by = 0.0
         """The age by which help that was sent in time has answered: mostly the backup's output, or
         else a copy; 0 while it is unknown."""
-        self._asked_after = self._copied_after = 0.0
+        self._asked_after = 0.0
+        self.copied_after = 0.0
+        """The run time after which a unit is copied, but for the lag of reports."""
         self._renew()
 
     def earn(self, busy: float) -> None:
         """Add the budgets of a query that arrived while the event loop is this `busy`."""
         self._arrived += 1
         self.purse.earn()
-        self.copies.earn()
-        self.help.share = SPARE * (1 - busy) / busy if busy > 0 else inf
-        self.help.earn()
+        if self.copies.left < BURST:
+            self.copies.earn()
+        if self.help.left < BURST:
+            self.help.share = SPARE * (1 - busy) / busy if busy > 0 else inf
+            self.help.earn()
 
     def ended(self, role: str, seconds: float, *, finished: bool) -> None:
         """Record the run time of a unit, which ran to its end or not."""
@@ -311,9 +315,9 @@ class Rule:
         self.backup_share = share = backup / median if backup else PRESUMED
         longer = (share + MARGIN) * median
         self._asked_after = self.runs.lasts_from(min(0.5, LATE_WORK / share), longer)
-        self._copied_after = self.runs.lasts_from(COPIED, COPY_SAVES * median)
-        takes = backup if backup and self.affordable(LATE) > 0.5 else self._copied_after
-        self.helped_by = self.copied_after + takes + MARGIN * median
+        self.copied_after = self.runs.lasts_from(COPIED, COPY_SAVES * median)
+        takes = backup if backup and self.affordable(LATE) > 0.5 else self.copied_after
+        self.helped_by = self.lag + self.copied_after + takes + MARGIN * median
 
     def output(self, waited: float, doubt: float) -> None:
         """Record an output of the backup, its doubt, and the time since it was asked."""
@@ -372,11 +376,6 @@ class Rule:
         left = self.help.left
         age = OLDEST * (1 - left / RESERVE) * self.median if left >= 1 else inf
         return max(arrived + age, self.effect.helps_from(group, arrived))
-
-    @property
-    def copied_after(self) -> float:
-        """The run time after which a unit is copied."""
-        return self.lag + self._copied_after
 
     def worth_late(self, age: float) -> float:
         """Return the worth of an answer to a query of this age."""
@@ -583,7 +582,7 @@ class Race:
         is_pending = self._asked is not None and not (self._answered or self.exact)
         if self.tasks + is_pending >= MAX_TASKS:
             return 2 * started - self.arrived if rule.may_hang else inf
-        at, median = started + rule.copied_after, rule.median
+        at, median = started + rule.lag + rule.copied_after, rule.median
         at = max(at, self.arrived + rule.not_before)
         if is_pending and self._asked is not None:
             at = max(at, self._asked + (rule.patience or median))

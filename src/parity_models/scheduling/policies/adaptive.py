@@ -291,7 +291,7 @@ class Adaptive(Policy):
         """Return other late queries, as many as fit into a parity query."""
         company: list[Query] = []
         units = {task.unit for task in query.tasks}
-        began = port.now - self.race_rule.copied_after
+        began = port.now - self.race_rule.lag - self.race_rule.copied_after
         for other in self._running.values():
             unit = other.original.unit
             if unit is None:
