@@ -14,11 +14,11 @@ from parity_models.errors import UserError
 from parity_models.roles import Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.server import ServeOptions, Server
+from parity_models.trust.evidence import DoubtCurve
 from parity_models.trust.gate import (
     NOTHING,
     AnsweredClass,
     Calibration,
-    DoubtCurve,
     GateLevel,
     StandIn,
 )
