@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import pytest
@@ -15,6 +16,7 @@ from commands import Here, Outcome
 from fuzzing import LONG, leave_constants_out
 from parity_models.cli.main import main
 from parity_models_lab.cli.main import main as lab_main
+from served import write_linear_bundle
 
 # A shell starts what it runs in the background with interrupts ignored, and processes inherit
 # that; the tests of Ctrl-C are to hold there, too.
@@ -41,6 +43,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 Command = Callable[[], None]
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with a parity model, which no test changes."""
+    return write_linear_bundle(tmp_path_factory.mktemp("coded"))
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One with the deployed model alone."""
+    return write_linear_bundle(tmp_path_factory.mktemp("plain"), coded=False)
+
+
+@pytest.fixture(scope="session")
+def backed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One with a parity model and a backup, which predicts twice as much."""
+    return write_linear_bundle(tmp_path_factory.mktemp("backed"), backed=True)
 
 
 @pytest.fixture

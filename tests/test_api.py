@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import parity_models as pm
-from linear_bundles import linear_bundle
+from linear_bundles import WEIGHTS, linear_bundle
 from onnx_models import linear_model
 
 pytestmark = pytest.mark.slow
@@ -94,8 +94,7 @@ def test_a_comparison_says_what_part_of_a_gain_is_the_dispatch_rules() -> None:
 
 
 def test_a_policy_with_instances_of_its_own_has_them_within_the_total(tmp_path: Path) -> None:
-    weights = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
-    bundle = linear_bundle(tmp_path, weights, backup=weights)
+    bundle = linear_bundle(tmp_path, WEIGHTS, backup=WEIGHTS)
     with pytest.raises(pm.UserError, match="give more instances="):
         pm.simulate(bundle, rate=20, instances=1, policies=["approximate-backup"], queries=1000)
     policies = ["approximate-backup"]

@@ -110,11 +110,6 @@ def test_the_policy_of_the_guide_shortens_the_tail(capsys: pytest.CaptureFixture
     assert tails[1] < tails[0] / 2
 
 
-def test_the_encoder_of_the_guide_adds_queries_up() -> None:
-    encoder = of_the_code_guide("Amplified", 2, 1, (3,), gain=2)
-    assert encoder.encode([np.ones(3)] * 2).tolist() == [[4, 4, 4]]
-
-
 def test_the_coders_of_the_guide_reconstruct_a_linear_model() -> None:
     rng = np.random.default_rng(0)
     weights, queries = rng.normal(size=(5, 2)), list(rng.normal(size=(3, 4, 5)))

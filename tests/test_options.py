@@ -89,11 +89,7 @@ def test_defaults_are_written_as_users_type_them() -> None:
     [
         ("size", float("inf"), "must be a number of MiB, above 0; got inf"),
         ("size", "x", "must be a number of MiB, above 0; got 'x'"),
-        (
-            "wait",
-            "0",
-            f"must be a number of milliseconds, or {TIME}, above 0 and at most 1000 ms; ",
-        ),
+        ("wait", "0", f"must be a number of milliseconds, or {TIME}, above 0 and at most 1000 ms"),
         ("wait", float("nan"), f"must be a number of milliseconds, or {TIME}"),
         ("pause", "soon", f"must be a number of seconds, or {TIME}, at least 0; got 'soon'"),
         ("tea_time", "5s", f"must be a number of minutes, or {TIME}, from 0.1 to 60 min; got '5s'"),

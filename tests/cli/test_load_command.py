@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from access_files import TOKEN, Files
-from commands import Here, assert_refused, parm
-from served import ServerProcess, predictions, queries, until, write_linear_bundle
+from commands import Here, assert_refused, parm, succeeded
+from served import ServerProcess, predictions, queries, until
 
 pytestmark = pytest.mark.slow
 
@@ -20,15 +20,10 @@ ROWS = 40
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(write_linear_bundle(tmp_path_factory.mktemp("bundle")))
-
-
-@pytest.fixture(scope="module")
-def server(bundle: str) -> Iterator[ServerProcess]:
+def server(bundle: Path) -> Iterator[ServerProcess]:
     """It refuses nobody for a queue, however slow the machine is."""
     patient = ("--deadline", "240")
-    with ServerProcess(bundle, "--policy", "none", "--instances", "1", *patient) as process:
+    with ServerProcess(str(bundle), "--policy", "none", "--instances", "1", *patient) as process:
         yield process
 
 
@@ -49,11 +44,10 @@ def load(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_every_answer_is_judged(server: ServerProcess, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out.json"
-    done = load(
+    done = succeeded(load(
         server.url, "--inputs", data / "queries.npz", "--rate", 200, "--queries", 200,
         "--batch", 2, "--json", out, "--binary",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    ))  # fmt: skip
     for word in ("p50", "p90", "p99.5", "p99.9", "max", "model", "later than scheduled"):
         assert word in done.stdout
     report = json.loads(out.read_text())
@@ -108,13 +102,13 @@ def test_mistakes_end_with_one_sentence_and_exit_code_2(
 # Servers over TLS that ask for a token
 
 
-def test_a_server_with_tokens_is_loaded(tmp_path: Path) -> None:
+def test_a_server_with_tokens_is_loaded(bundle: Path, tmp_path: Path) -> None:
     files, ca, rows = Files(tmp_path), tmp_path / "ca.pem", tmp_path / "queries.npy"
     files.authority.cert_pem.write_to_path(ca)
     np.save(rows, queries(20))
     access = ("--tls-cert", files.certificate, "--tls-key", files.key, "--tokens", files.tokens)
     options = ("--policy", "none", "--instances", "1", *map(str, access))
-    with ServerProcess(str(write_linear_bundle(tmp_path)), *options) as server:
+    with ServerProcess(str(bundle), *options) as server:
         url, out = server.url, tmp_path / "report.json"
         own = {name: value for name, value in os.environ.items() if name != "PARM_TOKEN"}
 
@@ -130,8 +124,7 @@ def test_a_server_with_tokens_is_loaded(tmp_path: Path) -> None:
             command = parm(*map(str, of))
             return subprocess.run(command, env=environment, capture_output=True, text=True)
 
-        done = ask(url, "--json", out)
-        assert done.returncode == 0, done.stderr
+        succeeded(ask(url, "--json", out))
         assert json.loads(out.read_text())["answered"] == 50
         assert TOKEN not in out.read_text()
         for token in (None, "a-token-that-the-server-does-not-know"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from commands import Here, assert_refused
+from commands import Here, assert_refused, succeeded
 from own_coders import DECODER, ENCODER
 from parity_models.bundle.bundle import open_bundle
 from parity_models.codes import Code, CodeSpec
@@ -28,10 +28,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        (
-            CodeSpec(ENCODER, DECODER, 2, 1, {"gain": 0.0}),
-            "gain must be a number, above 0 and at most 100",
-        ),
+        (CodeSpec(ENCODER, DECODER, 2, 1, {"gain": 0.0}), "gain must be a number, above 0 and"),
         (CodeSpec(ENCODER, DECODER, 2, 1, {"gian": 1}), "gian is not .* did you mean gain"),
         (CodeSpec("sum", DECODER, 2, 1, {}, {"gain": 1}), "the decoder .* it has divisor"),
         (CodeSpec(DECODER, DECODER, 2), "cannot be the encoder: it must be a subclass of"),
@@ -75,17 +72,15 @@ def test_its_parity_model_is_trained_and_measured(parm_here: Here, tmp_path: Pat
     command = ("parity", "--model", bare, "--inputs", tmp_path / "inputs.npy", "--out", out)
     coders = ("--encoder", f"{ENCODER}@gain=2", f"--decoder={DECODER}@divisor=3", "--metric", "r2")
     more = ("--network", "linear", "--epochs", 1)
-    done = parm_here(*command, *coders, *more)
-    assert done.returncode == 0, done.stderr
+    succeeded(parm_here(*command, *coders, *more))
     allowed = ("--allow-code", ENCODER, "--allow-code", DECODER)
     assert_refused(
         parm_here("evaluate", out, "--inputs", tmp_path / "inputs.npy"),
         "allow it with --allow-code",
     )
     numbers = tmp_path / "numbers.json"
-    done = parm_here(
-        "evaluate", out, "--inputs", tmp_path / "inputs.npy", "--json", numbers, *allowed
+    succeeded(
+        parm_here("evaluate", out, "--inputs", tmp_path / "inputs.npy", "--json", numbers, *allowed)
     )
-    assert done.returncode == 0, done.stderr
     code = json.loads(numbers.read_text())["code"]
     assert (code["encoder_options"], code["decoder_options"]) == ({"gain": 2.0}, {"divisor": 3.0})

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from linear_bundles import CLASSES, FEATURES, Array, linear_bundle
 from parity_models.bundle.bundle import Accuracy, Bundle
@@ -18,12 +17,10 @@ from parity_models.evaluation.accuracy import (
     FEWEST,
     FRACTIONS,
     MOST_SETS,
-    GateResult,
     measure_accuracy,
     share_interval,
     some_sets,
 )
-from parity_models.evaluation.judging import accuracy_table, gate_table
 from parity_models.evaluation.outputs import Outputs
 from present import some
 
@@ -108,28 +105,6 @@ def test_arrays_that_do_not_fit_the_bundle_are_refused_with_the_reason(tmp_path:
     ]:
         with pytest.raises(DataError, match=reason):
             measure(bundle, wrong_inputs, wrong_labels)
-
-
-def printed(table: object) -> str:
-    console = Console(width=80)
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get()
-
-
-def test_the_tables_name_every_number_in_80_columns(tmp_path: Path) -> None:
-    inputs, labels, weights = draw_data(100)
-    code = CodeSpec("sum", "subtraction", 3, 2)
-    bundle = linear_bundle(tmp_path, weights, [weights] * 2, code, weights)
-    text = printed(accuracy_table(bundle, measure(bundle, inputs, labels)))
-    for line in ("A_a", "backup", "A_d", "2 of a group", "10% unavailable", "agree"):
-        assert line in text
-    assert text.count("75.00") >= 5
-    assert text.count("65.7 to 82.5") >= 3, "the interval of each share of queries"
-    result = GateResult("reconstruction", None, 1.0, 0.9, 0.9, 1.0)
-    lines = printed(gate_table([result], "top-1 agreement")).splitlines()
-    (row,) = (line for line in lines if "reconstruction" in line)
-    assert row.endswith("│ 100.00 │")
 
 
 # Intervals

@@ -10,7 +10,6 @@ from torch import nn
 
 import parity_models_lab.published  # noqa: F401  # registers them
 from onnx_models import output_of
-from own_models import DIGITS, STACK
 from parity_models.bundle.onnx_model import OnnxModel
 from parity_models.codes import CodeSpec
 from parity_models.errors import TrainingError
@@ -24,7 +23,7 @@ from parity_models_lab.published import (
     draw_weights,
     published_network,
 )
-from trainings import evaluate, train_parity
+from trainings import DIGITS, STACK, evaluate, train_parity
 
 pytestmark = pytest.mark.slow
 

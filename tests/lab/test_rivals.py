@@ -58,9 +58,9 @@ def test_slackfit_takes_the_largest_network_that_the_slack_allows() -> None:
     policy = SlackFit(SlackFit.Options(objective=2.0))
     world = taught(policy, deployed=1.0, backup=0.1)
     world.arrive(2)
-    assert world.queued(DEPLOYED) == 1
+    assert world.scheduler.queued(DEPLOYED) == 1
     world.pass_time(1.1)  # 0.9 are left
-    assert (world.queued(DEPLOYED), world.queued(BACKUP)) == (0, 1)
+    assert (world.scheduler.queued(DEPLOYED), world.scheduler.queued(BACKUP)) == (0, 1)
     for _ in range(2):
         world.finish("0")
     assert world.answers == {0: Source.MODEL, 1: Source.BACKUP}

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from commands import Here
-from own_models import DIGITS
 from parity_models.bundle.bundle import open_bundle
 from parity_models.errors import DataError
 from parity_models_lab import made
 from parity_models_lab.tasks import TEST, TRAIN, Dataset, find_task
+from trainings import DIGITS
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 28, 28), np.uint8)
 

@@ -1,19 +1,17 @@
 """Shared fixtures of the tests of Late."""
 
-from collections.abc import Callable
 from math import inf
 from pathlib import Path
 
 import pytest
 
+from late_targets import BundleOf
 from parity_models.bundle.bundle import Bundle, open_bundle, with_measured
 from parity_models.late import client as client_module
 from parity_models.scheduling.process_load import ProcessLoad
 from parity_models.trust.evidence import DoubtCurve
 from parity_models.trust.gate import Calibration, GateLevel
 from served import write_linear_bundle
-
-BundleOf = Callable[..., Bundle]
 
 
 def bundle_of(

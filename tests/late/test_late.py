@@ -24,6 +24,7 @@ from late_targets import (
     MODEL,
     ROWS,
     SAID,
+    BundleOf,
     RefusedError,
     Target,
     in_turn,
@@ -40,8 +41,6 @@ from parity_models.scheduling import race
 from parity_models.tensors.signature import Tensor
 from served import queries, write_linear_bundle
 from text_models import expected, imitated, texts, write_text_bundle
-
-BundleOf = Callable[..., Bundle]
 
 pytestmark = pytest.mark.usefixtures("never_overloaded")
 
@@ -167,11 +166,7 @@ async def test_a_call_without_a_usable_stand_in_gets_a_copy(bundle: Bundle) -> N
 
 @pytest.mark.parametrize(("threshold", "source", "made"), [(-1e9, "backup", 0), (1e9, "model", 1)])
 async def test_while_most_calls_are_slow_a_stand_in_is_asked_instead(
-    make_bundle: BundleOf,
-    threshold: float,
-    source: str,
-    made: int,
-    monkeypatch: pytest.MonkeyPatch,
+    make_bundle: BundleOf, threshold: float, source: str, made: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The call is made if its gate refuses."""
     monkeypatch.setattr(client_module, "CONGESTED", 4.0)

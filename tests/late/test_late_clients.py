@@ -23,6 +23,7 @@ from parity_models.bundle.bundle import Bundle
 from parity_models.errors import UserError
 from served import INFER, infer_message, predictions, queries
 from string_models import CLASSES, predict, texts, write_string_bundle
+from triton_requests import grpc_input, http_input
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("never_overloaded")]
 
@@ -32,12 +33,6 @@ KNOWN = 60
 Infer = Callable[[], Awaitable[Any]]
 Open = Callable[[AsyncExitStack, str, str], Awaitable[Infer]]
 """Opens a client for a server's HTTP and gRPC addresses; returns its call."""
-
-
-def triton_inputs(module: Any) -> list[Any]:
-    inputs = module.InferInput("input", list(ROWS.shape), "FP32")
-    inputs.set_data_from_numpy(ROWS)
-    return [inputs]
 
 
 async def of_httpx(stack: AsyncExitStack, url: str, grpc_url: str) -> Infer:
@@ -59,13 +54,13 @@ async def of_aiohttp(stack: AsyncExitStack, url: str, grpc_url: str) -> Infer:
 async def of_triton_http(stack: AsyncExitStack, url: str, grpc_url: str) -> Infer:
     client = tritonclient.http.aio.InferenceServerClient(url.removeprefix("http://"))
     stack.push_async_callback(client.close)
-    return lambda: client.infer("model", triton_inputs(tritonclient.http))
+    return lambda: client.infer("model", [http_input(ROWS)])
 
 
 async def of_triton_grpc(stack: AsyncExitStack, url: str, grpc_url: str) -> Infer:
     client = tritonclient.grpc.aio.InferenceServerClient(grpc_url.removeprefix("grpc://"))
     stack.push_async_callback(client.close)
-    return lambda: client.infer("model", triton_inputs(tritonclient.grpc))
+    return lambda: client.infer("model", [grpc_input(ROWS)])
 
 
 def array_in(value: Any) -> NDArray[Any]:
@@ -121,14 +116,14 @@ def of_triton_http_in_threads(url: str, grpc_url: str) -> Callable[[], Any]:
     def infer() -> Any:
         if not hasattr(own, "client"):
             own.client = tritonclient.http.InferenceServerClient(url.removeprefix("http://"))
-        return own.client.infer("model", triton_inputs(tritonclient.http))
+        return own.client.infer("model", [http_input(ROWS)])
 
     return infer
 
 
 def of_triton_grpc_in_threads(url: str, grpc_url: str) -> Callable[[], Any]:
     client = tritonclient.grpc.InferenceServerClient(grpc_url.removeprefix("grpc://"))
-    return lambda: client.infer("model", triton_inputs(tritonclient.grpc))
+    return lambda: client.infer("model", [grpc_input(ROWS)])
 
 
 @pytest.mark.parametrize("open_client", [of_triton_http_in_threads, of_triton_grpc_in_threads])

@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,7 +18,17 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry
 
 import parity_models as pm
-from late_targets import KNOWN, MODEL, ROWS, RefusedError, Target, in_turn, know_backup, learned
+from late_targets import (
+    KNOWN,
+    MODEL,
+    ROWS,
+    BundleOf,
+    RefusedError,
+    Target,
+    in_turn,
+    know_backup,
+    learned,
+)
 from parity_models import Late, LateEvent, UserError
 from parity_models.bundle.backup import GatedBackup, Refusal
 from parity_models.bundle.bundle import Bundle
@@ -27,8 +36,6 @@ from parity_models.bundle.onnx_model import run_options
 from parity_models.late import client as client_module
 from parity_models.late.metrics import opentelemetry, prometheus
 from parity_models.late.servers import FORGET, Servers
-
-BundleOf = Callable[..., Bundle]
 
 pytestmark = pytest.mark.usefixtures("never_overloaded")
 

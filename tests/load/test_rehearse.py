@@ -6,12 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from commands import Here, assert_refused
-from linear_bundles import CLASSES, FEATURES, linear_bundle
-from parity_models.bundle.bundle import Bundle
-from parity_models.errors import UserError
-from parity_models.evaluation.judging import calibrate
-from parity_models.load.rehearse import rehearse
+from commands import Here, assert_refused, succeeded
+from linear_bundles import CLASSES, FEATURES, WEIGHTS, linear_bundle
+from parity_models import Bundle, UserError, calibrate, rehearse
 from present import some
 
 pytestmark = pytest.mark.slow
@@ -19,13 +16,11 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    weights = np.random.default_rng(0).normal(size=(FEATURES, CLASSES)).astype(np.float32)
-    return linear_bundle(tmp_path_factory.mktemp("bundle"), weights, backup=weights)
+    return linear_bundle(tmp_path_factory.mktemp("bundle"), WEIGHTS, backup=WEIGHTS)
 
 
 def test_a_rehearsal_shows_the_tails(bundle: Bundle, parm_here: Here) -> None:
-    told = parm_here("rehearse", str(bundle.path), columns=80)
-    assert told.returncode == 0, told.stderr
+    told = succeeded(parm_here("rehearse", str(bundle.path), columns=80))
     assert "…" not in told.stdout, "the table is cut"
     shown = ("stops now and then", "slowed down from", "equal-resources", "hedging", "adaptive")
     for said in (*shown, "copies", "stand-ins"):

@@ -8,17 +8,11 @@ import pytest
 
 import adaptive_world
 import scheduling_world
+from parity_models import Adaptive, ApproximateBackup, Parity, Policy
 from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role
 from parity_models.scheduling.actions import Compare, Encode, Run
 from parity_models.scheduling.comparison import MAX_WAIT
-from parity_models.scheduling.policies import (
-    Adaptive,
-    ApproximateBackup,
-    Parity,
-    Policy,
-    Pool,
-    StandIns,
-)
+from parity_models.scheduling.policies import Pool, StandIns
 from parity_models.scheduling.race import KNOWN
 from parity_models.scheduling.work import SchedulerConfig
 from scheduling_world import World, code
@@ -229,7 +223,7 @@ def test_a_queued_audit_is_given_up_at_the_deadline() -> None:
     world = queued_audit(1)
     world.leave("0")
     world.pass_time(SchedulerConfig().deadline)
-    assert world.queued(DEPLOYED) == world.scheduler.size() == 0
+    assert world.scheduler.queued(DEPLOYED) == world.scheduler.size() == 0
     assert not world.inputs | world.audited
 
 

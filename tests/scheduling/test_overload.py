@@ -7,18 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from parity_models import Adaptive, ApproximateBackup, Hedging, NoRedundancy, Policy, Replication
 from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.actions import Fail, Reason
 from parity_models.scheduling.core import Scheduler
-from parity_models.scheduling.policies import (
-    Adaptive,
-    ApproximateBackup,
-    Hedging,
-    NoRedundancy,
-    Policy,
-    Replication,
-    StandIns,
-)
+from parity_models.scheduling.policies import StandIns
 from parity_models.scheduling.work import SchedulerConfig
 from parity_models.simulation.arrivals import poisson_arrivals
 from parity_models.simulation.emulation import Uniform

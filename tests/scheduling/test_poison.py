@@ -50,9 +50,7 @@ def serve(world: World, random: Random, poison: set[int]) -> int:
 )
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("max_batch", [1, 4])
-def test_a_query_of_death_ends_three_instances_at_most_and_fails_alone(
-    policy: str, k: int, r: int, rule: str, max_batch: int
-) -> None:
+def test_query_of_death_fails_alone(policy: str, k: int, r: int, rule: str, max_batch: int) -> None:
     for seed in range(10):
         random = Random(seed)
         built = POLICIES[policy](code(k, r))

@@ -1,4 +1,4 @@
-"""The rule for one query: what is asked, and when a stand-in's output answers."""
+"""The rule for one query: what is asked, and when a stand-in's output answers; and run times."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -28,6 +28,7 @@ from parity_models.scheduling.race import (
     Rule,
     WakeAt,
 )
+from parity_models.scheduling.run_times import RunTimes
 
 SHARE = 0.001
 
@@ -78,9 +79,7 @@ def within(history: Sequence[tuple[float, float]], burst: float) -> bool:
 
 
 @given(st.floats(0.01, 1), st.floats(1, 50), st.lists(st.booleans(), max_size=500))
-def test_the_budget_of_copies_holds_in_any_history(
-    share: float, burst: float, history: list[bool]
-) -> None:
+def test_budget_of_copies_always_holds(share: float, burst: float, history: list[bool]) -> None:
     budget, earned, spent = Budget(share, burst), 0.0, 0
     sums = [(0.0, 0.0)]
     for wants in history:
@@ -97,9 +96,7 @@ SHARES = (0.0, 0.001, 0.1, 0.1, 1.0)
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(0, 2), st.sampled_from(SHARES).map(str))))
-def test_of_any_queries_the_purse_spends_their_share_and_a_window_at_most(
-    history: list[float | str | None],
-) -> None:
+def test_purse_spends_a_share_and_a_window_at_most(history: list[float | str | None]) -> None:
     """Queries arrive (None), doubts are spent (numbers), and the share changes (texts)."""
     with patch.multiple(racing, WINDOW=10, FIRST=3):
         purse, queries, most = Purse(0.1), 0, 0.1
@@ -279,9 +276,7 @@ TINY: dict[str, Any] = {"WINDOW": 10, "FIRST": 5, "KNOWN": 3, "BURST": 2.0}
 
 
 @given(st.sampled_from(SHARES), st.sampled_from([0.0, 0.3]), STEPS)
-def test_a_race_keeps_its_promises_in_any_history(
-    differ: float, copies: float, steps: list[tuple[str, int]]
-) -> None:
+def test_race_keeps_promises(differ: float, copies: float, steps: list[tuple[str, int]]) -> None:
     with patch.multiple(racing, **TINY):
         drivers = Driver(differ, copies), Driver(differ, copies)
         for driver in drivers:
@@ -357,9 +352,7 @@ def test_failed_model_leads_to_the_backup_or_to_its_held_output() -> None:
         ([0.0], 2.0, False),
     ],
 )
-def test_the_backup_is_asked_first_where_that_spares_more_than_it_costs(
-    doubts: list[float], backup: float, first: bool
-) -> None:
+def test_backup_goes_first_where_it_pays(doubts: list[float], backup: float, first: bool) -> None:
     known = rule(SHARE, doubts, backup)
     assert (ASK_BACKUP in Race(known, 0.0, 9.0).begin(0.0, CALM)) == first
     assert ASK_BACKUP not in Race(known, 0.0, 9.0, exact=True).begin(0.0, CALM)
@@ -406,3 +399,41 @@ def test_the_busier_the_event_loop_the_fewer_and_the_older_queries_are_helped() 
     for ages in helped.values():
         assert ages[0] == 1.0
         assert ages[-1] > 2, "once there is little time left, only the oldest are helped"
+
+
+# Run times are estimated from all units, those cut short included
+
+
+@given(
+    st.lists(st.sampled_from([1.0, 1.5, 2.0, 4.0, 9.0]), min_size=1),
+    st.sampled_from([0.0, 0.2, 0.5]),
+)
+def test_at_most_the_share_of_units_is_below_a_quantile(times: list[float], share: float) -> None:
+    age = run_times(*((time, True) for time in times)).quantile(share)
+    assert age is not None
+    assert sum(time < age for time in times) <= share * len(times)
+    assert sum(time <= age for time in times) > share * len(times)
+
+
+def test_units_cut_short_before_the_median_say_nothing() -> None:
+    known = RunTimes(every=5)
+    for seconds in (1, 2, 3, 4, 5):
+        known.add(seconds, finished=True)
+    assert not any(known.add(2.9, finished=False) for _ in range(5))
+    assert known.median == 3
+    for _ in range(5):
+        known.add(3.0, finished=False)
+    assert known.median == 5
+    assert known.quantile(0.9) == 6, "past it, they run for twice as long"
+
+
+def test_slow_units_are_remembered_though_they_are_cut_short() -> None:
+    known = RunTimes(window=100, every=10)
+    for unit in range(300):
+        slow, seen = unit % 10 == 9, unit < 100
+        known.add((9.0 if seen else 1.3) if slow else 1.0, finished=seen or not slow)
+    late, longest = known.quantile(0.94), known.quantile(0.99)
+    assert late is not None
+    assert longest is not None
+    assert longest < 9, "those that ran to their end are forgotten"
+    assert late > 2, "what is late runs as long again"

@@ -1,4 +1,4 @@
-"""The scheduler keeps its promises to every query, whatever happens."""
+"""The scheduler keeps its promises to every query, whatever happens and whatever its state."""
 
 import os
 import subprocess
@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from histories import STEP_NAMES, Setup, check_nothing_is_left, draw_setup, history, run_history
-from parity_models.roles import Source
+from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.actions import Reason, Run
 from parity_models.scheduling.core import Scheduler
-from parity_models.scheduling.policies import NoRedundancy, Policy
+from parity_models.scheduling.policies import NoRedundancy, Policy, Replication, StandIns
 from parity_models.scheduling.port import Port
+from parity_models.scheduling.states import ENDED, QueryState
 from parity_models.scheduling.work import Query, Task
 from scheduling_world import LOG, ORIGINALS, STRICT, world_of
 
@@ -228,3 +229,74 @@ def test_a_policy_that_raises_loses_no_instance_and_no_query(hook: str) -> None:
         assert "a bug" in world.failures[1].detail
     assert world.scheduler.running() == {"a": None, "b": None}
     assert world.scheduler.size() == 0
+
+
+# The states of queries
+
+
+BOTH = frozenset({DEPLOYED, BACKUP})
+
+
+class AskFirst(Policy):
+    """Asks the backup first, and once more when the model starts if `again`."""
+
+    asks = StandIns(backup=True)
+
+    def __init__(self, *, again: bool = False) -> None:
+        self._again = again
+
+    def arrived(self, port: Port, query: Query) -> None:
+        port.ask(query, first=True)
+
+    def starts(self, port: Port, task: Task) -> None:
+        if self._again:
+            port.ask(port.queries[task.subject], first=True)
+
+    def redundancy_finished(self, port: Port, task: Task) -> None:
+        port.answer(port.queries[task.subject], Source.BACKUP)
+
+
+def state_of(query: Query) -> QueryState:
+    """Return the state; the type checker takes an attribute for unchanged."""
+    return query.state
+
+
+def test_a_query_is_deferred_then_replaced_then_waits_if_the_backup_fails() -> None:
+    world = world_of({"a": BOTH}, AskFirst())
+    (query,) = world.arrive(1)
+    pending = world.scheduler.queries[query]
+    assert state_of(pending) is QueryState.REPLACED
+    (other,) = world.arrive(1)
+    assert world.scheduler.queries[other].state is QueryState.DEFERRED
+    assert world.scheduler.waiting == 1
+    world.fail("a")
+    assert world.scheduler.waiting == 1
+    assert state_of(pending) is QueryState.WAITING
+    world.finish_all()
+    assert world.answers == {query: Source.MODEL, other: Source.BACKUP}
+    assert state_of(pending) is ENDED
+    assert world.scheduler.waiting == 0
+
+
+def test_a_suspect_waits_until_none_of_its_copies_runs() -> None:
+    world = world_of("ab", Replication())
+    (query,) = world.arrive(1)
+    pending = world.scheduler.queries[query]
+    assert state_of(pending) is QueryState.RUNNING
+    world.leave("a")
+    assert state_of(pending) is QueryState.SUSPECT
+    assert not world.scheduler.queued(DEPLOYED)
+    world.fail("b")
+    assert state_of(pending) is QueryState.RUNNING, "it is tried alone"
+
+
+def test_a_query_that_runs_cannot_be_asked_of_the_backup_first() -> None:
+    LOG.removeHandler(STRICT)
+    try:
+        world = world_of({"a": BOTH, "b": BOTH}, AskFirst(again=True))
+        (query,) = world.arrive(1)
+        world.fail("a")
+    finally:
+        LOG.addHandler(STRICT)
+    assert world.failures[query].reason is Reason.INTERNAL
+    assert "is RUNNING, not to be ASKED_FIRST" in world.failures[query].detail

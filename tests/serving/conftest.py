@@ -1,11 +1,14 @@
 """Fixtures for tests of serving."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from access_files import Files
-from served import write_linear_bundle
+from served import ServerProcess
+from triton_requests import triton_client
 
 
 @pytest.fixture
@@ -14,19 +17,8 @@ def files(tmp_path: Path) -> Files:
     return Files(tmp_path)
 
 
-@pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with a parity model, which no test changes."""
-    return write_linear_bundle(tmp_path_factory.mktemp("coded"))
-
-
-@pytest.fixture(scope="session")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One with the deployed model alone."""
-    return write_linear_bundle(tmp_path_factory.mktemp("plain"), coded=False)
-
-
-@pytest.fixture(scope="session")
-def backed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One with a parity model and a backup, which predicts twice as much."""
-    return write_linear_bundle(tmp_path_factory.mktemp("backed"), backed=True)
+@pytest.fixture(scope="module", params=["http", "grpc"])
+def triton(server: ServerProcess, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Triton's client of the module's `server`, over each protocol."""
+    with triton_client(server, request.param) as client:
+        yield client

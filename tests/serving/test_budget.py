@@ -7,7 +7,8 @@ import httpx
 import numpy as np
 import pytest
 
-from linear_bundles import CLASSES, FEATURES, linear_bundle
+from linear_bundles import WEIGHTS as LINEAR
+from linear_bundles import linear_bundle
 from parity_models.bundle.bundle import Bundle, with_measured
 from parity_models.roles import DEPLOYED, Source
 from parity_models.scheduling.choice import PolicyChoice
@@ -33,8 +34,7 @@ GATE = OutputGate({Source.BACKUP: Gate(CALIBRATION)})
 
 def bundle(folder: Path, calibration: Calibration | None = CALIBRATION) -> Bundle:
     folder.mkdir(exist_ok=True)
-    weights = np.random.default_rng(0).normal(size=(FEATURES, CLASSES)).astype(np.float32)
-    written = linear_bundle(folder, weights, backup=weights)
+    written = linear_bundle(folder, LINEAR, backup=LINEAR)
     return (
         written
         if calibration is None

@@ -10,16 +10,13 @@ from numpy.typing import NDArray
 
 from linear_bundles import CLASSES, linear_bundle
 from onnx_models import linear_model, output_of
+from parity_models import CodeSpec, PolicyChoice, ServeOptions, TrainingOptions
 from parity_models.bundle.bundle import Bundle, InferenceTimes, NewModel, open_bundle, write_bundle
 from parity_models.bundle.inference_time import measure_models
 from parity_models.bundle.onnx_model import OnnxModel
-from parity_models.codes import CodeSpec
 from parity_models.errors import BundleError
-from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.deployment import Deployment
-from parity_models.serving.options import ServeOptions
 from parity_models.simulation.emulation import Constant, FaultPlan
-from parity_models.training import TrainingOptions
 from parity_models.training.export import floats
 from parity_models.trust.envelope import fit_envelope
 from parity_models_lab.deployed import train_deployed
@@ -38,19 +35,14 @@ def apart() -> NDArray[np.float32]:
     return weights
 
 
-def write(folder: Path, weights: NDArray[np.float32], backup: Any = None, **claims: Any) -> Bundle:
-    """A bundle of linear models; `backup` weights are claimed to be one slot's."""
+def write(folder: Path, weights: NDArray[np.float32], **claims: Any) -> Bundle:
+    """A bundle of linear models."""
     linear_model(folder / "deployed.onnx", (4,), (3,))
     linear_model(folder / "parity.onnx", (8,), (2, 3), weights)
-    slot = None
-    if backup is not None:
-        linear_model(folder / "backup.onnx", (4,), (3,), backup)
-        slot = NewModel(folder / "backup.onnx", "linear", slot=True)
     return write_bundle(
         folder / "bundle",
         deployed=NewModel(folder / "deployed.onnx", "linear"),
         parity=[NewModel(folder / "parity.onnx", "linear", **claims)],
-        backup=slot,
         code=STACK,
     )
 
@@ -98,9 +90,7 @@ def test_training_records_which_networks_run_slot_by_slot(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("screened", [True, False])
 @pytest.mark.parametrize("isolated", [True, False])
-def test_a_server_warns_if_clients_can_harm_each_other_s_answers(
-    tmp_path: Path, isolated: bool, screened: bool
-) -> None:
+def test_warning_if_clients_can_harm_others(tmp_path: Path, isolated: bool, screened: bool) -> None:
     inputs = np.random.default_rng(0).normal(size=(500, 4)).astype(np.float32)
     weights, queries = np.ones((4, 3), np.float32), {"input": inputs}
     linear_model(tmp_path / "deployed.onnx", (4,), (3,), weights)

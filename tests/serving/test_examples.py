@@ -21,10 +21,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from promql_parser import VectorSelector
 
 from commands import Here, assert_refused
-from parity_models import __version__
-from parity_models.bundle.bundle import open_bundle
-from parity_models.serving.options import ServeOptions
-from parity_models.serving.server import Server
+from parity_models import ServeOptions, Server, __version__, open_bundle
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -256,13 +253,6 @@ def test_queries_read_metrics_that_there_are(where: str, expression: str, served
 def test_every_metric_has_its_row_in_the_reference(served: set[str]) -> None:
     base = {re.sub("_(bucket|count|sum)$", "", name) for name in served}
     assert {name for name in base if f"`{name}" not in PAGE} == set()
-
-
-def test_every_alert_says_what_is_wrong_and_the_guide_what_to_do() -> None:
-    for rule in rules():
-        assert rule["annotations"]["summary"].endswith(".")
-        assert rule["labels"]["severity"] in ("warning", "critical")
-        assert f"`{rule['alert']}`" in GUIDE, rule["alert"]
 
 
 # Ports, paths and options

@@ -1,8 +1,10 @@
-"""The frontend keeps the right tensors for the scheduler and answers every request once."""
+"""The frontend keeps the right tensors for the scheduler, answers every request once, and counts
+redundant work."""
 
 import asyncio
 import gc
 import weakref
+from collections.abc import Mapping
 from contextlib import suppress
 from random import Random
 from typing import Any
@@ -13,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from parity_models import ApproximateBackup, NoRedundancy, Parity, Policy, Replication
 from parity_models.roles import DEPLOYED, Source
-from parity_models.scheduling.policies import NoRedundancy, Parity, Policy, Pool, Replication
+from parity_models.scheduling.policies import Pool
 from parity_models.scheduling.work import SchedulerConfig
 from parity_models.serving.errors import (
     DeadlineError,
@@ -27,7 +30,18 @@ from parity_models.serving.errors import (
 from parity_models.serving.frontend import Frontend, Observer, PoisonedRows
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import Result
-from puppet_engine import CODE, SIGNATURE, WEIGHTS, Puppet, asked, metric, queries, serving, settle
+from puppet_engine import (
+    CODE,
+    SIGNATURE,
+    WEIGHTS,
+    Puppet,
+    asked,
+    metric,
+    queries,
+    serving,
+    settle,
+    sources,
+)
 
 
 async def test_a_large_request_arrives_in_slices_with_small_ones_between() -> None:
@@ -225,9 +239,7 @@ async def test_engine_error_fails_its_query_alone() -> None:
         assert (await request).sources == [Source.MODEL] * 3
 
 
-async def test_a_model_that_fails_is_in_the_log_now_and_then(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_failing_model_is_logged_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
     async with serving(NoRedundancy(), 2, 0) as (frontend, engine):
         for _ in range(3):
             request = await asked(frontend.infer(queries(1)))
@@ -406,3 +418,56 @@ def test_poison_is_forgotten_after_a_while_and_only_so_much_is_remembered() -> N
     for number in range(1500):
         poison.remember(np.array([number], np.float32), 0.0)
     assert poison.find(np.array([[0], [400], [1499]], np.float32), 1.0) == 2
+
+
+# Redundant work is counted by kind and fate
+
+
+FATES = ("sent", "answered", "cancelled")
+
+
+def counted(frontend: Frontend, kind: str) -> Mapping[str, float]:
+    """Return the counts that are not 0, by fate."""
+    of = {
+        fate: metric(frontend, "parm_redundant_tasks_total", kind=kind, fate=fate) for fate in FATES
+    }
+    return {fate: value for fate, value in of.items() if value}
+
+
+async def test_a_copy_answers_if_it_is_first_else_it_is_cancelled() -> None:
+    policy = Replication(Replication.Options(copies=2))
+    async with serving(policy, extra_instances=0) as (frontend, engine):
+        for first in (1, 0):
+            request = await asked(frontend.infer(queries(1)))
+            units = list(engine.units)
+            engine.finish(units[first])
+            await request
+            engine.finish(units[1 - first])
+        assert counted(frontend, "copy") == {"sent": 2, "answered": 1, "cancelled": 1}
+
+
+async def test_a_query_that_is_run_again_as_its_unit_failed_is_no_copy() -> None:
+    async with serving(NoRedundancy(), 2, 0) as (frontend, engine):
+        request = await asked(frontend.infer(queries(1)))
+        engine.fail(engine.units[0], "bad luck")
+        engine.finish_all()
+        await request
+        assert counted(frontend, "copy") == {}
+
+
+async def test_a_backup_answers_or_is_cancelled() -> None:
+    async with serving(ApproximateBackup(), 1, 1) as (frontend, engine):
+        for role in ("backup", DEPLOYED):
+            request = await asked(frontend.infer(queries(1)))
+            engine.finish_all(role)
+            await request
+            engine.finish_all()
+        assert counted(frontend, "backup") == {"sent": 2, "answered": 1, "cancelled": 1}
+
+
+async def test_a_parity_query_answers_those_that_it_reconstructs() -> None:
+    policy = Parity(CODE, Parity.Options(pool=Pool.DEDICATED))
+    async with serving(policy, 2, 1) as (frontend, engine):
+        assert await sources(frontend, engine) == [Source.RECONSTRUCTION, Source.MODEL]
+        assert counted(frontend, "parity") == {"sent": 1, "answered": 1}
+        assert counted(frontend, "copy") == {}

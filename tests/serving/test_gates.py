@@ -1,8 +1,6 @@
 """A server compares its reconstructions with the model while it serves, and counts correctly."""
 
 import logging
-from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -10,19 +8,13 @@ import pytest
 from numpy.typing import NDArray
 
 from parity_models.roles import DEPLOYED, Source
-from parity_models.scheduling.policies import (
-    Adaptive,
-    ApproximateBackup,
-    Parity,
-    Pool,
-    StandIns,
-)
+from parity_models.scheduling.policies import Adaptive, ApproximateBackup, Parity, Pool, StandIns
 from parity_models.serving.frontend import Frontend
 from parity_models.serving.metrics import Metrics
 from parity_models.tensors.signature import Batch
 from parity_models.training.export import floats
 from parity_models.trust.envelope import Envelope
-from parity_models.trust.evidence import DoubtCurve, EvidenceStore
+from parity_models.trust.evidence import DoubtCurve
 from parity_models.trust.gate import Calibration, GateLevel, confidences
 from parity_models.trust.gates import Gate, OutputGate
 from puppet_engine import CODE, WEIGHTS, Puppet, asked, metric, queries, serving, settle, sources
@@ -43,23 +35,6 @@ CURVE = DoubtCurve((-50.0, 0.0, 1.0), (0.2, 0.1, 0.01), 1000)
 CALIBRATED = Calibration("classes", 0.0, "scores", 1000, 0.05, curve=CURVE)
 UNGATED = OutputGate(dict.fromkeys((Source.RECONSTRUCTION, Source.BACKUP), Gate(CALIBRATED)))
 QUIET: dict[str, Any] = {"compare": 0.0}
-
-
-async def test_the_server_lets_one_parity_unit_in_many_finish_and_counts_it() -> None:
-    policy = Parity(CODE, DEDICATED)
-    config: dict[str, Any] = {"compare_one_in": ONE_IN, **QUIET}
-    async with serving(policy, gate=UNGATED, **config) as (frontend, engine):
-        metrics = frontend.metrics
-        for number in range(1, ONE_IN + 1):
-            request = await asked(frontend.infer(queries(2)))
-            engine.finish_all("deployed")
-            await request
-            cancelled = [what for _, what in engine.log].count("cancel")
-            assert cancelled == min(number, ONE_IN - 1)
-            (parity,) = engine.units
-            engine.finish(parity)
-        assert counted(metrics, "late") == (1, 0)
-        assert counted(metrics, "in time") == (0, 0)
 
 
 @pytest.mark.parametrize("compare", [0.0, 1.0])
@@ -159,19 +134,12 @@ def is_open(frontend: Frontend) -> float:
     return metric(frontend, "parm_gate_open", source="reconstruction")
 
 
-async def test_a_gate_steps_back_and_opens_again_across_restarts(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_gate_steps_back_and_opens_again(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     gate = OutputGate({Source.RECONSTRUCTION: chosen(-100.0, level=0.9)})
-
-    def served(digest: str = "a") -> AbstractAsyncContextManager[tuple[Frontend, Puppet]]:
-        store = EvidenceStore(tmp_path, digest)
-        config: dict[str, Any] = {"compare_one_in": 1, **QUIET}
-        return serving(Parity(CODE, DEDICATED), 2, 1, gate=gate, store=store, **config)
-
+    config: dict[str, Any] = {"compare_one_in": 1, **QUIET}
     turned = {"source": "reconstruction", "to": "back"}
-    async with served() as (frontend, engine):
+    async with serving(Parity(CODE, DEDICATED), gate=gate, **config) as (frontend, engine):
         assert is_open(frontend)
         assert metric(frontend, "parm_gate_coverage", source="reconstruction") == 0.8
         assert await sources(frontend, engine) == [Source.RECONSTRUCTION, Source.MODEL]
@@ -179,28 +147,17 @@ async def test_a_gate_steps_back_and_opens_again_across_restarts(
             if is_open(frontend):
                 await compared(frontend, engine, wrong=True)
         assert not is_open(frontend)
-        assert (
-            "the gate of the reconstruction stepped back, as its outputs for late queries"
-            in caplog.text
-        )
-        assert "have the queries changed since the stand-in was trained?" in caplog.text
+        assert "the gate of the reconstruction stepped back, as its outputs for late" in caplog.text
         assert metric(frontend, "parm_gate_turns_total", **turned) == 1
         assert frontend.ready
         assert await sources(frontend, engine) == [Source.MODEL] * 2
         refused = "parm_stand_in_answers_refused_total"
         assert metric(frontend, refused, source="reconstruction", reason="closed") == 1
-    async with served("of another calibration") as (frontend, engine):
-        assert is_open(frontend)
-    async with served() as (frontend, engine):
-        assert not is_open(frontend)
-        assert await sources(frontend, engine) == [Source.MODEL] * 2
         for _ in range(400):
             if not is_open(frontend):
                 await compared(frontend, engine, wrong=False)
         assert metric(frontend, "parm_gate_turns_total", **(turned | {"to": "open"})) == 1
         assert "the gate of the reconstruction opened further" in caplog.text
-        assert await sources(frontend, engine) == [Source.RECONSTRUCTION, Source.MODEL]
-    async with served() as (frontend, engine):
         assert await sources(frontend, engine) == [Source.RECONSTRUCTION, Source.MODEL]
 
 

@@ -15,12 +15,7 @@ import httpx
 import pytest
 from tritonclient.grpc import service_pb2
 
-from parity_models.serving.logs import (
-    LogFormat,
-    Logging,
-    LogLevel,
-    set_up,
-)
+from parity_models.serving.logs import LogFormat, Logging, LogLevel, set_up
 from parity_models.serving.request_log import RequestLog
 from served import ServerProcess, infer_message, queries
 

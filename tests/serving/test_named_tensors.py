@@ -13,7 +13,7 @@ from tritonclient.utils import InferenceServerException
 from parity_models.load.target import target
 from served import ServerProcess
 from text_models import expected, texts, write_text_bundle
-from triton_requests import triton_client, triton_inputs
+from triton_requests import triton_inputs
 
 pytestmark = pytest.mark.slow
 
@@ -27,16 +27,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         yield process
 
 
-@pytest.fixture(scope="module", params=["http", "grpc"])
-def client(server: ServerProcess, request: pytest.FixtureRequest) -> Iterator[Any]:
-    with triton_client(server, request.param) as client:
-        yield client
-
-
 @pytest.mark.parametrize("length", [1, 3, 4, 5, 16])
-def test_queries_of_any_length_are_answered_at_their_own(client: Any, length: int) -> None:
+def test_queries_of_any_length_are_answered_at_their_own(triton: Any, length: int) -> None:
     queries = texts(3, length, seed=length)
-    answer = client.infer("model", triton_inputs(client, queries))
+    answer = triton.infer("model", triton_inputs(triton, queries))
     for name, values in expected(queries).items():
         found = answer.as_numpy(name)
         assert found.shape == values.shape
@@ -71,9 +65,7 @@ async def test_a_load_asks_for_the_outputs_that_stand_ins_give(server: ServerPro
         ),
     ],
 )
-def test_tensors_that_do_not_fit_the_signature_are_refused(
-    client: Any, change: Any, reason: str
-) -> None:
+def test_tensors_unlike_the_signature_are_refused(triton: Any, change: Any, reason: str) -> None:
     queries = texts(2, 4)
     with pytest.raises(InferenceServerException, match=re.escape(reason)):
-        client.infer("model", triton_inputs(client, change(queries["ids"], queries["mask"])))
+        triton.infer("model", triton_inputs(triton, change(queries["ids"], queries["mask"])))

@@ -1,13 +1,17 @@
-"""`parm serve` as its users and Kubernetes have it: it survives its workers, and ends clean."""
+"""`parm serve` as its users and Kubernetes have it: it survives its workers, ends clean, and is
+restarted in place."""
 
 import json
 import os
+import resource
 import signal
+import socket
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import httpx
@@ -15,7 +19,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from commands import parm
-from served import OUTPUTS, ServerProcess, infer, is_alive, nothing_left_of, queries, until
+from parity_models.serving.limits import FILES_OF_A_WORKER, OTHER_FILES, allow_descriptors
+from ports import free_ports
+from served import OUTPUTS, Clients, ServerProcess, infer, is_alive, nothing_left_of, queries, until
 from triton_requests import grpc_infer
 
 pytestmark = pytest.mark.slow
@@ -123,46 +129,25 @@ def test_a_signal_while_starting_leaves_nothing(bundle: Path) -> None:
     until(lambda: not any(map(is_alive, workers)), "workers are still there")
 
 
-def test_no_request_is_lost_where_a_balancer_looks_at_readiness(bundle: Path) -> None:
-    failures: list[str] = []
-    answers: list[int] = []
-
-    def balance(url: str) -> None:
-        """Send requests, each over a connection of its own, while the server says it is ready."""
-        while True:
-            with httpx.Client(base_url=url) as client:
-                if not is_ready(client):
-                    return
-            with httpx.Client(base_url=url) as client:
-                response = infer(client, queries(1))
-                answers.append(response.status_code)
-                if not response.is_success:
-                    failures.append(response.text)
-
+def test_clients_that_do_not_look_at_readiness_are_still_served(bundle: Path) -> None:
     with (
         ServerProcess(str(bundle), "--shutdown-delay", "600", "--grpc-port", "0") as server,
         httpx.Client(base_url=server.url) as client,
         grpc.insecure_channel(server.grpc_address) as channel,
-        ThreadPoolExecutor() as pool,
     ):
-        balancing = pool.submit(balance, server.url)
         health: Any = health_pb2_grpc.HealthStub(channel)  # its stubs name no method
-        until(lambda: len(answers) > 5, "no answers")
         with nothing_left_of(server):
             server.signal(signal.SIGTERM)
             until(lambda: not is_ready(client), "still ready")
             status = health.Check(health_pb2.HealthCheckRequest()).status
             assert status == health_pb2.HealthCheckResponse.NOT_SERVING
             assert client.get("/v2/health/live").status_code == 200
-            # Clients that do not look at readiness, or not yet, are still served.
             assert infer(client, queries(1)).status_code == 200
             with httpx.Client(base_url=server.url) as another:
                 assert infer(another, queries(1)).status_code == 200
-            balancing.result(60)
             assert server.process.poll() is None
             server.signal(signal.SIGTERM)
             assert server.wait() == 130
-    assert not failures
 
 
 def full() -> None:
@@ -198,3 +183,120 @@ def test_a_server_serves_whatever_its_streams(bundle: Path, streams: Callable[[]
         assert infer(client, queries(1)).status_code == 200
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
+
+
+# Two servers on one port
+
+
+ROW = queries(1)
+AGAIN = 5
+"""Requests of which one has a new connection."""
+
+
+def clients_of(url: str, *, may_fail: bool = False) -> Clients:
+    """Clients that ask some 50 times a second, now and then over a new connection."""
+
+    def ask(kept: httpx.Client, number: int) -> None:
+        answer = infer(cast(Any, httpx) if number % AGAIN == 0 else kept, ROW, url)
+        assert answer.status_code == 200, answer.text
+
+    return Clients(ask, 5, pause=0.1, may_fail=may_fail)
+
+
+def sharing(plain: Path, port: int) -> ServerProcess:
+    options = ("--port", str(port), "--reuse-port", "--shutdown-delay", "2")
+    return ServerProcess(str(plain), "--instances", "2", "--policy", "none", *options)
+
+
+def test_a_restart_in_place_refuses_and_loses_nothing(plain: Path) -> None:
+    (port,) = free_ports(1)
+    with ExitStack() as servers:
+        old = servers.enter_context(sharing(plain, port))
+        with clients_of(old.url) as clients:
+            clients.more()
+            servers.enter_context(sharing(plain, port))  # is warm now
+            old.signal(signal.SIGTERM)
+            assert old.wait() == 0
+            clients.more(50)
+
+
+def test_of_two_servers_on_one_port_one_goes_on_when_the_other_is_killed(plain: Path) -> None:
+    (port,) = free_ports(1)
+    with sharing(plain, port) as one, sharing(plain, port) as other:
+        taken = subprocess.run(
+            parm("serve", str(plain), "--port", str(port)), capture_output=True, text=True
+        )
+        assert taken.returncode == 2, "it does not say --reuse-port"
+        assert "Address already in use" in taken.stderr
+        with clients_of(one.url, may_fail=True) as clients:
+            clients.more()
+            one.signal(signal.SIGKILL)
+            one.wait()
+            clients.more(50)
+            # Of each client a request, and its connection; some more while the process ends.
+            assert len(clients.failures) <= 20
+            assert not [each for each in clients.failures if "refused" in each]
+        assert other.metric("parm_requests_total") > 20
+
+
+# Open files
+
+
+NEEDED = 1000 + 2 * FILES_OF_A_WORKER + OTHER_FILES
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The soft and the hard limit of a process that is not this one."""
+    limits = [256, 4096]
+    monkeypatch.setattr(resource, "getrlimit", lambda which: tuple(limits))
+    monkeypatch.setattr(resource, "setrlimit", lambda which, given: limits.__setitem__(0, given[0]))
+    return limits
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "then"),
+    [
+        (256, 4096, NEEDED),
+        (256, resource.RLIM_INFINITY, NEEDED),
+        (2000, 4096, 2000),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, resource.RLIM_INFINITY),
+        (256, 512, 512),
+    ],
+)
+def test_the_limit_is_raised_to_what_is_needed_or_the_log_says_so(
+    limits: list[int], soft: int, hard: int, then: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits[:] = soft, hard
+    allow_descriptors(connections=1000, workers=2)
+    assert limits == [then, hard]
+    assert (f"workers may need {NEEDED}" in caplog.text) == (then == 512)
+
+
+def test_a_server_that_may_open_too_few_files_does_not_start(bundle: Path) -> None:
+    done = subprocess.run(
+        parm("serve", "--port", "0", str(bundle)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80)),
+        check=False,
+    )
+    assert done.returncode == 2
+    assert not done.stdout
+    assert "may open 80 files (RLIMIT_NOFILE)" in done.stderr
+    assert "ulimit -Hn" in done.stderr
+
+
+def test_idle_crowds_leave_descriptors(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    few = 128
+    with ServerProcess(str(bundle)) as server, ExitStack() as idle:
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (few, few))
+        server.process.send_signal(signal.SIGSTOP)  # so that they come at once
+        for _ in range(4 * few):
+            idle.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=60))
+        os.kill(server.workers()[0], signal.SIGKILL)
+        server.process.send_signal(signal.SIGCONT)
+        assert httpx.get(f"{server.url}/v2/health/live", timeout=60).status_code == 200
+        until(lambda: server.metric("parm_instance_restarts_total") >= 1, "no worker is restarted")
+    assert "Too many open files" not in capfd.readouterr().err

@@ -15,13 +15,11 @@ import pytest
 
 from linear_bundles import linear_bundle
 from onnx_models import linear_model
-from parity_models import __version__
+from parity_models import PolicyChoice, ServeOptions, Server, __version__
 from parity_models.bundle.bundle import MANIFEST, Bundle, open_bundle
 from parity_models.errors import ModelError
 from parity_models.roles import DEPLOYED
-from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.deployment import golden_of
-from parity_models.serving.server import ServeOptions, Server
 from parity_models.simulation.emulation import FaultPlan, Lie
 from served import SUM
 
@@ -67,9 +65,7 @@ async def test_the_bundle_s_digest_is_in_metadata_and_metrics(tmp_path: Path) ->
         assert line == f'parm_build_info{{bundle_digest="{digest}",version="{__version__}"}} 1.0'
 
 
-def test_an_unrecognisable_model_is_logged(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unrecognisable_model_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     bundle = write(tmp_path, np.inf)
     models = {"deployed": bundle.pinned(bundle.manifest.deployed)}
     assert not golden_of(bundle, models, [frozenset({"deployed"})])
@@ -81,10 +77,7 @@ async def test_a_worker_that_runs_another_model_is_replaced(tmp_path: Path, poli
     bundle = write(tmp_path, 1)
     lie = tmp_path / "lie.onnx"
     options = ServeOptions(
-        policy=PolicyChoice(policy),
-        instances=2,
-        port=0,
-        faults=FaultPlan(lies=(Lie(0, str(lie)),)),
+        policy=PolicyChoice(policy), instances=2, port=0, faults=FaultPlan(lies=(Lie(0, str(lie)),))
     )
     async with Server(bundle, options) as server:
         server.deployment.begin_faults()

@@ -1,6 +1,11 @@
-"""Every policy and dispatch rule of `parm serve` gets its answers from where it should."""
+"""Every policy and dispatch rule of `parm serve` gets its answers from where it should, and so does
+a user's own policy, code or engine.
+
+On Ray, Ray is the engine; simulated instances have none.
+"""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +17,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from commands import Here, assert_refused
 from own_coders import DECODER, ENCODER
 from own_policy import POLICY
-from parity_models.codes import CodeSpec
+from parity_models import CodeSpec, PolicyChoice, ServeOptions, Server, UserError, open_bundle
+from parity_models.serving.options import EngineChoice
 from served import INFER, ServerProcess, infer_message, predictions, queries, write_linear_bundle
 
 pytestmark = pytest.mark.slow
@@ -149,3 +156,57 @@ def test_an_own_code_reconstructs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     arguments = ("--policy", "parity", *UNGATED, *allowed, "--faults", slow(0))
     with serving(own, *arguments) as (server, client):
         infer_until(server, client, "model", "reconstruction")
+
+
+# A user's own engine
+
+
+GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "extend-serving.md"
+
+
+ENGINE, FACELESS = "engine_of_the_guide:Threads", "engine_of_the_guide:Faceless"
+FACELESS_TOO = """
+
+class Faceless(Threads):
+    name, refuses = "faceless", {"ui": "its servers have no page"}
+"""
+
+
+@pytest.fixture
+def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine of the guide can be imported, and one of its kind that refuses an option."""
+    section = GUIDE.read_text().partition("\n## An engine\n")[2]
+    (code,) = re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    (tmp_path / "engine_of_the_guide.py").write_text(code + FACELESS_TOO)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.usefixtures("guide")
+async def test_the_engine_of_the_guide_serves(bundle: Path) -> None:
+    engine = EngineChoice(ENGINE, {"called": "mine"})
+    options = ServeOptions(engine=engine, port=0, policy=PolicyChoice("replication"))
+    async with Server(open_bundle(bundle), options) as server:
+        rows = queries(20)
+        answers = await server.deployment.frontend.infer(rows)
+        np.testing.assert_allclose(answers.outputs, predictions(rows), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.usefixtures("guide")
+def test_it_is_checked_as_it_says(bundle: Path, parm_here: Here) -> None:
+    with pytest.raises(UserError, match="called must be a text; got 7"):
+        EngineChoice(ENGINE, {"called": 7})
+    with pytest.raises(UserError, match="cannot be the engine: it must be a subclass of"):
+        EngineChoice("own_policy:Again")
+    for flags, reason in [
+        (("--engine", f"{ENGINE}@address=auto"), "address is not an option of the engine"),
+        (("--engine", "lokal"), "there is no engine 'lokal'; "),
+        (("--called", "mine"), "No such option '--called'"),
+        (("--engine", ENGINE, "--faults", "{}"), "faults are not for the engine"),
+    ]:
+        assert_refused(parm_here("serve", bundle, *flags), reason)
+
+
+@pytest.mark.usefixtures("guide")
+def test_an_engine_says_what_has_no_effect_with_it(bundle: Path, parm_here: Here) -> None:
+    said = f"leave --ui out with the engine {FACELESS}: its servers have no page"
+    assert_refused(parm_here("serve", bundle, "--engine", FACELESS, "--ui"), said)

@@ -26,10 +26,7 @@ from served import write_linear_bundle
         ("--differ 2", "from 0 to 1; got '2'"),
         ("--differ 1% --policy hedging", "differ is not an option of the policy hedging"),
         ("--differ 1% --policy adaptive@differ=2%", "give --differ or adaptive@differ=0.02"),
-        (
-            "--policy replication@copies=1",
-            "copies of replication must be a whole number, at least 2",
-        ),
+        ("--policy replication@copies=1", "copies of replication must be a whole number, at least"),
         ("--policy hedging@hedge-delay=5,hedge-quantile=0.9", "give hedge-delay or hedge-q"),
         ("--policy parity --dispatch random", "random"),
         ("--host no.such.host.invalid", "cannot listen on no.such.host.invalid"),
@@ -37,6 +34,15 @@ from served import write_linear_bundle
         ("--deployed http://127.0.0.1:1 --instances 3", "leave --instances out with the engine"),
         ("--faults no-such-file.json", "no-such-file.json"),
         ('--faults {"kills":[{"worker":9,"at":1}]}', "names worker 9"),
+        ("--compare 1.5", "--compare"),
+        ("--compare often", "--compare"),
+        ("--max-body 2000", "--max-body (2000 MiB) must not be above what all"),
+        ("--tenant-header x:y", "--tenant-header must be a header's name"),
+        ("--policy hedging --agreement 0.9", "leave --agreement out"),
+        ("--tls-cert x", "give both, --tls-cert and --tls-key"),
+        ("--stand-in-only --policy none", "--policy is for servers that run the model"),
+        ("--stand-in-only --ui", "--ui is for servers that run the model"),
+        ("--stand-in-only --engine ray", "no engine or dispatch rule"),
     ],
 )
 def test_bad_options_are_named(parm_here: Here, backed: Path, arguments: str, reason: str) -> None:
@@ -53,6 +59,7 @@ def test_bundles_that_cannot_be_served_are_explained(parm_here: Here, tmp_path: 
         ("approximate-backup", "parm backup --model BUNDLE --network linear --out"),
     ]:
         assert_refused(parm_here("serve", bare, "--policy", policy), command)
+    assert_refused(parm_here("serve", bare, "--stand-in-only"), "has no backup")
     (tmp_path / "manifest.json").write_text("{}")
     assert_refused(parm_here("serve", tmp_path), "manifest.json")
 

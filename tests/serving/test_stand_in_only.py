@@ -14,22 +14,13 @@ import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
 import parity_models as pm
-from commands import Here, assert_refused
 from parity_models.bundle.backup import GatedBackup, Refusal
 from parity_models.bundle.bundle import Bundle
 from parity_models.bundle.onnx_model import run_options
 from parity_models.serving.errors import NoStandInError
 from parity_models.trust.gate import confidences
 from parity_models.trust.gates import evidence_of
-from served import (
-    INFER,
-    ServerProcess,
-    gated_bundle,
-    infer_message,
-    predictions,
-    queries,
-    write_linear_bundle,
-)
+from served import INFER, ServerProcess, gated_bundle, infer_message, predictions, queries
 from string_models import CLASSES, log_bundle, texts
 from triton_requests import grpc_input
 
@@ -101,17 +92,6 @@ async def test_a_request_that_finds_all_threads_busy_is_refused_at_once(bundle: 
             await server.predict(SURE[:1])
     with pytest.raises(NoStandInError, match="stopping"):
         await server.predict(SURE[:1])
-
-
-def test_unsupported_options_are_refused(bundle: Bundle, parm_here: Here, tmp_path: Path) -> None:
-    backed, bare = bundle.path, write_linear_bundle(tmp_path)
-    for path, arguments, message in [
-        (backed, "--policy none", "--policy is for servers that run the model"),
-        (backed, "--ui", "--ui is for servers that run the model"),
-        (backed, "--engine ray", "no engine or dispatch rule"),
-        (bare, "", "has no backup"),
-    ]:
-        assert_refused(parm_here("serve", path, "--stand-in-only", *arguments.split()), message)
 
 
 async def test_it_learns_from_what_servers_keep(bundle: Bundle, tmp_path: Path) -> None:

@@ -13,9 +13,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from histories import check_nothing_is_left, observed_history
-from parity_models.bundle.bundle import open_bundle
-from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.server import ServeOptions, Server
+from parity_models import PolicyChoice, ServeOptions, Server, open_bundle
 from parity_models.serving.tracing import QuerySpans, Tracing
 from served import infer_message, queries
 from triton_requests import grpc_infer

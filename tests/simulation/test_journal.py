@@ -8,14 +8,12 @@ import pytest
 
 import parity_models as pm
 from commands import Here
-from linear_bundles import CLASSES, FEATURES, linear_bundle
-from parity_models.bundle.bundle import Bundle
-from parity_models.scheduling.choice import PolicyChoice
+from linear_bundles import FEATURES, WEIGHTS, linear_bundle
+from parity_models import Bundle, PolicyChoice, ServeOptions, Server
 from parity_models.scheduling.core import Scheduler
 from parity_models.scheduling.policies import StandIns
 from parity_models.scheduling.work import SchedulerConfig
 from parity_models.serving.protocol import write_request
-from parity_models.serving.server import ServeOptions, Server
 from parity_models.simulation.emulation import Constant, FaultPlan, Pauses
 from parity_models.simulation.journal import Journal, Recording
 
@@ -27,8 +25,7 @@ ARRIVAL = '["queries_arrived", 1.0, {"queries": [0], "kind": 0}, []]\n'
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    weights = np.random.default_rng(0).normal(size=(FEATURES, CLASSES)).astype(np.float32)
-    return linear_bundle(tmp_path_factory.mktemp("bundle"), weights, backup=weights)
+    return linear_bundle(tmp_path_factory.mktemp("bundle"), WEIGHTS, backup=WEIGHTS)
 
 
 @pytest.fixture
@@ -51,9 +48,7 @@ async def journal(bundle: Bundle, tmp_path: Path) -> Path:
     return path
 
 
-async def test_journal_of_a_server_replays_and_explains(
-    journal: Path, bundle: Bundle, parm_here: Here
-) -> None:
+async def test_journal_replays_and_explains(journal: Path, bundle: Bundle, parm_here: Here) -> None:
     assert "secret" not in journal.read_text(), "tenants have numbers"
     recording = Recording(journal)
     assert {query % 7 for event in recording.events() for query in event.unlike} == {1}
@@ -82,37 +77,29 @@ async def test_replay_names_the_first_event_with_other_actions(journal: Path) ->
     assert any(each.get("source") == "backup" for each in differing.actions)
 
 
-@pytest.mark.parametrize(("max_bytes", "replays"), [(25_000, True), (5_000, False)])
-def test_journal_is_bounded_and_replays_as_long_as_its_beginning_is_kept(
-    max_bytes: int, replays: bool, tmp_path: Path
-) -> None:
-    choice, path = PolicyChoice("hedging"), tmp_path / "journal"
-    policy, dispatch = choice.build(StandIns())
-    scheduler = Scheduler(policy, SchedulerConfig(), dispatch)
-    journal = Journal(path, choice, scheduler, lambda: "", max_bytes)
-    scheduler.instance_joined(0.0, "a", frozenset({"deployed"}), None)
-    for query in range(100):
-        scheduler.queries_arrived(query, range(query, query + 1), ((3,), "FP32"), tenant=None)
-        scheduler.unit_finished(query + 0.5, scheduler.running()["a"] or 0)
-    journal.close()
-    recording = Recording(path)
-    assert sum(each.stat().st_size for each in tmp_path.iterdir()) <= 2 * (max_bytes + 1000)
-    assert len([*tmp_path.iterdir()]) == 2
-    assert (recording.replay(StandIns()) is None) == replays
-
-
-def test_a_journal_on_a_full_disk_ends_and_loses_no_action(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def keep_journal(path: Path, *max_bytes: int) -> None:
+    """Write the journal of a scheduler that answers 100 queries."""
     choice = PolicyChoice("hedging")
     policy, dispatch = choice.build(StandIns())
     scheduler = Scheduler(policy, SchedulerConfig(), dispatch)
-    journal = Journal(Path("/dev/full"), choice, scheduler, lambda: "")
+    journal = Journal(path, choice, scheduler, lambda: "", *max_bytes)
     scheduler.instance_joined(0.0, "a", frozenset({"deployed"}), None)
     for query in range(100):
         assert scheduler.queries_arrived(query, range(query, query + 1), ((3,), "FP32"))
         assert scheduler.unit_finished(query + 0.5, scheduler.running()["a"] or 0)
     journal.close()
+
+
+@pytest.mark.parametrize(("max_bytes", "replays"), [(25_000, True), (5_000, False)])
+def test_bounded_journal_replays_if_whole(max_bytes: int, replays: bool, tmp_path: Path) -> None:
+    keep_journal(tmp_path / "journal", max_bytes)
+    assert sum(each.stat().st_size for each in tmp_path.iterdir()) <= 2 * (max_bytes + 1000)
+    assert len([*tmp_path.iterdir()]) == 2
+    assert (Recording(tmp_path / "journal").replay(StandIns()) is None) == replays
+
+
+def test_journal_on_a_full_disk_ends_and_loses_no_action(caplog: pytest.LogCaptureFixture) -> None:
+    keep_journal(Path("/dev/full"))
     (said,) = (each.message for each in caplog.records)
     assert said == "the journal /dev/full ends here: No space left on device"
 

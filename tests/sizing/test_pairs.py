@@ -2,29 +2,22 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper
 
 import parity_models as pm
-from commands import Here
+from commands import Here, succeeded
+from onnx_models import graph_model
 from parity_models.bundle.bundle import Accuracy
 from parity_models.bundle.onnx_model import OnnxModel
 from parity_models.errors import DataError, ModelError, TrainingError, UserError
 from present import some
-from string_models import CLASSES, exported, predict, texts
+from string_models import CLASSES, exported, predict, texts, write_log
 
 SAID = texts(1200)
 LOG = [(text, CLASSES[row % 3]) for row, text in enumerate(SAID.ravel().tolist())]
-
-
-def write_log(path: Path, log: Any = LOG) -> Path:
-    lines = (json.dumps({"text": text, "answer": answer}) for text, answer in log)
-    path.write_text("\n".join(lines))
-    return path
 
 
 def agreement_in(made: pm.Protected) -> float:
@@ -40,7 +33,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(folder: Path) -> pm.Bundle:
-    return pm.protect(pairs=write_log(folder / "log.jsonl"), out=folder / "bundle", agreement=0.9)
+    return pm.protect(
+        pairs=write_log(folder / "log.jsonl", LOG), out=folder / "bundle", agreement=0.9
+    )
 
 
 def test_a_log_becomes_a_calibrated_stand_in(bundle: pm.Protected) -> None:
@@ -146,24 +141,20 @@ def test_numbers_of_any_size_are_learned_from_texts(folder: Path) -> None:
 
 
 def test_a_model_that_gives_texts_no_row_of_numbers_is_refused(tmp_path: Path) -> None:
-    given = helper.make_tensor_value_info("text", TensorProto.STRING, ["n"])
-    score = helper.make_tensor_value_info("score", TensorProto.FLOAT, ["n"])
-    first = helper.make_tensor("first", TensorProto.STRING, [1], [SAID[0, 0].encode()])
     nodes = [
         helper.make_node("Equal", ["text", "first"], ["same"]),
         helper.make_node("Cast", ["same"], ["score"], to=TensorProto.FLOAT),
     ]
-    graph = helper.make_graph(nodes, "scores", [given], [score], [first])
-    opset = [helper.make_opsetid("", 19)]
-    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), tmp_path / "m.onnx")
+    given, score = {"text": (TensorProto.STRING, ["n"])}, {"score": (TensorProto.FLOAT, ["n"])}
+    content = graph_model(nodes, given, score, {"first": SAID[0]}, {"": 19})
+    (tmp_path / "m.onnx").write_bytes(content)
     with pytest.raises(TrainingError, match="gives a row of numbers"):
         pm.protect(tmp_path / "m.onnx", SAID[:60, 0], out=tmp_path / "bundle")
 
 
 def test_the_command_shows_what_it_read(folder: Path, parm_here: Here) -> None:
     log = write_log(folder / "shown.jsonl", [*LOG[:300], ("oh", "Loan")])
-    result = parm_here("protect", "--pairs", str(log), "--out", str(folder / "shown"))
-    assert result.returncode == 0, result.stderr
+    result = succeeded(parm_here("protect", "--pairs", str(log), "--out", str(folder / "shown")))
     assert "labels that differ by case or spaces only: 'Loan', 'loan'" in result.stdout
     assert "parm serve" in result.stdout
     result = parm_here("protect", "--pairs", str(log), "--model", "x", "--out", "y")

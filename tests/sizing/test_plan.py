@@ -10,23 +10,17 @@ import msgspec
 import numpy as np
 import pytest
 
-from commands import Here, assert_refused
-from linear_bundles import CLASSES, FEATURES, linear_bundle
+from commands import Here, assert_refused, succeeded
+from linear_bundles import WEIGHTS, linear_bundle
+from parity_models import SimulationOptions, UserError
 from parity_models.bundle.bundle import Accuracy, Bundle, with_measured
 from parity_models.codes import Code, CodeSpec
-from parity_models.errors import UserError
 from parity_models.evaluation.accuracy import replacement
 from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role
 from parity_models.scheduling.policies import StandIns
 from parity_models.simulation.emulation import FaultPlan
 from parity_models.sizing.plan import Goal, Planner, plan
-from parity_models.sizing.scenario import (
-    QUANTILES,
-    USUAL_DOUBTS,
-    Service,
-    SimulationOptions,
-    service_of,
-)
+from parity_models.sizing.scenario import QUANTILES, USUAL_DOUBTS, Service, service_of
 from parity_models.trust.evidence import DoubtCurve
 from parity_models.trust.gate import Calibration, GateLevel
 from present import some
@@ -46,8 +40,7 @@ def planner(service: Service | None = None, **goal: Any) -> Planner:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    weights = np.random.default_rng(0).normal(size=(FEATURES, CLASSES)).astype(np.float32)
-    return linear_bundle(tmp_path_factory.mktemp("bundle"), weights, backup=weights)
+    return linear_bundle(tmp_path_factory.mktemp("bundle"), WEIGHTS, backup=WEIGHTS)
 
 
 def test_of_the_policies_that_fit_the_one_with_the_least_work_is_taken() -> None:
@@ -152,8 +145,7 @@ def test_the_command_says_what_to_serve_and_with_what(
     calm.write_bytes(msgspec.json.encode(FaultPlan()))
     of = ("plan", str(bundle.path), "--contention", str(calm))
     loaded = (*of, "--service-time", "10ms", "--rate", "100", "--instances", "4")
-    told = parm_here(*loaded, "--p99", "60ms", "--json", str(out), columns=80)
-    assert told.returncode == 0, told.stderr
+    told = succeeded(parm_here(*loaded, "--p99", "60ms", "--json", str(out), columns=80))
     assert "Take " in told.stdout
     assert f"parm serve {bundle.path} --policy " in told.stdout
     assert "…" not in told.stdout, "the table is cut"

@@ -21,3 +21,9 @@ def assert_refused(outcome: Outcome, reason: str) -> None:
     (error,) = re.findall(r"(?im)^error: .*", outcome.stderr)
     assert reason in error
     assert "Traceback" not in outcome.stderr
+
+
+def succeeded(outcome: Outcome) -> Outcome:
+    """Check that the exit code is 0; returns the outcome."""
+    assert outcome.returncode == 0, outcome.stderr
+    return outcome

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -49,11 +49,15 @@ class Failed:
     busy: float = 0.0
 
 
+Event = Joined | Left | Finished | Failed
+Kind = TypeVar("Kind", Joined, Left, Finished, Failed)
+
+
 class Events:
     """A listener that keeps events until a test asks for them."""
 
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[Joined | Left | Finished | Failed] = asyncio.Queue()
+        self._queue: asyncio.Queue[Event] = asyncio.Queue()
 
     def instance_joined(
         self, instance: str, roles: frozenset[str], node: str | None = None
@@ -74,29 +78,29 @@ class Events:
     def headers_of(self, unit: int) -> Mapping[str, str]:
         return {"x-request-id": f"of-{unit}"}
 
-    async def next(self) -> Joined | Left | Finished | Failed:
+    async def next(self) -> Event:
         return await self._queue.get()
 
+    async def expect(self, kind: type[Kind]) -> Kind:
+        event = await self._queue.get()
+        assert isinstance(event, kind), event
+        return event
+
     async def outputs(self, unit: int) -> NDArray[Any]:
-        event = await self.next()
-        assert isinstance(event, Finished), event
+        event = await self.expect(Finished)
         assert event.unit == unit
         return event.outputs
 
     async def failure(self, unit: int) -> str:
-        event = await self.next()
-        assert isinstance(event, Failed), event
+        event = await self.expect(Failed)
         assert event.unit == unit
         return event.detail
 
     async def arrival(self) -> Joined:
-        event = await self.next()
-        assert isinstance(event, Joined), event
-        return event
+        return await self.expect(Joined)
 
     async def departure(self, instance: str) -> str:
-        event = await self.next()
-        assert isinstance(event, Left), event
+        event = await self.expect(Left)
         assert event.instance == instance
         return event.why
 

@@ -24,6 +24,10 @@ KNOWN = 60
 """Calls after which run times are known, and before which the effect is never tested."""
 
 
+BundleOf = Callable[..., Bundle]
+"""Makes a bundle (fixture `make_bundle`)."""
+
+
 class RefusedError(Exception):
     """An error of the target."""
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from onnx_models import linear_model
@@ -12,6 +13,7 @@ from parity_models.codes import CodeSpec
 from parity_models.trust.envelope import Envelope
 
 FEATURES, CLASSES = 6, 4
+WEIGHTS = np.random.default_rng(0).normal(size=(FEATURES, CLASSES)).astype(np.float32)
 Array = NDArray[Any]
 
 

@@ -28,10 +28,7 @@ def parts(models: Mapping[str, PinnedModel], **options: Any) -> Parts:
 
 
 def local_engine(
-    models: Mapping[str, PinnedModel],
-    *,
-    heartbeat_timeout: float = 30.0,
-    **options: Any,
+    models: Mapping[str, PinnedModel], *, heartbeat_timeout: float = 30.0, **options: Any
 ) -> LocalEngine:
     engine = LocalEngine(None, parts(models, **options))
     engine.heartbeat_timeout = heartbeat_timeout

@@ -219,10 +219,6 @@ class World:
         """Time passes, and the driver is too busy to notice: timers that become due are late."""
         self.now += seconds
 
-    def queued(self, role: str) -> int:
-        """Return the number of queued tasks of this role."""
-        return self.scheduler.queued(role)
-
     def do(self, actions: list[Action]) -> None:
         self.observer.acted(self.now, actions)
         at_once = {action.unit for action in actions if isinstance(action, Compare)}

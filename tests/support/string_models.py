@@ -1,6 +1,7 @@
 """A scikit-learn pipeline over texts, exported by skl2onnx with its usual outputs, and a bundle."""
 
 import json
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -33,13 +34,18 @@ def texts(rows: int, seed: int = 0) -> NDArray[np.object_]:
     return np.array(found, object)[:, np.newaxis]
 
 
+def write_log(path: Path, pairs: Iterable[tuple[str, object]]) -> Path:
+    """Write a log of texts and answers."""
+    lines = (json.dumps({"text": text, "answer": answer}) for text, answer in pairs)
+    path.write_text("\n".join(lines))
+    return path
+
+
 def log_bundle(folder: Path) -> Path:
     """Protect a log of texts, of which those that only say "well" have any label."""
     pairs = [(text, CLASSES[row % 3]) for row, text in enumerate(texts(1500)[:, 0].tolist())]
     pairs += [(f"well {row} well", CLASSES[row % 3]) for row in range(500)]
-    lines = (json.dumps({"text": text, "answer": answer}) for text, answer in pairs)
-    (folder / "log.jsonl").write_text("\n".join(lines))
-    pm.protect(pairs=folder / "log.jsonl", out=folder / "bundle")
+    pm.protect(pairs=write_log(folder / "log.jsonl", pairs), out=folder / "bundle")
     return folder / "bundle"
 
 

@@ -12,12 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from parity_models import CodeSpec, ServeOptions, Server, export_repository
 from parity_models.bundle.bundle import NewModel, open_bundle, write_bundle
 from parity_models.bundle.servable import read_servable
-from parity_models.codes import CodeSpec
 from parity_models.serving.options import EngineChoice
-from parity_models.serving.remote.export import export_repository
-from parity_models.serving.server import ServeOptions, Server
 from parity_models.tensors.signature import Axis, cut, padded
 from parity_models.trust.envelope import Envelope
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.bundle.bundle import Accuracy, Bundle
@@ -14,7 +15,14 @@ from parity_models.progress import Callbacks, Progress
 from parity_models.training import Queries, Trained, TrainingOptions, open_teacher, train
 from parity_models.training.network_plans import Factory, ParityPlan, parity_network
 from parity_models.training.teacher import Model
-from parity_models_lab.tasks import Split
+from parity_models_lab.tasks import Split, find_task
+
+STACK = CodeSpec("stack", "separate", 2)
+DIGITS = find_task("digits").load()
+ROWS = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
+
+Parm = Callable[..., str]
+"""`parm` in a new folder: gives stdout, or the error of exit code 2."""
 
 Train = Callable[..., Trained]
 """Trains a parity model on the digits into a bundle of the test's folder (fixture `train`)."""

@@ -15,6 +15,7 @@ from parity_models.tasks.metrics import (
     choose_metric,
     labels_from,
     load_labels,
+    recognise,
     score,
 )
 
@@ -154,3 +155,28 @@ def test_agreement_is_with_the_models_classes_or_else_its_predictions() -> None:
     ours, theirs = np.array([[0.1, 0.9], [0.8, 0.2]]), np.array([[3.0, 9.0], [1.0, 2.0]])
     assert agreement("top-1", ours, theirs) == agreement("top-5", ours, theirs) == 0.5
     assert agreement("r2", theirs, theirs) == 1
+
+
+NUMBERS = np.random.default_rng(0).normal(size=(50, 9)).astype(np.float32)
+SHARES = np.exp(NUMBERS) / np.exp(NUMBERS).sum(axis=1, keepdims=True)
+UNIT = NUMBERS / np.linalg.norm(NUMBERS, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("predictions", "metric", "expected"),
+    [
+        (NUMBERS, None, "logits"),
+        (NUMBERS, "r2", "numbers"),
+        (NUMBERS, "top-5", "logits"),
+        (NUMBERS[:, :1], None, "numbers"),
+        (NUMBERS.reshape(50, 3, 3), None, "numbers"),
+        (SHARES, None, "probabilities"),
+        (UNIT, None, "embeddings"),
+        (UNIT, "top-1", "logits"),
+        (SHARES[:, :4], "iou", "boxes"),
+    ],
+)
+def test_kind_of_predictions_is_known(
+    predictions: NDArray[Any], metric: str | None, expected: str
+) -> None:
+    assert recognise(predictions, metric) == expected

@@ -175,9 +175,7 @@ def test_csv_without_texts_is_refused(folder: Path) -> None:
 @given(
     lines=st.lists(st.binary(max_size=60), max_size=20), suffix=st.sampled_from([".jsonl", ".csv"])
 )
-def test_any_bytes_are_pairs_or_a_clear_error(
-    folder: Path, lines: list[bytes], suffix: str
-) -> None:
+def test_any_bytes_are_pairs_or_an_error(folder: Path, lines: list[bytes], suffix: str) -> None:
     path = folder / f"any{suffix}"
     path.write_bytes(b"\n".join(lines))
     with pytest.raises(DataError, match="any"):

@@ -191,10 +191,7 @@ REFUSED: list[tuple[Callable[[Path], Path], str]] = [
     (lambda folder: folder, "not an .npy or .npz file"),
     (lambda folder: written(folder, "x.npy", b"noise" * 99), "damaged or not an .npy file"),
     (lambda folder: written(folder, "x.npy", claiming((2**40, 3, 4, 5))), "damaged or not an .npy"),
-    (
-        lambda folder: saved(folder, np.array([{}, []], object)),
-        "holds Python objects, which are not unpickled",
-    ),
+    (lambda folder: saved(folder, np.array([{}, []], object)), "holds Python objects, which are"),
     (lambda folder: saved(folder, QUERIES.astype(np.int64)), "holds int64; save floating point"),
     (lambda folder: saved(folder, QUERIES[:0]), "there are 0 inputs in .*, too few"),
     (

@@ -9,7 +9,6 @@ import pytest
 
 from commands import Here
 from onnx_models import linear_model
-from own_models import DIGITS, STACK, Parm
 from parity_models.bundle import inference_time
 from parity_models.codes import CodeSpec
 from parity_models.progress import Callbacks, OnProgress
@@ -17,7 +16,7 @@ from parity_models.training import Trained, TrainingOptions
 from parity_models.training.network_plans import ParityPlan, parity_network
 from parity_models_lab.deployed import train_deployed
 from parity_models_lab.tasks import find_task
-from trainings import Train, train_parity
+from trainings import DIGITS, STACK, Parm, Train, train_parity
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -11,14 +11,13 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from own_models import DIGITS, STACK
 from parity_models.bundle.bundle import open_bundle
 from parity_models.codes import CodeSpec
 from parity_models.errors import TrainingError
 from parity_models.progress import Callbacks, Progress
 from parity_models.training import TrainingOptions, search
 from present import some
-from trainings import Train, evaluate, fail_at, train_parity, weights
+from trainings import DIGITS, STACK, Train, evaluate, fail_at, train_parity, weights
 
 pytestmark = pytest.mark.slow
 
@@ -40,9 +39,7 @@ def test_a_run_is_resumed_with_the_network_that_it_began_with(
 
 
 @pytest.mark.parametrize("network", ["mlp", "resnet-small@0.25"])
-def test_a_run_that_was_cut_off_continues_as_if_it_had_not_been(
-    train: Train, tmp_path: Path, network: str
-) -> None:
+def test_run_that_was_cut_off_continues_alike(train: Train, tmp_path: Path, network: str) -> None:
     with pytest.raises(MemoryError):
         train(network=network, epochs=3, report=fail_at(2 / 3, MemoryError()))
     assert not (tmp_path / "bundle").exists()
@@ -67,9 +64,7 @@ def test_an_interrupt_leaves_the_best_so_far_and_can_be_resumed(train: Train) ->
     assert (fitted.interrupted, fitted.resumable, fitted.epochs) == (False, False, 22)
 
 
-def test_ctrl_c_within_a_step_waits_for_its_end(
-    train: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_waits_for_the_end_of_a_step(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within autocast's own enter or exit it would leave autocast on, and exports in bfloat16."""
     whole: list[bool] = []
     step = torch.optim.Optimizer.zero_grad
@@ -88,9 +83,7 @@ def test_ctrl_c_within_a_step_waits_for_its_end(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_checkpoint_that_is_missing_damaged_or_of_another_run_is_refused(
-    train: Train, tmp_path: Path
-) -> None:
+def test_missing_damaged_or_foreign_checkpoint_is_refused(train: Train, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="nothing to resume"):
         train(epochs=4, resume=True)
     with pytest.raises(MemoryError):

@@ -10,15 +10,12 @@ from numpy.typing import NDArray
 
 from linear_bundles import FEATURES
 from onnx_models import linear_model
+from parity_models import PolicyChoice, ServeOptions, Source, serve
 from parity_models.bundle.bundle import Bundle, NewModel, with_measured, write_bundle
 from parity_models.errors import BundleError, UserError
 from parity_models.evaluation.accuracy import measure_gates
 from parity_models.evaluation.judging import calibrate_gates
 from parity_models.evaluation.outputs import Outputs
-from parity_models.roles import Source
-from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.options import ServeOptions
-from parity_models.serving.server import serve
 from parity_models.tasks.metrics import METRICS, agreement_for, choose_metric
 from parity_models.training.distillation import Served
 from parity_models.training.export import export, floats

@@ -76,9 +76,7 @@ def test_parm_parity_stacks_ids(folder: Path, parm_here: Here, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("network", "message"), [("mlp", "choose text"), ("text@units=0", "units")]
 )
-def test_networks_that_do_not_fit_are_refused(
-    folder: Path, tmp_path: Path, network: str, message: str
-) -> None:
+def test_wrong_network_is_refused(folder: Path, tmp_path: Path, network: str, message: str) -> None:
     deployed = teacher_of(open_bundle(folder / "deployed"), "logits").bundle
     inputs = rows_of(teacher_of(deployed), folder / "inputs.npz", 1)[:50]
     with pytest.raises(TrainingError, match=message):

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from own_coders import DECODER
-from own_models import STACK, Parm
 from parity_models.bundle.bundle import open_bundle
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import UserError
@@ -17,6 +16,7 @@ from parity_models.training.network_plans import build_models, parity_network, r
 from parity_models.training.networks import MLP, SmallResNet, build_network
 from parity_models.training.networks.network import EachSlot
 from parity_models.training.networks.queried import Shape
+from trainings import STACK, Parm
 
 SUM = CodeSpec("sum", "subtraction", 2)
 IMAGE = (1, 16, 16)

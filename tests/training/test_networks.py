@@ -1,14 +1,16 @@
 """Networks are built by name for any queries, and compute the same once they are exported."""
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from torch import Tensor as Floats
 from torch import nn
 
-from onnx_models import output_of
+from onnx_models import graph_model, output_of
 from parity_models.bundle.onnx_model import OnnxModel
 from parity_models.errors import TrainingError
 from parity_models.tensors.queries import take
@@ -61,12 +63,7 @@ def test_onnx_runtime_gives_the_same(name: str, inputs: Shape, outputs: Shape, g
         ("resnet-small", (784,), (1, 1), "takes images"),
         ("resnet-small", (1, 8, 8), (3, 3), "at least 12x12"),
         ("resnet18@0.25", (3, 28, 28), (4, 2), "at least 32x16"),
-        (
-            "resnet18@nan",
-            (3, 28, 28),
-            (1, 1),
-            "width of resnet18 must be a number, above 0 and at most 4",
-        ),
+        ("resnet18@nan", (3, 28, 28), (1, 1), "width of resnet18 must be a number, above 0"),
         ("text", (1, 8, 8), (1, 1), "text takes one input of ids"),
         ("mine:Net", (784,), (1, 1), "which is not imported here"),
     ],
@@ -152,26 +149,19 @@ def test_masks_and_constants_are_recognised() -> None:
 @pytest.mark.parametrize("quantised", [False, True])
 def test_the_embeddings_of_ids_are_found(quantised: bool) -> None:
     table = np.round(np.random.default_rng(0).normal(size=(WORDS, 4)) * 8).astype(np.float32) / 8
-    stored = [numpy_helper.from_array(table, "table")]
+    constants: dict[str, Any] = {"table": table}
     nodes = [
         helper.make_node("Cast", ["ids"], ["wide"], to=TensorProto.INT64),
         helper.make_node("Gather", ["table", "wide"], ["vectors"]),
         helper.make_node("ReduceMean", ["vectors"], ["out"], keepdims=0, axes=[1]),
     ]
     if quantised:
-        parts = {"whole": (table * 8 + 3).astype(np.int8), "scale": np.float32(1 / 8)}
-        parts["zero"] = np.int8(3)
-        stored = [numpy_helper.from_array(np.asarray(each), name) for name, each in parts.items()]
+        constants = {"whole": (table * 8 + 3).astype(np.int8), "scale": np.float32(1 / 8)}
+        constants["zero"] = np.int8(3)
         nodes.insert(0, helper.make_node("DequantizeLinear", ["whole", "scale", "zero"], ["table"]))
-    graph = helper.make_graph(
-        nodes,
-        "words",
-        [helper.make_tensor_value_info("ids", TensorProto.INT32, ["n", "length"])],
-        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n", 4])],
-        stored,
-    )
-    content = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 17)])
+    ids, out = (TensorProto.INT32, ["n", "length"]), (TensorProto.FLOAT, ["n", 4])
+    content = graph_model(nodes, {"ids": ids}, {"out": out}, constants, {"": 17})
     onnx.checker.check_model(content)
-    found = find_tables(content.SerializeToString(), ["ids", "mask"])
+    found = find_tables(content, ["ids", "mask"])
     assert list(found) == ["ids"]
     np.testing.assert_allclose(found["ids"], table, atol=1e-6)

@@ -13,14 +13,13 @@ from torch import nn
 
 import parity_models as pm
 from onnx_models import linear_model, output_of
-from own_models import DIGITS, ROWS, STACK, Parm
 from parity_models.bundle.bundle import open_bundle
 from parity_models.bundle.onnx_model import OnnxModel
 from parity_models.errors import DataError, TrainingError
 from parity_models.progress import Callbacks, Progress
 from parity_models.training import TrainingOptions
 from present import some
-from trainings import evaluate, train_backup, train_parity
+from trainings import DIGITS, ROWS, STACK, Parm, evaluate, train_backup, train_parity
 
 pytestmark = pytest.mark.slow
 

@@ -17,11 +17,7 @@ from parity_models.training import Queries, open_teacher, search
 from parity_models.training.candidates import Candidate, TrainingContext
 from parity_models.training.distillation import distill
 from parity_models.training.networks import Queried
-from parity_models.training.search import (
-    MARGINS,
-    SLACK,
-    propose,
-)
+from parity_models.training.search import MARGINS, SLACK, propose
 from parity_models.trust.gate import AnsweredClass
 
 Shape = tuple[int, ...]
@@ -46,16 +42,12 @@ def drop(judged: Sequence[Any], most: int, **options: Any) -> tuple[list[int], d
 
 SHARES = st.floats(0, 1)
 ONES = st.lists(
-    st.builds(One, st.just("it"), st.floats(0.01, 3), SHARES, SHARES),
-    min_size=1,
-    max_size=20,
+    st.builds(One, st.just("it"), st.floats(0.01, 3), SHARES, SHARES), min_size=1, max_size=20
 )
 
 
 @given(ONES, st.integers(2, 8))
-def test_few_are_kept_and_none_that_is_slower_and_clearly_worse_than_another(
-    judged: list[One], most: int
-) -> None:
+def test_few_are_kept_and_none_that_another_beats(judged: list[One], most: int) -> None:
     kept, _ = drop(judged, most)
     assert 1 <= len(kept) <= most
     margin = MARGINS[-1]

@@ -1,5 +1,5 @@
-"""Training reaches accuracy for every kind of code and prediction, repeats exactly, and refuses
-what cannot be learned."""
+"""Training reaches accuracy for every kind of code, prediction and unit, repeats exactly, and
+refuses what cannot be learned."""
 
 from pathlib import Path
 from typing import Any
@@ -7,26 +7,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from onnx_models import output_of
-from own_models import DIGITS, STACK
 from parity_models.bundle.bundle import Bundle, NewModel, open_bundle, write_bundle
 from parity_models.bundle.onnx_model import OnnxModel
 from parity_models.codes import CodeSpec
 from parity_models.errors import BundleError, UserError
 from parity_models.evaluation.outputs import deployed_predictor
-from parity_models.tasks.metrics import recognise
 from parity_models.training import Trained, TrainingOptions
 from present import some
-from trainings import Train, evaluate, fail_at, train_backup, train_parity, weights
+from trainings import DIGITS, STACK, Train, evaluate, fail_at, train_backup, train_parity, weights
 
-Array = NDArray[Any]
+pytestmark = pytest.mark.slow
+
 SUM = CodeSpec("sum", "subtraction", 2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "least"),
     [
@@ -49,7 +46,6 @@ def test_models_of_every_code_reconstruct(train: Train, spec: CodeSpec, least: f
     assert abs(degraded - outcome.fitted.score) < 0.08
 
 
-@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_keeps_randomness(train: Train) -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
@@ -63,7 +59,6 @@ def test_the_same_seed_gives_the_same_weights_and_keeps_randomness(train: Train)
 # Refusals
 
 
-@pytest.mark.slow
 def test_another_folder_is_refused_before_training(train: Train, tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "thesis.tex").touch()
@@ -71,7 +66,6 @@ def test_another_folder_is_refused_before_training(train: Train, tmp_path: Path)
         train(epochs=1, report=fail_at(0, AssertionError("trained")))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
@@ -86,7 +80,6 @@ def test_wrong_settings_are_refused(train: Train, settings: dict[str, Any], reas
         train(**settings)
 
 
-@pytest.mark.slow
 def test_weights_of_another_network_are_refused(deployed: Trained, tmp_path: Path) -> None:
     for content in (b"noise", (deployed.path / "deployed.safetensors").read_bytes()):
         wrong: Bundle = write_bundle(
@@ -100,37 +93,12 @@ def test_weights_of_another_network_are_refused(deployed: Trained, tmp_path: Pat
 
 # Kinds of predictions
 
-NUMBERS = np.random.default_rng(0).normal(size=(50, 9)).astype(np.float32)
-SHARES = np.exp(NUMBERS) / np.exp(NUMBERS).sum(axis=1, keepdims=True)
-UNIT = NUMBERS / np.linalg.norm(NUMBERS, axis=1, keepdims=True)
-
-
-@pytest.mark.parametrize(
-    ("predictions", "metric", "expected"),
-    [
-        (NUMBERS, None, "logits"),
-        (NUMBERS, "r2", "numbers"),
-        (NUMBERS, "top-5", "logits"),
-        (NUMBERS[:, :1], None, "numbers"),
-        (NUMBERS.reshape(50, 3, 3), None, "numbers"),
-        (SHARES, None, "probabilities"),
-        (UNIT, None, "embeddings"),
-        (UNIT, "top-1", "logits"),
-        (SHARES[:, :4], "iou", "boxes"),
-    ],
-)
-def test_the_kind_of_predictions_is_recognised(
-    predictions: Array, metric: str | None, expected: str
-) -> None:
-    assert recognise(predictions, metric) == expected
-
 
 class Normal(nn.Module):
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         return nn.functional.normalize(rows, dim=-1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("last", "kind"), [(nn.Softmax(dim=-1), "probabilities"), (Normal(), "embeddings")]
 )
@@ -166,7 +134,6 @@ class Box(nn.Module):
         return torch.stack([x - half, y - half, x + half, y + half], dim=1)
 
 
-@pytest.mark.slow
 def test_boxes_are_learned_and_reconstructed(tmp_path: Path) -> None:
     left, top = np.random.default_rng(0).integers(0, 7, (2, 900, 1, 1))
     rows, columns = np.arange(12)[:, None], np.arange(12)
@@ -185,7 +152,6 @@ def test_boxes_are_learned_and_reconstructed(tmp_path: Path) -> None:
 INPUTS = DIGITS.train.inputs
 
 
-@pytest.mark.slow
 def test_a_backup_imitates_without_labels(deployed: Trained, tmp_path: Path) -> None:
     one, other, settings = tmp_path / "one", tmp_path / "other", TrainingOptions(epochs=20)
     coded = train_parity(deployed, STACK, INPUTS, one)
@@ -218,7 +184,6 @@ class Prices(nn.Module):
         return 2e5 + 1e5 * rows @ torch.linspace(-1, 1, 12).reshape(6, 2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("spec", [STACK, SUM, None], ids=str)
 def test_values_of_any_scale_are_learned(spec: CodeSpec | None, tmp_path: Path) -> None:
     settings = TrainingOptions(epochs=80)

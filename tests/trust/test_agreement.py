@@ -5,7 +5,7 @@ from collections.abc import Hashable, Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from parity_models.trust.agreement import (
@@ -304,7 +304,6 @@ def test_a_kept_state_restores_the_gate() -> None:
     assert third.total == again.total
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.floats(-2, 2), st.booleans(), st.integers(0, 2)), max_size=60),
     st.integers(1, 20),

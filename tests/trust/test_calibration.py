@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from commands import Here, assert_refused
+from commands import Here, assert_refused, succeeded
 from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models.bundle.backup import GatedBackup, Refusal
 from parity_models.bundle.bundle import Bundle, NewModel, open_bundle, with_measured, write_bundle
@@ -198,15 +198,15 @@ def test_parm_calibrate_puts_gates_into_the_bundle(tmp_path: Path, parm_here: He
     for name, rows, seed in (("held-out", 2000, 0), ("few", 20, 0), ("test", 500, 1)):
         np.save(tmp_path / f"{name}.npy", inputs(rows, seed))
     held_out = ("calibrate", bundle.path, "--inputs", tmp_path / "held-out.npy")
-    done = parm_here(*held_out, "--agreement", 0.96)
-    assert done.returncode == 0, done.stderr
+    done = succeeded(parm_here(*held_out, "--agreement", 0.96))
     assert "the gate of the backup starts closed, as 2,000 queries" in done.stdout
     calibration = open_bundle(bundle.path).manifest.calibration["reconstruction"]
     levels = [each.level for each in calibration.levels]
     assert levels == [0.9, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995]
     found = tmp_path / "found.json"
-    done = parm_here("evaluate", bundle.path, "--inputs", tmp_path / "test.npy", "--json", found)
-    assert done.returncode == 0, done.stderr
+    succeeded(
+        parm_here("evaluate", bundle.path, "--inputs", tmp_path / "test.npy", "--json", found)
+    )
     gates = json.loads(found.read_text())["gates"]
     assert [each["level"] for each in gates] == [None, *levels, None]
     assert gates[2]["agreement"] == 1.0

@@ -141,9 +141,7 @@ def test_bounds_rise_with_differences_and_are_above_them(differed: int) -> None:
     st.lists(st.tuples(st.floats(-1, 3), st.booleans()), max_size=200),
     st.sampled_from([0.0, 1e-5, 0.01, 0.5, 1.0]),
 )
-def test_the_factor_has_a_floor_and_comes_to_the_same_if_computed_late(
-    seen: list[tuple[float, bool]], differ: float
-) -> None:
+def test_factor_is_the_same_computed_late(seen: list[tuple[float, bool]], differ: float) -> None:
     lazy, eager = Doubts(SEVERAL, differ), Doubts(SEVERAL, differ)
     for confidence, differed in seen:
         lazy.audited(confidence, differed=differed)
@@ -272,9 +270,7 @@ def test_earlier_and_other_servers_evidence_counts() -> None:
     ),
     st.integers(0, 1200),
 )
-def test_whatever_is_seen_doubts_are_probabilities(
-    seen: list[tuple[str, float, bool]], before: int
-) -> None:
+def test_doubts_are_always_probabilities(seen: list[tuple[str, float, bool]], before: int) -> None:
     known = Evidence(SEVERAL.confidences, [before] * 3, [before // 2] * 3, [before / 3] * 3)
     doubts = Doubts(SEVERAL, 0.01, known)
     at = np.array([-99.0, 0.5, 1.5, 99.0, np.nan])

@@ -37,9 +37,7 @@ def counted(thresholds: tuple[float, ...], comparisons: Seen) -> Evidence:
 
 
 @given(bins, seen)
-def test_comparisons_are_counted_from_each_threshold_on(
-    thresholds: tuple[float, ...], comparisons: Seen
-) -> None:
+def test_counts_are_by_threshold(thresholds: tuple[float, ...], comparisons: Seen) -> None:
     found = counted(thresholds, comparisons)
     compared, differed, expected = found.above
     for place, threshold in enumerate(reversed(thresholds)):
@@ -131,9 +129,7 @@ def test_servers_at_the_same_time_take_files_of_their_own_and_read_each_other_s(
     assert later.learned_by_others(Source.BACKUP) == [learned(2)]
 
 
-def test_evidence_from_before_a_gate_stepped_back_is_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_older_evidence_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = 1000.0
     monkeypatch.setattr(evidences, "time", lambda: clock)
     stores = [kept(tmp_path, 1)]
@@ -154,9 +150,7 @@ def test_evidence_from_before_a_gate_stepped_back_is_left_out(
     assert store.learned_by_others(Source.BACKUP) == [learned(4, 3999.0)]
 
 
-def test_a_clock_that_jumps_costs_no_evidence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clock_jump_costs_no_evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A gate steps back when the clock is wrong, which is then corrected."""
     clock = 9e9
     monkeypatch.setattr(evidences, "time", lambda: clock)
@@ -172,9 +166,7 @@ def test_a_clock_that_jumps_costs_no_evidence(
     assert second.learned_by_others(Source.BACKUP) == [learned(1, 9e9)]
 
 
-def test_files_are_written_seldom_and_at_once_if_a_gate_has_turned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_turn_is_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = 0.0
     monkeypatch.setattr(evidences, "monotonic", lambda: clock)
     store = EvidenceStore(tmp_path, DIGEST)
@@ -194,13 +186,10 @@ def test_files_are_written_seldom_and_at_once_if_a_gate_has_turned(
         (lambda content: content[:-9], "is no evidence, and is ignored"),
         (lambda content: b"", "is no evidence, and is ignored"),
         (
-            lambda content: content.replace(b'"format":1', b'"format":2'),
+            lambda content: content.replace(b't":1', b't":2'),
             "its format is 2, and this version reads 1",
         ),
-        (
-            lambda content: content.replace(DIGEST.encode(), b"another"),
-            "it is about another bundle",
-        ),
+        (lambda content: content.replace(DIGEST.encode(), b"another"), "is about another bundle"),
         (lambda content: b" " * MAX_BYTES + content, "it is too large"),
     ],
     ids=["torn", "empty", "newer", "foreign", "huge"],
@@ -237,7 +226,7 @@ def test_whatever_is_in_a_file_a_server_starts(
     store.close()
 
 
-def test_server_goes_on_without_a_writable_folder(
+def test_unwritable_folder_stops_no_server(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()

@@ -1,6 +1,7 @@
 """A gate's level is chosen at the start; a server reports it, and when a closed gate may open."""
 
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -8,21 +9,11 @@ import numpy as np
 import pytest
 
 from linear_bundles import CLASSES, FEATURES, linear_bundle
+from parity_models import CodeSpec, PolicyChoice, ServeOptions, Server, Source, UserError
 from parity_models.bundle.bundle import Bundle, with_measured
-from parity_models.codes import CodeSpec
-from parity_models.errors import UserError
-from parity_models.roles import Source
-from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.server import ServeOptions, Server
 from parity_models.trust.evidence import DoubtCurve
-from parity_models.trust.gate import (
-    NOTHING,
-    AnsweredClass,
-    Calibration,
-    GateLevel,
-    StandIn,
-)
-from parity_models.trust.gates import choose_gates, closed, doubtful
+from parity_models.trust.gate import NOTHING, AnsweredClass, Calibration, GateLevel
+from parity_models.trust.gates import choose_gates, closed
 
 ROLES = {"deployed", "parity-0", "backup"}
 
@@ -39,13 +30,9 @@ def calibration(*levels: float, threshold: float = 0.0) -> Calibration:
 def bundle(folder: Path, **calibrations: Calibration) -> Bundle:
     folder.mkdir(exist_ok=True)
     weights = np.random.default_rng(1).normal(size=(FEATURES, CLASSES)).astype(np.float32)
-    written = linear_bundle(
-        folder, weights, [weights], CodeSpec("sum", "subtraction", 2), backup=weights
-    )
-    gates: dict[StandIn, Calibration] = {}
-    for stand_in in ("reconstruction", "backup"):
-        if stand_in in calibrations:
-            gates[stand_in] = calibrations[stand_in]
+    code = CodeSpec("sum", "subtraction", 2)
+    written = linear_bundle(folder, weights, [weights], code, backup=weights)
+    gates: Any = calibrations  # by stand-ins
     return with_measured(written, calibration=gates)
 
 
@@ -99,15 +86,6 @@ def test_only_a_stand_in_of_some_classes_keeps_its_gate_with_a_budget(tmp_path: 
         assert gate.starts == {1: (0.995, NOTHING), 2: (agreement or 0.99, NOTHING)}
     with pytest.raises(UserError, match="without a gate it would answer every class"):
         choose_gates(held, {"backup"}, 0)
-
-
-def test_a_stand_in_without_a_calibration_is_named_if_there_is_a_budget(tmp_path: Path) -> None:
-    held = bundle(tmp_path, reconstruction=calibration())
-    gates = choose_gates(held, ROLES, 0)
-    notes = list(doubtful(gates, held.path, 0.001))
-    assert any("the backup is not calibrated, so it answers nothing until" in x for x in notes)
-    assert notes[-1].endswith(f"calibrate it: parm calibrate {held.path} --inputs FILE")
-    assert list(doubtful(gates, held.path, 0.0)) == []
 
 
 async def test_a_server_says_the_level_and_the_coverage_of_its_gates(tmp_path: Path) -> None:

@@ -12,13 +12,7 @@ from numpy.typing import NDArray
 from parity_models.roles import Source
 from parity_models.trust.doubt import fit_doubt
 from parity_models.trust.evidence import Learned
-from parity_models.trust.gate import (
-    NOTHING,
-    AnsweredClass,
-    Calibration,
-    GateLevel,
-    confidences,
-)
+from parity_models.trust.gate import NOTHING, AnsweredClass, Calibration, GateLevel, confidences
 from parity_models.trust.gates import UNKNOWN, Gate, evidence_of
 from parity_models.trust.judge import FIRST, StandInJudge, learned_in_service
 

@@ -57,9 +57,7 @@ def test_on_a_machine_that_cannot_keep_up_redundancy_stops_at_once() -> None:
 @pytest.mark.parametrize(
     ("helped", "alone", "after"), [(0.1, 0.1, LIMIT), (0.3, 0.1, LIMIT), (0.9, 0.9, FIRST_PAUSE)]
 )
-def test_in_a_pause_queries_are_helped_once_late_but_not_where_all_are(
-    helped: float, alone: float, after: float
-) -> None:
+def test_in_a_pause_only_late_queries_are_helped(helped: float, alone: float, after: float) -> None:
     stream = Stream(helped, alone)
     stream.until(Redundancy.PAUSED, within=120)
     assert stream.effect.helps_from(0, stream.now) == pytest.approx(stream.now + after, abs=0.1)

@@ -85,8 +85,7 @@ async def test_a_finished_unit_says_when_its_worker_ran_it(model: Path) -> None:
         before = time.monotonic()
         engine.run("0", 1, "deployed", [row(0, SLOW)])
         time.sleep(0.5)  # the loop is late to hear of the result, and no worker is to blame
-        report = await events.next()
-        assert isinstance(report, Finished)
+        report = await events.expect(Finished)
         assert report.ended is not None
         assert before <= report.ended <= time.monotonic()
 
@@ -206,9 +205,7 @@ class TooLarge(PinnedModel):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-async def test_engine_that_cannot_start_is_refused(
-    model: Path, tmp_path: Path, temporary: Path
-) -> None:
+async def test_impossible_start_is_refused(model: Path, tmp_path: Path, temporary: Path) -> None:
     engine = local_engine({"deployed": PinnedModel.of(model)})
     with pytest.raises(ServingError, match="No space left on device; set TMPDIR"):
         await local_engine({"deployed": TooLarge.of(model)}).start([DEPLOYED], Events())
@@ -267,9 +264,7 @@ def lacking(errors: list[Exception]) -> type[WorkerProcess]:
     return Lacking
 
 
-async def test_a_worker_that_cannot_be_replaced_is_tried_again_and_again(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_failed_replacement_is_retried(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     errors: list[Exception] = []
     monkeypatch.setattr(local_engine_module, "WorkerProcess", lacking(errors))
     async with running(model) as (engine, events):

@@ -88,8 +88,7 @@ async def test_faults_slow_units(fleet: RayFleet) -> None:
     joined = await events.arrival()
     engine.inject_faults(FaultPlan(service_time=Constant(0.5)))
     engine.run(joined.instance, 1, "deployed", [row(0, 0)])
-    report = await events.next()
-    assert isinstance(report, Finished)
+    report = await events.expect(Finished)
     assert report.ended is None, "the clock is another machine's"
     await engine.stop()
 

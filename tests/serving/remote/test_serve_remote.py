@@ -1,9 +1,10 @@
-"""`parm serve` in front of servers that run the models already: real ones, one of them killed."""
+"""`parm serve`, and its remote engine, in front of servers that run the models already: real ones,
+one of them killed."""
 
 import asyncio
 import re
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,17 +13,20 @@ import numpy as np
 import pytest
 
 from commands import Here, assert_refused
+from engine_conformance import EngineConformance, Fleet
 from fake_upstream import AWAY, HUNG, WELL, FakeUpstream
-from fleet_servers import PATIENTLY, Parm, kill_and_mend
+from fleet_servers import PATIENCE, PATIENTLY, Parm, kill_and_mend
 from linear_bundles import FEATURES, linear_bundle
-from onnx_models import linear_model
+from local_engines import parts
+from onnx_models import linear_model, moody_model
+from parity_models import CodeSpec, PolicyChoice, ServeOptions, Server, Source
 from parity_models.bundle.bundle import Bundle, NewModel, open_bundle, write_bundle
-from parity_models.codes import CodeSpec
-from parity_models.roles import Source
-from parity_models.scheduling.choice import PolicyChoice
+from parity_models.bundle.onnx_model import PinnedModel
 from parity_models.scheduling.race import EXPLORE
+from parity_models.serving.engine import Engine
 from parity_models.serving.options import EngineChoice
-from parity_models.serving.server import ServeOptions, Server
+from parity_models.serving.remote.remote_engine import RemoteEngine, UpstreamOptions
+from parity_models.serving.remote.upstream import Upstream
 from served import (
     INFER,
     INPUTS,
@@ -78,9 +82,7 @@ async def test_a_backup_is_an_upstream_like_others(tmp_path: Path, name: str) ->
 
 
 @pytest.mark.parametrize("mode", [AWAY, HUNG])
-async def test_without_an_upstream_stand_ins_answer_and_the_rest_fails_at_once(
-    tmp_path: Path, mode: str
-) -> None:
+async def test_without_an_upstream_only_stand_ins_answer(tmp_path: Path, mode: str) -> None:
     bundle = open_bundle(write_linear_bundle(tmp_path, coded=False, backed=True))
     async with FakeUpstream("http", WEIGHTS) as model:
         model.mode = mode
@@ -194,3 +196,57 @@ async def test_an_upstream_gets_the_request_s_id_and_trace(linear: Bundle, schem
         await ask(client, traceparent="00-nonsense")
         assert "traceparent" not in upstream.heard[-1]
         assert upstream.heard[-1]["x-request-id"] != "mine"
+
+
+# The engine
+
+
+class RemoteFleet(Fleet):
+    """Two servers of the moody model, the second with the name of a parity model too."""
+
+    failure = "answered with an error"
+
+    def __init__(self, folder: Path, scheme: str) -> None:
+        moody_model(folder / "m.onnx")
+        self._model = folder / "m.onnx"
+        model = NewModel(self._model, "moody")
+        bundle = write_bundle(folder / "bundle", deployed=model, parity=[], code=None)
+        self._scheme = scheme
+        # The machine may be busy.
+        patient = ("--deadline", str(PATIENCE))
+        self._servers = [Parm(bundle.path, *patient) for _ in range(2)]
+
+    def engine(self) -> RemoteEngine:
+        urls = [
+            server.grpc_url if self._scheme == "grpc" else server.url for server in self._servers
+        ]
+        upstreams = (
+            Upstream(urls[0], {"deployed": "model"}),
+            Upstream(urls[1], {"deployed": "model", "parity-0": "model"}),
+        )
+        models = dict.fromkeys(("deployed", "parity-0"), PinnedModel.of(self._model))
+        return RemoteEngine(UpstreamOptions(), parts(models, unit_timeout=PATIENCE), upstreams)
+
+    def kill(self, engine: Engine, number: int) -> None:
+        self._dead = self._servers[number]
+        self._dead.kill()
+
+    def mend(self) -> None:
+        self._dead.start()
+
+    def close(self) -> None:
+        for server in self._servers:
+            server.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="module", params=["http", "grpc"])
+def fleet(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RemoteFleet]:
+    fleet = RemoteFleet(tmp_path_factory.mktemp("moody"), request.param)
+    yield fleet
+    fleet.close()
+
+
+class TestRemoteEngine(EngineConformance):
+    pass

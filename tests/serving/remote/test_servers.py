@@ -18,10 +18,8 @@ import pytest
 import tritonclient.http
 
 from fleet_servers import PATIENCE, PATIENTLY, TESTS, MLServer, Parm, Triton, kill_and_mend
-from parity_models.bundle.bundle import open_bundle
+from parity_models import Server, export_repository, open_bundle
 from parity_models.serving.options import EngineChoice, ServeOptions
-from parity_models.serving.remote.export import export_repository
-from parity_models.serving.server import Server
 from ports import free_ports
 from served import INPUTS, OUTPUTS, WEIGHTS, ServerProcess, predictions, queries, until
 from text_models import add_to_repository, assert_served_upstream, write_text_bundle
@@ -56,10 +54,8 @@ def test_a_triton_loads_what_is_exported(tritons: list[Triton]) -> None:
     with tritonclient.http.InferenceServerClient(f"127.0.0.1:{tritons[0].port}") as client:
         rows = queries(5)
         for model in ("model", "model-parity-0"):
-            result = client.infer(model, [http_input(rows)])
-            np.testing.assert_allclose(
-                result.as_numpy("output"), predictions(rows), rtol=1e-3, atol=1e-5
-            )
+            found = client.infer(model, [http_input(rows)]).as_numpy("output")
+            np.testing.assert_allclose(found, predictions(rows), rtol=1e-3, atol=1e-5)
 
 
 async def test_a_triton_runs_a_model_of_any_length(text: Path, tritons: list[Triton]) -> None:

@@ -280,16 +280,14 @@ async def test_a_busy_upstream_is_left_alone_for_a_while_and_keeps_its_units(
         await asked(upstream, 2)
         upstream.mode, upstream.busy, upstream.retry_after = fake.BUSY, busy, retry_after
         engine.run("0.1", 2, "deployed", [ROW])
-        first = await events.next()
-        assert isinstance(first, Failed)
+        first = await events.expect(Failed)
         assert first.detail == "instance 0.1 is busy"
         assert 0 < first.busy <= rest
         if rest > 1:
             # Its other slots take nothing meanwhile, either, and it is not even asked.
             before = upstream.asked
             engine.run("0.2", 3, "deployed", [ROW])
-            second = await events.next()
-            assert isinstance(second, Failed)
+            second = await events.expect(Failed)
             assert 0 < second.busy <= first.busy
             assert upstream.asked == before
         upstream.release.set()
@@ -305,8 +303,7 @@ async def test_out_of_descriptors_no_upstream_is_at_fault(model: Path) -> None:
         with no_further_descriptors():
             for unit in range(UNITS):
                 engine.run(f"0.{unit}", unit, "deployed", [ROW])
-            first = await events.next()
-        assert isinstance(first, Failed)
+            first = await events.expect(Failed)
         assert first.busy > 0
         upstream.mode = fake.WELL
         upstream.release.set()
@@ -339,7 +336,7 @@ async def test_the_call_of_a_cancelled_unit_ends_at_once(model: Path, scheme: st
         before = upstream.asked
         engine.run("0.0", 9, "deployed", [ROW])
         engine.cancel("0.0", 9)  # before it was sent
-        assert isinstance(await events.next(), Failed)
+        await events.expect(Failed)
         engine.run("0.0", 1, "deployed", [ROW])
         engine.run("0.1", 2, "deployed", [ROW])
         await asked(upstream, before + 2)
@@ -347,8 +344,7 @@ async def test_the_call_of_a_cancelled_unit_ends_at_once(model: Path, scheme: st
         engine.cancel("0.0", 1)
         assert engine.running() == {"0.0": None, "0.1": 2}
         engine.cancel("0.0", 1)
-        event = await events.next()
-        assert isinstance(event, Failed)
+        event = await events.expect(Failed)
         assert (event.unit, event.busy) == (1, 0.0)
         while upstream.abandoned < 1:
             await asyncio.sleep(0.01)

@@ -1,20 +1,25 @@
-"""Requests that cost the server far more than the client are refused before they cost anything."""
+"""Requests that cost the server far more than the client are refused before they cost anything;
+metrics cost a share of the time."""
 
 import asyncio
 import json
-from collections.abc import Callable
+import re
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 from msgspec import Raw
+from prometheus_client.core import GaugeMetricFamily
 
 from http_served import INFER, binary, body, eventually, get, post, serving
 from parity_models.roles import Source
 from parity_models.serving.errors import InvalidRequestError, TooLargeError
 from parity_models.serving.inference import InferRequest
 from parity_models.serving.models import Result, ServedModel
+from parity_models.serving.rest import SHARE, Request, Scrapes
 from parity_models.serving.rest_codec import read_array, read_request, write_response
 from parity_models.tensors.signature import Signature, TensorSpec
 from rest_bodies import done
@@ -257,11 +262,66 @@ async def test_web_pages_load_and_unload_no_models() -> None:
         client = await served.connect()
         for what in ("load", "unload"):
             path = f"/v2/repository/models/model/{what}"
-            for more, status in ("Origin: http://evil.example\r\n", 403), ("Origin: null\r\n", 403):
-                found, _, content = await client.ask(post(b"{}", more, path))
-                assert (found, b"web pages" in content) == (status, True)
-            client.send(post(b"{}", path=path))
-            assert (await client.answer())[0] == 400  # as the server has no repository
-        assert (await client.ask(post(b" " * 2**17, path="/v2/repository/models/model/load")))[
-            0
-        ] == 413
+            for origin in ("http://evil.example", "null"):
+                status, _, content = await client.ask(post(b"{}", f"Origin: {origin}\r\n", path))
+                assert (status, b"web pages" in content) == (403, True)
+        load = post(b" " * 2**17, path="/v2/repository/models/model/load")
+        assert (await client.ask(load))[0] == 413
+
+
+# Metrics are written for a share of the time only, and are never older than the question
+
+
+OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
+
+
+class Written:
+    """Metrics that say how often they were written, which takes 20 ms of computing."""
+
+    def __init__(self) -> None:
+        self.times = 0
+        self.spent = 0.0
+        self.scrapes = Scrapes(self)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        began = time.thread_time()
+        while time.thread_time() < began + 0.02:
+            pass
+        self.times += 1
+        self.spent += 0.02
+        yield GaugeMetricFamily("times", "Times.", value=self.times)
+
+    async def ask(self, accept: str = "text/plain") -> int:
+        request = Request("GET", "/metrics", [(b"accept", accept.encode())])
+        found = re.search(rb"^times (\d+)", (await self.scrapes(request)).content, re.MULTILINE)
+        assert found is not None
+        return int(found[1])
+
+
+async def test_metrics_take_a_share_of_the_time() -> None:
+    written, began = Written(), time.monotonic()
+    for asked in range(1, 4):
+        assert await written.ask() == asked
+    assert written.spent - 0.02 <= SHARE * (time.monotonic() - began)
+
+
+async def test_all_who_wait_get_what_is_written_once() -> None:
+    written = Written()
+    assert await written.ask() == 1
+    asked = [asyncio.create_task(written.ask()) for _ in range(100)]
+    assert await asyncio.gather(*asked) == [2] * 100
+
+
+async def test_a_client_that_goes_keeps_no_other_waiting() -> None:
+    written = Written()
+    assert await written.ask() == 1
+    gone, stays = (asyncio.create_task(written.ask()) for _ in range(2))
+    await asyncio.sleep(0)
+    gone.cancel()
+    assert await stays == 2
+
+
+async def test_each_format_has_an_answer_of_its_own() -> None:
+    written = Written()
+    answers = await asyncio.gather(written.ask(), written.ask(OPEN_METRICS), written.ask())
+    assert answers[0] == answers[2] != answers[1]

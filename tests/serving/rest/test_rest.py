@@ -3,6 +3,7 @@
 import gzip
 import json
 import zlib
+from typing import Any
 
 import httpx
 import numpy as np
@@ -66,30 +67,19 @@ def test_tritonclient_infers_with_json_and_binary_either_way(
     assert set(sources) <= {"model", "reconstruction"}
 
 
-@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
-def test_tritonclient_may_compress(client: triton.InferenceServerClient, algorithm: str) -> None:
+COMPRESSED = [
+    {"request_compression_algorithm": each, "response_compression_algorithm": each}
+    for each in ("gzip", "deflate")
+]
+OF_OTHER_SERVERS = {"sequence_id": 5, "priority": 2, "parameters": {"anything": 1}}
+
+
+@pytest.mark.parametrize("options", [*COMPRESSED, OF_OTHER_SERVERS, {"timeout": 5_000_000}])
+def test_tritonclient_may_compress_and_give_any_parameters(
+    client: triton.InferenceServerClient, options: dict[str, Any]
+) -> None:
     batch = queries(3)
-    result = client.infer(
-        "model",
-        [http_input(batch)],
-        model_version="1",
-        request_compression_algorithm=algorithm,
-        response_compression_algorithm=algorithm,
-    )
-    np.testing.assert_allclose(result.as_numpy("output"), predictions(batch), rtol=1e-4, atol=1e-6)
-
-
-def test_parameters_of_other_servers_are_ignored(client: triton.InferenceServerClient) -> None:
-    batch = queries(1)
-    result = client.infer(
-        "model",
-        [http_input(batch)],
-        sequence_id=5,
-        sequence_start=True,
-        priority=2,
-        timeout=5_000_000,
-        parameters={"anything": 1},
-    )
+    result = client.infer("model", [http_input(batch)], model_version="1", **options)
     np.testing.assert_allclose(result.as_numpy("output"), predictions(batch), rtol=1e-4, atol=1e-6)
 
 

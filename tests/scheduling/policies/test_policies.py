@@ -1,12 +1,23 @@
-"""The parity policy: what joins a group, when parity queries are sent, and when they answer."""
+"""Parity, hedging, approximate backups: what is sent, when, how much of it, and when it answers."""
 
 from typing import Any
 
 import pytest
 
-from parity_models.roles import Source, parity_role
+from own_policy import POLICY
+from parity_models.errors import UserError
+from parity_models.roles import BACKUP, Source, parity_role
 from parity_models.scheduling.actions import Answer, Cancel, Decode, Encode
-from parity_models.scheduling.policies import EqualResources, NoRedundancy, Parity, Policy, Pool
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.scheduling.policies import (
+    ApproximateBackup,
+    EqualResources,
+    Hedging,
+    NoRedundancy,
+    Parity,
+    Policy,
+    Pool,
+)
 from parity_models.scheduling.policies.groups import MAX_SHARERS
 from scheduling_world import BOTH, ORIGINALS, PARITIES, World, code, world_of
 
@@ -118,3 +129,65 @@ class Test_parity:
 )
 def test_policies_say_what_each_instance_runs(policy: Policy, roles: list[frozenset[str]]) -> None:
     assert policy.roles(2, 1) == roles
+
+
+# Copies and backups
+
+
+def test_hedging_does_not_copy_what_waits_in_the_common_queue() -> None:
+    world = world_of(("busy",), Hedging(Hedging.Options(hedge_delay=1.0)))
+    world.arrive(2)
+    world.abandon(0)
+    world.pass_time(1.5)
+    world.join("a", ORIGINALS)
+    world.join("b", ORIGINALS)
+    assert "b" not in world.running
+    world.pass_time(1.0)
+    assert world.running["b"].subjects == (1,)
+
+
+def test_hedging_learns_its_delay() -> None:
+    world = world_of(("a",), Hedging(Hedging.Options(hedge_quantile=0.95)))
+    for _ in range(50):
+        world.arrive(1)
+        world.pass_time(0.5)
+        world.finish("a")
+    world.join("b", ORIGINALS)
+    world.arrive(1)
+    world.pass_time(0.4)
+    assert len(world.running) == 1
+    world.pass_time(0.2)
+    assert len(world.running) == 2
+
+
+@pytest.mark.parametrize("reason", ["exact", "unlike"])
+def test_a_backup_answers_when_it_is_first_and_an_exact_query_has_none(reason: str) -> None:
+    world = world_of(("a",), ApproximateBackup())
+    world.join("cheap", frozenset({BACKUP}))
+    world.arrive(1)
+    world.finish("cheap")
+    assert world.answers == {0: Source.BACKUP}
+    world.finish("a")
+    world.arrive(1, exact=reason == "exact", unlike=reason == "unlike")
+    assert list(world.running) == ["a"]
+    world.finish("a")
+    assert world.answers[1] is Source.MODEL
+
+
+# A user's own policy
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        (POLICY, {"again_after": 10}, "again_after must be a number, above 0 and at most 9"),
+        (POLICY, {"again_after": "soon"}, "a number, above 0 and at most 9; got 'soon'"),
+        (POLICY, {"scans": 7}, "scans is not an option of the policy"),
+        (POLICY, {"again": 7}, "again is not an option .*; did you mean again_after"),
+        (f"{__name__}:UserError", {}, "cannot be the policy: it must be a subclass of"),
+        ("hedgin", {}, "did you mean hedging"),
+    ],
+)
+def test_options_and_policies_are_checked(name: str, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        PolicyChoice(name, options)
