@@ -1,14 +1,17 @@
-"""The floor of a request's cost: the HTTP parser, the codec and the workers of `parm serve` alone.
+"""The floor of a request's cost: the transport, the codec and the workers of `parm serve` alone.
 
-A worker takes the rows that wait, in the order in which they came. There is no scheduler, and so no
+REST has the HTTP parser, and gRPC the server's own connections, for their flow control. A worker
+takes the rows that wait, in the order in which they came. There is no scheduler, and so no
 deadline, no bound of queues or bytes, no redundancy, no check of instances, no metric and no log.
 """
 
 import asyncio
 import sys
 from collections import deque
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import httptools
@@ -20,8 +23,15 @@ from parity_models.roles import DEPLOYED, Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.garbage import freeze_modules
-from parity_models.serving.http import listen
+from parity_models.serving.grpc.codec import decode
+from parity_models.serving.grpc.codec import read_request as read_message
+from parity_models.serving.grpc.codec import write_response as write_message
+from parity_models.serving.grpc.grpc_server import GrpcServer
+from parity_models.serving.grpc.service import Rpc
+from parity_models.serving.http import listen, url_of
 from parity_models.serving.inference import InferRequest
+from parity_models.serving.limits import ByteBudget, Limits
+from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import Result
 from parity_models.serving.protocol import HEADER_LENGTH
 from parity_models.serving.rest_codec import read_request, write_response
@@ -29,6 +39,8 @@ from parity_models.serving.server import ServeOptions
 from parity_models_lab.processes import READY, commands, run_child, tell
 
 _LENGTH = HEADER_LENGTH.encode()
+
+Answer = Callable[[NDArray[Any]], object]
 
 
 class Floor:
@@ -39,14 +51,14 @@ class Floor:
         self.model, self.roles = deployment.model, deployment.roles
         self.engine, self._batch = deployment.engine, deployment.max_batch
         self._idle, self._units = deque[str](), count()
-        self._waiting = deque[tuple["Connection", InferRequest]]()
-        self._running: dict[int, tuple[str, Sequence[tuple[Connection, InferRequest]]]] = {}
+        self._waiting = deque[tuple[InferRequest, Answer]]()
+        self._running: dict[int, tuple[str, Sequence[tuple[InferRequest, Answer]]]] = {}
 
-    def ask(self, connection: "Connection", asked: InferRequest) -> None:
-        """Run a request's row as soon as a worker is idle."""
+    def ask(self, asked: InferRequest, answer: Answer) -> None:
+        """Run a request's row as soon as a worker is idle; call `answer` with its outputs."""
         if asked.rows is None:
             asked.rows = _done(asked.read_rows())
-        self._waiting.append((connection, asked))
+        self._waiting.append((asked, answer))
         if len(self._waiting) == 1:  # others may come in this turn of the event loop
             asyncio.get_running_loop().call_soon(self._run)
 
@@ -56,7 +68,7 @@ class Floor:
             taken = min(self._batch, len(self._waiting))
             batch = [self._waiting.popleft() for _ in range(taken)]
             self._running[unit] = instance, batch
-            rows = [asked.rows[0] for _, asked in batch if asked.rows is not None]
+            rows = [asked.rows[0] for asked, _ in batch if asked.rows is not None]
             self.engine.run(instance, unit, DEPLOYED, rows)
 
     # Of an engine's listener
@@ -74,8 +86,8 @@ class Floor:
         self, unit: int, outputs: NDArray[Any], *, ended: float | None = None
     ) -> None:
         instance, batch = self._running.pop(unit)
-        for row, (connection, asked) in enumerate(batch):
-            connection.answer(asked, outputs[row : row + 1])
+        for row, (_, answer) in enumerate(batch):
+            answer(outputs[row : row + 1])
         self._idle.append(instance)
         self._run()
 
@@ -109,15 +121,33 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         asked, self._body = read_request(self._body, self._length, self._floor.model), b""
-        self._floor.ask(self, asked)
+        self._floor.ask(asked, partial(self._answer, asked))
 
-    def answer(self, asked: InferRequest, outputs: NDArray[Any]) -> None:
-        """Write the answer to a request."""
+    def _answer(self, asked: InferRequest, outputs: NDArray[Any]) -> None:
         head, binary = _done(write_response(asked, Result(outputs, [Source.MODEL])))
         size = len(head) + sum(map(len, binary))
         lines = b"HTTP/1.1 200 OK\r\n%b: %d\r\ncontent-length: %d\r\n\r\n"
         written = lines % (_LENGTH, len(head), size)
         self._transport.write(b"".join((written, head, *binary)))
+
+
+class GrpcFloor(GrpcServer):
+    """The server of gRPC, whose calls are neither admitted, logged nor counted."""
+
+    def __init__(self, floor: Floor) -> None:
+        models: Any = SimpleNamespace(metrics=Metrics())
+        inference: Any = SimpleNamespace(models=models, budget=ByteBudget(2**30))
+        super().__init__(inference, Limits())
+        self._floor = floor
+
+    def begin(self, rpc: Rpc) -> None:
+        pass
+
+    async def answer(self, rpc: Rpc) -> bytes:
+        model, future = self._floor.model, asyncio.get_running_loop().create_future()
+        asked = read_message(*decode(rpc.body, model, self.limits.max_json), model)
+        self._floor.ask(asked, future.set_result)
+        return await write_message(asked, Result(await future, [Source.MODEL]))
 
 
 def _done(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -134,10 +164,11 @@ async def _serve(bundle: str) -> None:
     await floor.engine.start(floor.roles, floor)
     listening = listen("127.0.0.1", 0)
     await asyncio.get_running_loop().create_server(lambda: Connection(floor), sock=listening)
+    url = await GrpcFloor(floor).start("127.0.0.1", 0)
     freeze_modules()
-    tell(f"{READY} {listening.getsockname()[1]}")
+    tell(f"{READY} {url_of(listening)}")
     async for _ in await commands():
-        pass
+        tell(url)
     await floor.engine.stop()
 
 

@@ -67,7 +67,7 @@ BACKUP = "adaptive, backup"
 OURS = {"none": "none", "adaptive": "adaptive", BACKUP: "adaptive"}
 """Policies of this software's servers, by name; the last serves a bundle with a backup."""
 FLOOR = "no scheduler"
-"""The name of the server that `floor.py` is; it has REST alone."""
+"""The name of the server that `floor.py` is."""
 
 _CONFIG = """backend: "python"
 max_batch_size: 64
@@ -104,12 +104,12 @@ CASES = [
 class Target:
     """A server of the bundle's model at these ports of this machine, and its processes.
 
-    Clients' connections to it stay open. Without a port of gRPC, it takes REST alone.
+    Clients' connections to it stay open.
     """
 
     name: str
     port: int
-    grpc_port: int | None
+    grpc_port: int
     processes: Sequence[psutil.Process]
     streams: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
     channels: list[grpc.Channel] = field(default_factory=list)
@@ -119,15 +119,12 @@ class Target:
         finer than the ticks of /proc."""
         return sum(time.clock_gettime(~each.pid << 3 | 2) for each in self.processes)
 
-    def takes(self, case: Case) -> bool:
-        return self.grpc_port is not None or case.protocol == "REST"
-
     async def connect(self, case: Case) -> None:
         """Open what connections the clients of a case still lack."""
         while len(self.streams) < case.clients:
             self.streams.append(await asyncio.open_connection("127.0.0.1", self.port))
         own = [("grpc.use_local_subchannel_pool", 1)]  # and so a connection
-        while self.grpc_port is not None and len(self.channels) < case.clients:
+        while len(self.channels) < case.clients:
             channel = grpc.insecure_channel(f"127.0.0.1:{self.grpc_port}", options=own)
             self.channels.append(channel)
 
@@ -168,10 +165,9 @@ async def _measure_all() -> list[Row]:
         async with AsyncExitStack() as stack:
             bundle, backed = stack.enter_context(generated(input))
             targets = [stack.enter_context(_triton(bundle, name)) for name in TRITONS]
-            for name in OURS:
+            for name in (*OURS, FLOOR):
                 server = _ours(backed if name == BACKUP else bundle, name)
                 targets.append(await stack.enter_async_context(server))
-            targets.append(await stack.enter_async_context(_floor(bundle)))
             for each in targets:
                 stack.callback(each.close)
             cases = [each for each in CASES if each.input == input]
@@ -184,8 +180,6 @@ async def _measure(
 ) -> AsyncIterator[Row]:
     turns = defaultdict[tuple[Case, Target], list[tuple[float, ...]]](list)
     for target, case in product(targets, cases):
-        if not target.takes(case):
-            continue
         await target.connect(case)
         await _ask(target, case, requests[case.protocol])
     gc.freeze()
@@ -195,8 +189,6 @@ async def _measure(
             bars.on_progress(Progress("overhead", number, len(order)))
             # Every other time the other way round, as a warm cache may favour the second.
             for target in targets if turn % 2 == 0 else targets[::-1]:
-                if not target.takes(case):
-                    continue
                 before, began = target.cpu_seconds(), perf_counter()
                 latencies = await _ask(target, case, requests[case.protocol])
                 seconds, cpu = perf_counter() - began, target.cpu_seconds() - before
@@ -220,18 +212,15 @@ async def _measure(
 
 @asynccontextmanager
 async def _ours(bundle: Bundle, name: str) -> AsyncIterator[Target]:
-    given = ServeOptions(port=0, grpc_port=0, policy=PolicyChoice(OURS[name]))
-    async with served(bundle.path, given) as server:
+    if name == FLOOR:
+        running = child((sys.executable, "-m", "parity_models_lab.floor", str(bundle.path)))
+    else:
+        given = ServeOptions(port=0, grpc_port=0, policy=PolicyChoice(OURS[name]))
+        running = served(bundle.path, given)
+    async with running as server:
         urls = server.message, await server.ask(GRPC)
         port, grpc_port = (int(each.rpartition(":")[2]) for each in urls)
         yield Target(name, port, grpc_port, processes(server.pid))
-
-
-@asynccontextmanager
-async def _floor(bundle: Bundle) -> AsyncIterator[Target]:
-    command = (sys.executable, "-m", "parity_models_lab.floor", str(bundle.path))
-    async with child(command) as server:
-        yield Target(FLOOR, int(server.message), None, processes(server.pid))
 
 
 @contextmanager
