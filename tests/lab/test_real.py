@@ -88,7 +88,7 @@ async def test_each_way_to_call_servers_gets_the_model_s_class(tmp_path: Path) -
     texts: Any = SimpleNamespace(rows=list(rows[:, None]), requests=[])
     texts.requests = [write_request({"input": row}) for row in texts.rows]
     async with AsyncExitStack() as stack:
-        server = stack.enter_context(serve(bundle, name=MODEL, port=0))
+        server = stack.enter_context(serve(bundle, name=MODEL, port=0, policy="none"))
         assert server.url is not None
         clients = [await stack.enter_async_context(Client(server.url)) for _ in range(INSTANCES)]
         asks = await asks_of(stack, clients, texts, bundle.path)
