@@ -17,14 +17,15 @@ from parity_models import serve
 from parity_models.roles import Source
 from parity_models.serving.client import Client
 from parity_models.serving.protocol import write_request
-from parity_models_lab.late_calls import LIBRARIES, asks_of
 from parity_models_lab.real import (
     HEDGED_AFTER,
     INSTANCES,
+    LIBRARIES,
     MODEL,
     Fleet,
     Run,
     Spell,
+    asks_of,
     course,
     interval,
     plot_tails,

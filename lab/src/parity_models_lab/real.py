@@ -1,11 +1,11 @@
-"""The command `real`: real texts, a real model and real slowness; nothing is emulated.
+"""The commands `real` and `late`: real texts, a real model and real slowness; nothing is emulated.
 
 Intents of Banking77 by MiniLM-L6 and a classifier, in four instances on two cores: four Tritons,
 each with one instance of its Python backend, behind a client that prefers the instance with the
 fewest calls in flight, or behind Envoy; or the four workers of `parm serve`. Instances are slow
 because neighbours compute on their core, because they are stopped, because the disk is busy; now
 and then all are stopped for five seconds. All contestants get the same queries at the same times,
-and the same slowness.
+and the same slowness. `late` compares Late with libraries that hedge, behind three balancers.
 """
 
 import asyncio
@@ -21,16 +21,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import count, product
 from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+import httpx
 import msgspec
 import numpy as np
 import onnxruntime
 import psutil
+from hedge.transport import HedgedHttpxTransport
+from httpx_hedged import HedgedTransport
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -538,8 +541,9 @@ def plot_tails(file: Path, panels: Mapping[str, Mapping[str, Pooled]], note: str
         save(picture, file, note)
 
 
-# The command
+# The command real
 
+BASELINE = "no help, Triton"
 ABOUT = f"{RATE:g} queries a second to four instances on two cores; {DIFFER:.1%} may differ."
 
 
@@ -586,9 +590,6 @@ def real(options: Comparison) -> None:
         about = {"rate": RATE, "differ": DIFFER, "seeds": chosen, "spells": spells_in(chosen)}
         report(title, rows, out / f"real-{name}.json", **about)
         plot_tails(out / f"real-{name}.png", {"A real model, texts, slowness": results}, ABOUT)
-
-
-BASELINE = "no help, Triton"
 
 
 def prepare(options: Comparison) -> Texts:
@@ -725,3 +726,88 @@ async def _contestants(stack: AsyncExitStack, work: Path, texts: Texts) -> dict[
         own = Fleet([client], texts)
         contestants[f"parm serve, {policy}"] = Contestant(own.plain, own, [server.pid])
     return contestants
+
+
+# The command late
+
+LIBRARIES: Mapping[str, Any] = {
+    "hedge-python": HedgedHttpxTransport,
+    "httpx-hedged": HedgedTransport,
+}
+NO_HELP, CHOOSES = "no help", "Late, chooses servers"
+
+
+def round_robin() -> Balancer:
+    """Choose the next server."""
+    turns = count()
+    return lambda in_flight: next(turns) % len(in_flight)
+
+
+BALANCERS: Mapping[str, Callable[[], Balancer]] = {
+    "round robin": round_robin,
+    "the better of two": lambda: fewest_in_flight(2),
+    "fewest in flight": fewest_in_flight,
+}
+
+
+def late(options: Comparison) -> None:
+    """Compare parity_models.Late with libraries that hedge, behind three balancers.
+
+    All is real, as in `real`, but seeds with an outage are left out. Times in ms. Runs are kept in
+    the folder for intermediate results until the code changes.
+    """
+    texts, out = prepare(options), options.out
+    chosen = [each for each in options.all_seeds if not has_outage(each)]
+    runs = asyncio.run(compare(options.work, texts, chosen, _callers))
+    results = {name: pooled([*found.values()]) for name, found in runs.items()}
+    rows: list[Row] = []
+    panels: dict[str, dict[str, Pooled]] = {each: {} for each in BALANCERS}
+    for name, found in results.items():
+        balancer, _, library = name.partition(": ")
+        is_late = results[f"{balancer}: {NO_HELP}"].latencies > LATE
+        rows.append({"balancer": balancer, **row_of(library, found, is_late, texts)})
+        if library != CHOOSES:
+            panels[balancer][without_delay(library)] = found
+    title = f"Calls to four servers, {len(chosen)} seeds"
+    report(title, rows, out / "late.json", seeds=chosen, spells=spells_in(chosen))
+    plot_tails(out / "late.png", panels, ABOUT)
+
+
+async def _callers(stack: AsyncExitStack, work: Path, texts: Texts) -> dict[str, Contestant]:
+    pids, _, clients = await tritons(stack, work)
+    asks = await asks_of(stack, clients, texts, work / "protected")
+    return {name: Contestant(ask, fleet, pids) for name, (ask, fleet) in asks.items()}
+
+
+async def asks_of(
+    stack: AsyncExitStack, clients: Sequence[Client], texts: Texts, bundle: Path
+) -> dict[str, tuple[Ask, Fleet]]:
+    """Return what asks the servers in each way behind each balancer."""
+    contestants = dict[str, tuple[Ask, Fleet]]()
+    for name, balancer in BALANCERS.items():
+        fleet = Fleet(clients, texts, balancer=balancer())
+        asks: dict[str, Ask] = {NO_HELP: fleet.plain, **hedging_after(fleet)}
+        for library, transport in LIBRARIES.items():
+            asks[library] = await _through(stack, transport, fleet)
+        asks["Late"] = raced(fleet, texts, stack.enter_context(Late(bundle, differ=DIFFER)))
+        contestants |= {f"{name}: {library}": (ask, fleet) for library, ask in asks.items()}
+    servers = list(map(str, range(INSTANCES)))
+    chooser = stack.enter_context(Late(bundle, servers=servers, differ=DIFFER))
+    contestants[f"{name}: {CHOOSES}"] = raced(fleet, texts, chooser), fleet
+    return contestants
+
+
+async def _through(stack: AsyncExitStack, library: Any, fleet: Fleet) -> Ask:
+    """Ask a fleet by requests that name a text, through a library's transport."""
+
+    async def handle(request: httpx.Request) -> httpx.Response:
+        said, _ = await fleet.plain(int(request.headers["text"]))
+        return httpx.Response(200, text=str(said))
+
+    async def ask(text: int) -> tuple[int, str]:
+        answer = await client.get("http://fleet/", headers={"text": str(text)})
+        return int(answer.text), Source.MODEL
+
+    transport = library(httpx.MockTransport(handle))
+    client = await stack.enter_async_context(httpx.AsyncClient(transport=transport, timeout=None))
+    return ask

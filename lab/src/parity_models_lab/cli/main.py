@@ -45,14 +45,14 @@ def command() -> click.Group:
 
 _MODULES = {
     "train": "deployed",
-    "promises": "gates",
-    **dict.fromkeys(COMMANDS["Break"], "chaos.{}"),
-    **dict.fromkeys(("latency", "validation"), "latency.reproduce"),
+    "latency": "latency.reproduce",
+    "validation": "latency.reproduce",
     "rivals": "latency.reproduce_rivals",
-    "late": "late_calls",
+    "late": "real",
+    "chaos": "chaos.chaos",
 }
 """Modules of commands, where they are not called like them."""
 
 
 def _module_of(name: str) -> str:
-    return f"parity_models_lab.{_MODULES.get(name, name).format(name)}"
+    return f"parity_models_lab.{_MODULES.get(name, name)}"
