@@ -20,8 +20,7 @@ import pytest
 from parity_models.load import LoadSpec
 from parity_models.serving.server import ServeOptions
 from parity_models_lab.contention import RATE, SIZES, ContentionError, check_privileges, legs
-from parity_models_lab.latency.real_trial import contended
-from parity_models_lab.latency.trial import Setting
+from parity_models_lab.latency.trial import Setting, contended
 from parity_models_lab.processes import offer_load_from_own_process
 from parity_models_lab.served import served
 from served import predictions, queries, until, write_linear_bundle

@@ -26,7 +26,6 @@ from parity_models.scheduling.policies import EqualResources
 from parity_models.simulation.emulation import Constant
 from parity_models_lab.contention import ContentionError, check_privileges
 from parity_models_lab.latency.figure import FIGURES, Figure, Series, load_figure
-from parity_models_lab.latency.real_trial import run_real
 from parity_models_lab.latency.trial import (
     PERCENTILES,
     SHARES,
@@ -34,6 +33,7 @@ from parity_models_lab.latency.trial import (
     Setting,
     Trial,
     TrialResult,
+    run_real,
     simulate_trial,
 )
 from parity_models_lab.plots import FAINT, PALETTE, save, style, tail_axes
