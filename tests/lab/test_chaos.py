@@ -10,7 +10,7 @@ from commands import Here
 from onnx_models import output_of
 from parity_models.bundle.bundle import open_bundle
 from parity_models.bundle.onnx_model import OnnxModel
-from parity_models_lab.chaos import chaos, traffic
+from parity_models_lab.chaos import chaos
 from parity_models_lab.chaos.chaos import PHASE, draw_course
 from parity_models_lab.chaos.server import (
     LONG,
@@ -64,7 +64,7 @@ def test_chaos_for_seconds_accounts_for_every_query(
 ) -> None:
     monkeypatch.setattr(chaos, "SLOW", 1)
     monkeypatch.setattr(chaos, "PHASE", (1.0, 2.0))
-    monkeypatch.setattr(traffic, "SLACK", 120.0)
+    monkeypatch.setattr(chaos, "SLACK", 120.0)
     given = ("--minutes", 0.03, "--events", "absurd,nonsense", "--out", tmp_path)
     done = lab_here("chaos", *given)
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ import pytest
 from commands import Here
 from parity_models.bundle.bundle import open_bundle
 from parity_models.errors import DataError
-from parity_models_lab import made
+from parity_models_lab import tasks
 from parity_models_lab.tasks import TEST, TRAIN, Dataset, find_task
 from trainings import DIGITS
 
@@ -129,7 +129,7 @@ def test_made_boxes_hold_the_garment_and_are_the_same_every_time(
     garments = np.zeros((24, 28, 28), np.uint8)
     garments[:, 4:20, 6:22] = 200
     write_dataset(folder / "fashion-mnist", zipped=False, images=garments)
-    monkeypatch.setattr(made, "IMAGES", 40)
+    monkeypatch.setattr(tasks, "IMAGES", 40)
     data, again = (find_task("made-boxes").load() for _ in range(2))
     assert sizes(data) == [29, 3, 8]
     left, top, right, bottom = data.train.labels.T
@@ -139,13 +139,13 @@ def test_made_boxes_hold_the_garment_and_are_the_same_every_time(
 
 
 @pytest.mark.skipif(
-    shutil.which(made.PROGRAM) is None, reason=f"speech is made by the package {made.PROGRAM}"
+    shutil.which(tasks.PROGRAM) is None, reason=f"speech is made by the package {tasks.PROGRAM}"
 )
 @pytest.mark.slow
 def test_made_speech_has_speakers_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(made, "SPEAKERS", 10)
-    monkeypatch.setattr(made, "TAKES", 1)
-    data, words = find_task("made-speech").load(), len(made.WORDS)
+    monkeypatch.setattr(tasks, "SPEAKERS", 10)
+    monkeypatch.setattr(tasks, "TAKES", 1)
+    data, words = find_task("made-speech").load(), len(tasks.WORDS)
     assert sizes(data) == [8 * words, words, words]
     assert (data.input_shape, data.output_shape) == ((1, 40, 50), (words,))
 

@@ -1,1 +1,1 @@
-"""Reliability of real servers: chaos, overload, and an attack on other clients' answers."""
+"""Chaos: a real server under load and faults, and every query accounted for."""
