@@ -9,7 +9,6 @@ from types import FrameType
 from urllib.parse import urlsplit
 
 import parity_models
-from parity_models.bundle.bundle import Bundle
 from parity_models.errors import LoadError
 from parity_models.serving.client import model_path
 from parity_models.serving.protocol import write_request
@@ -29,7 +28,7 @@ def path(out: Out = None) -> None:
     one after the other, and shows the one with the fewest calls, as timers that fire meanwhile add
     some. Resumed coroutines count as calls.
     """
-    calls: Counter[str] = Counter()
+    calls, requests = Counter[str](), list[Counter[str]]()
 
     def count(frame: FrameType, event: str, _: object) -> None:
         if event == "call" and frame.f_code.co_filename.startswith(_SOURCE):
@@ -40,20 +39,18 @@ def path(out: Out = None) -> None:
         with generated(MLP) as (bundle, _), serve(bundle, port=0) as server:
             assert server.url is not None
             client = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=10.0)
-            requests = [_ask(client, bundle, calls) for _ in range(WARM_UP + COUNTED)]
+            body, head = write_request({MLP.name: rows_like(MLP, 1)})
+            for _ in range(WARM_UP + COUNTED):
+                calls.clear()
+                target = f"{model_path(bundle.manifest.name)}/infer"
+                client.request("POST", target, body, dict(head))
+                answer = client.getresponse()
+                if answer.read() and answer.status != 200:
+                    raise LoadError(f"the server answered {answer.status} {answer.reason}")
+                time.sleep(PAUSE)
+                requests.append(calls.copy())
     finally:
         threading.setprofile(None)
     fewest = min(requests[WARM_UP:], key=Counter.total)
     rows: list[Row] = [{"file": file, "calls": each} for file, each in fewest.most_common()]
     report(f"{len(rows)} files and {fewest.total()} calls", rows, out and out / "path.json")
-
-
-def _ask(client: http.client.HTTPConnection, bundle: Bundle, calls: Counter[str]) -> Counter[str]:
-    before, name = calls.copy(), bundle.manifest.deployed.signature.inputs[0].name
-    body, head = write_request({name: rows_like(MLP, 1)})
-    client.request("POST", f"{model_path(bundle.manifest.name)}/infer", body, dict(head))
-    answer = client.getresponse()
-    if answer.read() and answer.status != 200:
-        raise LoadError(f"the server answered {answer.status} {answer.reason}")
-    time.sleep(PAUSE)
-    return calls - before
