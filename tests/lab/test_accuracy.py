@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from commands import Here, assert_refused
 from parity_models.errors import UserError
-from parity_models_lab.accuracy import PRESETS, BerrutCode, load_matrix
+from parity_models_lab.accuracy import FILES, PRESETS, BerrutCode, Matrix
+from parity_models_lab.results import load_toml
 
 pytestmark = pytest.mark.slow
 
@@ -83,7 +84,7 @@ def test_impossible_matrices_are_refused_before_training(
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_can_be_read(preset: str) -> None:
-    matrix = load_matrix(preset)
+    matrix = load_toml(preset, FILES, Matrix, "notes")
     assert matrix.deployed
     assert all(model.codes for model in matrix.deployed)
 
@@ -99,7 +100,7 @@ def test_invalid_matrices_are_refused(tmp_path: Path, text: str, said: str) -> N
     file = tmp_path / "wrong.toml"
     file.write_text(text)
     with pytest.raises(UserError, match=said):
-        load_matrix(str(file))
+        load_toml(str(file), FILES, Matrix, "notes")
 
 
 # Berrut coding

@@ -10,12 +10,13 @@ from commands import Here
 from onnx_models import output_of
 from parity_models.bundle.bundle import open_bundle
 from parity_models.bundle.onnx_model import OnnxModel
-from parity_models_lab.chaos import chaos
-from parity_models_lab.chaos.chaos import PHASE, draw_course
-from parity_models_lab.chaos.server import (
+from parity_models_lab import chaos
+from parity_models_lab.chaos import (
     LONG,
+    PHASE,
     SIGNATURE,
     KnownModel,
+    draw_course,
     liar,
     write_known_model,
 )

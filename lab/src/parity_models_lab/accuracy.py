@@ -26,12 +26,7 @@ from scipy.interpolate import BarycentricInterpolator
 from parity_models.bundle.bundle import Bundle, open_bundle
 from parity_models.codes import Code, CodeSpec
 from parity_models.evaluation.accuracy import FRACTIONS, measure_accuracy, some_sets
-from parity_models.evaluation.outputs import (
-    Outputs,
-    deployed_predictor,
-    draw_groups,
-    predictor,
-)
+from parity_models.evaluation.outputs import Outputs, deployed_predictor, draw_groups, predictor
 from parity_models.options import option
 from parity_models.progress import progress_bars
 from parity_models.tasks.metrics import score
@@ -39,10 +34,18 @@ from parity_models.training import Trained, TrainingOptions, train
 from parity_models.training.device import computing
 from parity_models.training.network_plans import find_network
 from parity_models_lab.deployed import queries_of, train_deployed
-from parity_models_lab.documents import load_toml, names_in
 from parity_models_lab.learned import JointTraining
 from parity_models_lab.published import check_published, published_network
-from parity_models_lab.results import OutFolder, ResultCache, Seed, Work, check_out, report
+from parity_models_lab.results import (
+    OutFolder,
+    ResultCache,
+    Seed,
+    Work,
+    check_out,
+    load_toml,
+    names_in,
+    report,
+)
 from parity_models_lab.tasks import find_task
 
 FILES = resources.files("parity_models_lab") / "matrices"
@@ -108,11 +111,6 @@ class Matrix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     deployed: Annotated[tuple[DeployedCell, ...], Meta(min_length=1)]
 
 
-def load_matrix(name: str) -> Matrix:
-    """Read a matrix, one that comes with the package, by name, or any file (see `load_toml`)."""
-    return load_toml(name, FILES, Matrix, "lab/notes/accuracy.md")
-
-
 Row = dict[str, Any]
 Array = NDArray[Any]
 
@@ -140,7 +138,7 @@ def accuracy(
     the test set unavailable in turn, A_o that of all answers with a share of predictions
     unavailable.
     """
-    matrix = load_matrix(preset)
+    matrix = load_toml(preset, FILES, Matrix, "lab/notes/accuracy.md")
     check_out(out)
     for model in [_Model(cell, work, seed) for cell in matrix.deployed]:
         about = model.once("", model.deployed)

@@ -12,7 +12,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from signal import SIGKILL
+from signal import SIGKILL, Signals
 from tempfile import TemporaryDirectory
 
 import msgspec
@@ -90,9 +90,15 @@ async def child(
         except TimeoutError:
             # Process.kill would take the exit status from asyncio, which waits for it.
             if process.returncode is None:
-                with suppress(ProcessLookupError):
-                    os.kill(process.pid, SIGKILL)
+                send_signal(process.pid, SIGKILL)
             await process.wait()
+
+
+def send_signal(pid: int, number: Signals) -> None:
+    """Send a signal to a process, unless it has gone, or is 0: none."""
+    if pid:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 # In a child process

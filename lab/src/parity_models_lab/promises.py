@@ -3,7 +3,6 @@
 from functools import partial
 from importlib import resources
 from itertools import product
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,7 @@ from parity_models.options import option
 from parity_models.scheduling.race import Purse
 from parity_models.scheduling.work import COMPARE
 from parity_models.trust.doubt import Doubts, fit_doubt
-from parity_models_lab.latency.reproduce_rivals import BUDGETS, PREDICTIONS, Recorded
+from parity_models_lab.latency.rivals import BUDGETS, PREDICTIONS, Recorded
 from parity_models_lab.results import Out, Row, report, simulated
 
 RECORDED = resources.files("parity_models_lab") / "predictions"
@@ -32,14 +31,6 @@ Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
-class Promise(NamedTuple):
-    """A budget, spent on a task's stand-in."""
-
-    task: str
-    recorded: Recorded
-    differ: float
-
-
 def promises(streams: int = option(200, "Streams for each budget.", ge=1), out: Out = None) -> None:
     """Count how often budgets of differing answers are kept while doubts learn.
 
@@ -56,15 +47,17 @@ def promises(streams: int = option(200, "Streams for each budget.", ge=1), out: 
         for each in (PREDICTIONS, *sorted(RECORDED.iterdir(), key=lambda each: each.name))
     }
     about = {name: each.about for name, each in tasks.items()}
-    jobs = [Promise(*task, differ) for task, differ in product(tasks.items(), BUDGETS)]
-    found = dict(simulated(partial(keep, streams=streams), dict(enumerate(jobs))))
-    rows = [found[number] for number in range(len(jobs))]
+    jobs = {(name, differ): (tasks[name], differ) for name, differ in product(tasks, BUDGETS)}
+    found = dict(simulated(partial(keep, streams=streams), jobs))
+    rows: list[Row] = [
+        {"task": name, "budget": differ, **found[name, differ]} for name, differ in jobs
+    ]
     report(f"Budgets kept, {streams} streams", rows, out and out / "promises.json", about=about)
 
 
-def keep(promise: Promise, streams: int) -> Row:
-    """Return a row of the table: how a budget is kept and spent in some streams."""
-    recorded, differ = promise.recorded, promise.differ
+def keep(promise: tuple[Recorded, float], streams: int) -> Row:
+    """Return how a budget, spent on a task's stand-in, is kept in some streams, by column."""
+    recorded, differ = promise
     sure, agreed = np.array(recorded.confidence), np.array(recorded.agrees) == 1
     shown, shares, answered, halved = np.empty((4, streams))
     for seed in range(streams):
@@ -80,16 +73,15 @@ def keep(promise: Promise, streams: int) -> Row:
         compared = rng.choice(confidence[given] if given else confidence, SERVED)
         halved[seed] = _halved_after(known, compared, rng)
     limits = np.maximum(shown, differ)
+    low, middle, high = np.quantile(halved, (0.025, 0.5, 0.975))
     return {
-        "task": promise.task,
-        "budget": differ,
         "shown": float(f"{np.median(shown):.2g}"),
         "differ": round(float((shares / limits).mean()), 2),
         "95 of 100": round(float(np.quantile(shares / limits, 0.95)), 2),
         "kept": f"{(shares <= limits).mean():.1%}",
         "answered": f"{answered.mean():.1%}",
         "spent": round(float(shares.mean() / differ), 2),
-        "halved after": _spread(halved.tolist()),
+        "halved after": f"{middle:,.0f} ({low:,.0f}-{high:,.0f})",
     }
 
 
@@ -123,8 +115,3 @@ def _halved_after(doubts: Doubts, confidence: Floats, rng: np.random.Generator) 
             return number
         doubts.audited(sure, differed=differed)
     return len(confidence)
-
-
-def _spread(values: list[int]) -> str:
-    low, middle, high = np.quantile(values, (0.025, 0.5, 0.975))
-    return f"{middle:,.0f} ({low:,.0f}-{high:,.0f})"

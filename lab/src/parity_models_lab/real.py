@@ -53,6 +53,7 @@ from parity_models.serving.protocol import read_response, write_request
 from parity_models.serving.remote.export import export_repository
 from parity_models.serving.server import ServeOptions
 from parity_models_lab.plots import PALETTE, save, style, tail_axes
+from parity_models_lab.processes import send_signal
 from parity_models_lab.results import OutFolder, ResultCache, Row, Seed, Work, code_digest, report
 from parity_models_lab.rival_servers import ROOT, envoy, hedging, triton
 from parity_models_lab.served import processes, served, workers
@@ -384,11 +385,12 @@ async def slow(spell: Spell, instances: Sequence[Sequence[int]], work: Path) -> 
         again = f"while :; do dd if=/dev/zero of={work / 'disk'} bs=1M count=64 conv=fsync; done"
         started = [_start("sh", "-c", again)]
     try:
-        _signal(stopped, signal.SIGSTOP)
+        for pid in stopped:
+            send_signal(pid, signal.SIGSTOP)
         yield
     finally:
         for pid in reversed(stopped):  # Triton gives up a backend that stays behind
-            _signal([pid], signal.SIGCONT)
+            send_signal(pid, signal.SIGCONT)
             await asyncio.sleep(CONTINUED)
         for each in started:
             os.killpg(each.pid, signal.SIGKILL)
@@ -402,12 +404,6 @@ def on_core(instance: int) -> tuple[str, ...]:
 
 def _start(*command: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-
-
-def _signal(pids: Sequence[int], number: signal.Signals) -> None:
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
 
 
 async def run(

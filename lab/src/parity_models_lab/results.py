@@ -1,4 +1,5 @@
-"""Results of experiments: kept by content while they run, written as JSON, printed as tables."""
+"""Files of experiments: TOML that describes them, and results, kept by content while they run,
+written as JSON, printed as tables."""
 
 import os
 import platform
@@ -7,10 +8,12 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import date
+from difflib import get_close_matches
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -18,7 +21,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from parity_models.documents import why_not_writable
+from parity_models.documents import as_struct, content_of, why_not_writable
 from parity_models.errors import UserError
 from parity_models.options import Option
 from parity_models.progress import Progress, progress_bars
@@ -39,6 +42,32 @@ MAX_WIDTH = 1000
 
 INVALID = "invalid"
 """The column that says why a row says nothing; such rows are printed in red."""
+
+
+def names_in(folder: Traversable) -> list[str]:
+    """Return the names of the TOML files in a folder of the package."""
+    names = (file.name for file in folder.iterdir())
+    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
+
+
+def load_toml(name: str, folder: Traversable, kind: type[Result], notes: str) -> Result:
+    """Read the struct that a file describes, one of the package's `folder` by name or any; `notes`
+    is the page about such files. Raises UserError for a missing file, and for a wrong one."""
+    known, what = names_in(folder), kind.__name__.lower()
+    file = folder / f"{name}.toml" if name in known else Path(name)
+    try:
+        return as_struct(msgspec.toml.decode(content_of(file)), kind)
+    except OSError as error:
+        near = get_close_matches(name, known, 1)
+        meant = f"did you mean {near[0]}? Give" if near else "give"
+        raise UserError(
+            f"cannot read the {what} {name}: {error.strerror}; {meant} a file, or one of "
+            f"{', '.join(known)}"
+        ) from error
+    except msgspec.DecodeError as error:
+        raise UserError(f"{name} is not TOML: {error}; see {notes}") from error
+    except (ValueError, UserError) as error:
+        raise UserError(f"{name} does not describe a {what}: {error}; see {notes}") from error
 
 
 class ResultCache:

@@ -67,11 +67,7 @@ def _configuration(port: int, ports: Sequence[int], delays: Sequence[float]) -> 
 
 @contextmanager
 def _started(name: str, command: Sequence[str], port: int) -> Iterator[int]:
-    """Run a server while the context lasts; gives its process id when it answers that it is ready.
-
-    Raises UserError if it is not installed, and LoadError, with the end of its log, if it ends or
-    hangs.
-    """
+    """Run a server while the context lasts; gives its process id when the server is ready."""
     if not (SERVERS / name).exists():
         raise UserError(f"{ROOT} has no {name.title()} to compare with; run make servers there")
     with tempfile.NamedTemporaryFile("w+") as log:

@@ -47,9 +47,8 @@ _MODULES = {
     "train": "deployed",
     "latency": "latency.reproduce",
     "validation": "latency.reproduce",
-    "rivals": "latency.reproduce_rivals",
+    "rivals": "latency.rivals",
     "late": "real",
-    "chaos": "chaos.chaos",
 }
 """Modules of commands, where they are not called like them."""
 

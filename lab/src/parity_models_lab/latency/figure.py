@@ -11,8 +11,8 @@ from msgspec.structs import force_setattr, replace
 from parity_models.documents import as_struct
 from parity_models.errors import UserError
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models_lab.documents import load_toml, names_in
 from parity_models_lab.latency.trial import Setting
+from parity_models_lab.results import load_toml, names_in
 
 FILES = resources.files("parity_models_lab.latency") / "experiments"
 FIGURES = names_in(FILES)

@@ -1,1 +1,0 @@
-"""Chaos: a real server under load and faults, and every query accounted for."""
