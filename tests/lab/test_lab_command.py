@@ -26,7 +26,7 @@ from parity_models_lab.overhead import CASES, FLOOR, OURS, TRITONS
         ("chaos --minutes soon", "must be a number of minutes, or a time with a unit"),
         ("overhead --instances 1", "No such option"),
         ("promises --streams few", "must be a whole number, at least 1; got 'few'"),
-        ("latency --figure lat", "did you mean late? Give a file, or one of 10, 11"),
+        ("latency --figure lat", "validation-budgets; did you mean late?"),
         ("latency --network wireless", "must be one of shaped, none"),
         ("rivals --data-dir . --out .", "cannot read the trace"),
         ("train --task nothing --network mlp --out x", "nothing"),

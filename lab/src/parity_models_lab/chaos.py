@@ -13,6 +13,7 @@ import asyncio
 import gc
 import os
 import signal
+import time
 from array import array
 from asyncio.subprocess import DEVNULL
 from collections import Counter, defaultdict
@@ -268,11 +269,6 @@ async def metric(client: Client, name: str, **labels: str) -> float:
     return 0.0
 
 
-def now() -> float:
-    """Return the event loop's time."""
-    return asyncio.get_running_loop().time()
-
-
 # Traffic
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -445,7 +441,7 @@ class Traffic:
     @asynccontextmanager
     async def offered(self) -> AsyncIterator[None]:
         """Send requests while the context lasts; all have ended when it is left."""
-        self._last_right, self._due = None, now()
+        self._last_right, self._due = None, time.monotonic()
         large = Request("honest", np.resize(self._model.rows, (LARGE_ROWS, INPUTS)))
         long = Request("honest", np.resize(self._model.rows, (1, LONG)))
         async with grpc.aio.insecure_channel(f"127.0.0.1:{self._server.grpc_port}") as channel:
@@ -463,15 +459,15 @@ class Traffic:
 
     async def probe(self) -> bool:
         """Send one honest query. Return whether the answer is right."""
-        return await self._send(now(), Request("honest", self._model.rows[:1]))
+        return await self._send(time.monotonic(), Request("honest", self._model.rows[:1]))
 
     async def _send_next(self) -> None:
         self._due += self._gaps.expovariate(self.rate)
-        await asyncio.sleep(self._due - now())
+        await asyncio.sleep(self._due - time.monotonic())
         self._send(self._due, draw(self._number + 1, self._seed, self.mix, self._model.rows))
 
     async def _send_alone(self, request: Request) -> None:
-        await asyncio.wait([self._send(now(), request)])
+        await asyncio.wait([self._send(time.monotonic(), request)])
 
     def _send(self, due: float, request: Request) -> "asyncio.Task[bool]":
         self._number += 1
@@ -512,7 +508,7 @@ class Traffic:
                 end, detail = ("right", source) if good else ("wrong", f"{source}{why}")
                 page.ends[end][detail] += 1
             if request.kind == "honest" and right.all():
-                page.latencies.append((at := now()) - due)
+                page.latencies.append((at := time.monotonic()) - due)
                 page.took("outage", at - (self._last_right or at))
                 self._last_right = at
             return bool(right.all())
@@ -767,9 +763,9 @@ async def _run(
         all_up = await _instances_up(client)
         if not all_up:
             raise ServingError("the server does not say how many instances are up; see its log")
-        ends = now() + seconds
+        ends = time.monotonic() + seconds
         for number, (names, lasting) in enumerate(course, 1):
-            if now() > ends:
+            if time.monotonic() > ends:
                 break
             name = names[0] if len(names) == 1 else "two at once"
             page = traffic.page = pages.setdefault(name, Page())
@@ -801,9 +797,9 @@ async def _recycled(client: Client) -> Counter[str]:
 async def _recover(client: Client, traffic: Traffic, all_up: float) -> float:
     """Wait until all instances are up and three queries in turn are answered, for up to RECOVERY.
     Return the seconds that took."""
-    began, good = now(), 0
-    while good < 3 and now() - began < RECOVERY:
+    began, good = time.monotonic(), 0
+    while good < 3 and time.monotonic() - began < RECOVERY:
         is_up = await _instances_up(client) >= all_up
         good = good + 1 if is_up and await traffic.probe() else 0
         await asyncio.sleep(0.05)
-    return now() - began
+    return time.monotonic() - began

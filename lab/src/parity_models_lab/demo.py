@@ -28,7 +28,6 @@ SECONDS = 5.0
 
 def demo(
     out: Path = option(Path("demo"), "The folder for the bundle.", metavar="DIR"),
-    seed: int = option(0, "Fixes the trainings.", ge=0),
 ) -> None:
     """Train, serve under injected faults, and compare the tails.
 
@@ -36,7 +35,7 @@ def demo(
     machine: an instance that stops now and then, and an outage of all. Each meets the same load
     without redundancy, with hedging, and with the default policy.
     """
-    console, options = Console(highlight=False), TrainingOptions(seed=seed)
+    console, options = Console(highlight=False), TrainingOptions()
     check_out(out)
     task = find_task(TASK)
     dataset = task.load()

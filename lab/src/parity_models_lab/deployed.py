@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import click
 import numpy as np
@@ -144,8 +144,7 @@ def queries_of(task: Task, dataset: Dataset) -> Queries:
     """Return the queries that stand-ins for a task's model learn from; none is left to calibrate
     with, or to test."""
     inputs, held_out = dataset.train.inputs, dataset.validation
-    more: dict[str, Any] = {"metric": task.metric, "hflip": task.flips}
-    return Queries(inputs, held_out.inputs, held_out.labels, **more)
+    return Queries(inputs, held_out.inputs, held_out.labels, metric=task.metric, hflip=task.flips)
 
 
 class _Labelled:

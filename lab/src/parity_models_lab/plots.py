@@ -1,6 +1,5 @@
 """Pictures: their style, and axes for latency distributions."""
 
-from contextlib import AbstractContextManager
 from pathlib import Path
 from textwrap import fill
 
@@ -9,19 +8,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-COLOURS = ("#c44e00", "#0068a8", "#2b8a3e", "#7b3fa0")
-"""Distinguishable in print and by colour-blind readers."""
 INK, FAINT = "#222222", "#8a8a8a"
-PALETTE = (FAINT, *COLOURS, "#b8860b", "#c2185b", "#17817e", INK)
+PALETTE = (FAINT, "#c44e00", "#0068a8", "#2b8a3e", "#7b3fa0", "#b8860b", "#c2185b", "#17817e", INK)
+"""Distinguishable in print, and the first five by colour-blind readers."""
+
+mpl.rcParams.update({"font.size": 10, "axes.edgecolor": FAINT, "text.color": INK})
+mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
 
 
-def style() -> AbstractContextManager[None]:
-    """Set the fonts and colours of a picture while the context lasts."""
-    return mpl.rc_context({"font.size": 10, "axes.edgecolor": FAINT, "text.color": INK})
-
-
-def save(figure: Figure, path: Path, note: str = "") -> None:
-    """Write a picture, with a note below it."""
+def save(figure: Figure, path: Path, note: str) -> None:
+    """Write a picture, with the legend of its first axes beside it, and a note below it."""
+    handles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside right upper", fontsize=8, frameon=False)
     width = round(figure.get_figwidth() * 13)
     figure.supxlabel(fill(note, width), fontsize=8, color=FAINT, x=0.01, ha="left")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,4 +33,3 @@ def tail_axes(axes: Axes, floor: float) -> None:
     axes.yaxis.set_major_locator(FixedLocator([1, 0.1, 0.01, 0.001]))
     axes.yaxis.set_major_formatter(FixedFormatter(["100 %", "10 %", "1 %", "0.1 %"]))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.spines[["top", "right"]].set_visible(False)

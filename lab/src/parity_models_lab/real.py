@@ -52,7 +52,7 @@ from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.protocol import read_response, write_request
 from parity_models.serving.remote.export import export_repository
 from parity_models.serving.server import ServeOptions
-from parity_models_lab.plots import PALETTE, save, style, tail_axes
+from parity_models_lab.plots import PALETTE, save, tail_axes
 from parity_models_lab.processes import send_signal
 from parity_models_lab.results import OutFolder, ResultCache, Row, Seed, Work, code_digest, report
 from parity_models_lab.rival_servers import ROOT, envoy, hedging, triton
@@ -518,23 +518,20 @@ def row_of(name: str, found: Pooled, late: NDArray[np.bool_], texts: Texts) -> R
 def plot_tails(file: Path, panels: Mapping[str, Mapping[str, Pooled]], note: str) -> None:
     """Draw the share of queries that took longer, for each contestant, in a panel for each title;
     all panels have the same contestants."""
-    with style():
-        size = (5.8 + 3.2 * len(panels), 5.2)
-        picture = Figure(figsize=size, dpi=140, layout="constrained")
-        plots = picture.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
-        for axes, (title, results) in zip(plots, panels.items(), strict=True):
-            looks = product(("-", "--"), PALETTE)
-            for (name, found), (line, colour) in zip(results.items(), looks, strict=False):
-                answered = 1e3 * np.where(found.latencies < inf, found.latencies, TIMEOUT)
-                axes.ecdf(answered, complementary=True, color=colour, linestyle=line, label=name)
-            tail_axes(axes, 5e-4)
-            axes.set_xscale("log")
-            axes.set_title(title, loc="left", fontweight="bold")
-        plots[0].set_ylabel("share of queries that took longer")
-        plots[len(plots) // 2].set_xlabel("latency in ms, from the scheduled query to the answer")
-        handles = plots[0].get_legend_handles_labels()
-        picture.legend(*handles, loc="outside right upper", frameon=False, fontsize=9)
-        save(picture, file, note)
+    size = (5.8 + 3.2 * len(panels), 5.2)
+    picture = Figure(figsize=size, dpi=140, layout="constrained")
+    plots = picture.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (title, results) in zip(plots, panels.items(), strict=True):
+        looks = product(("-", "--"), PALETTE)
+        for (name, found), (line, colour) in zip(results.items(), looks, strict=False):
+            answered = 1e3 * np.where(found.latencies < inf, found.latencies, TIMEOUT)
+            axes.ecdf(answered, complementary=True, color=colour, linestyle=line, label=name)
+        tail_axes(axes, 5e-4)
+        axes.set_xscale("log")
+        axes.set_title(title, loc="left", fontweight="bold")
+    plots[0].set_ylabel("share of queries that took longer")
+    plots[len(plots) // 2].set_xlabel("latency in ms, from the scheduled query to the answer")
+    save(picture, file, note)
 
 
 # The command real

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import date
-from difflib import get_close_matches
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from parity_models.documents import as_struct, content_of, why_not_writable
-from parity_models.errors import UserError
+from parity_models.errors import UserError, suggest
 from parity_models.options import Option
 from parity_models.progress import Progress, progress_bars
 
@@ -58,11 +57,9 @@ def load_toml(name: str, folder: Traversable, kind: type[Result], notes: str) ->
     try:
         return as_struct(msgspec.toml.decode(content_of(file)), kind)
     except OSError as error:
-        near = get_close_matches(name, known, 1)
-        meant = f"did you mean {near[0]}? Give" if near else "give"
         raise UserError(
-            f"cannot read the {what} {name}: {error.strerror}; {meant} a file, or one of "
-            f"{', '.join(known)}"
+            f"cannot read the {what} {name}: {error.strerror}; give a file, or one of "
+            f"{', '.join(known)}{suggest(name, known)}"
         ) from error
     except msgspec.DecodeError as error:
         raise UserError(f"{name} is not TOML: {error}; see {notes}") from error

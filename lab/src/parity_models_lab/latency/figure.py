@@ -10,6 +10,7 @@ from msgspec.structs import force_setattr, replace
 
 from parity_models.documents import as_struct
 from parity_models.errors import UserError
+from parity_models.options import Value
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models_lab.latency.trial import Setting
 from parity_models_lab.results import load_toml, names_in
@@ -17,9 +18,6 @@ from parity_models_lab.results import load_toml, names_in
 FILES = resources.files("parity_models_lab.latency") / "experiments"
 FIGURES = names_in(FILES)
 """The figures that come with the package."""
-
-Value = bool | int | float | str
-"""The values of an option."""
 
 Values = dict[str, Annotated[tuple[Value, ...], Meta(min_length=1, max_length=100)]]
 Queries = Annotated[int, Meta(ge=100, le=10_000_000)]

@@ -36,7 +36,7 @@ from parity_models_lab.latency.trial import (
     run_real,
     simulate_trial,
 )
-from parity_models_lab.plots import FAINT, PALETTE, save, style, tail_axes
+from parity_models_lab.plots import FAINT, PALETTE, save, tail_axes
 from parity_models_lab.results import (
     INVALID,
     OutFolder,
@@ -232,40 +232,36 @@ def draw(figure: Figure, cells: Sequence[Cell], path: Path) -> None:
     real = [cell.point for cell in cells if cell.trial.mode == "real"]
     shown = max(real, default=len(figure.points) - 1)
     looks = {"real": ("o", "^"), "simulated": ("_", "_") if figure.in_words else ("-", "--")}
-    with style():
-        picture = Picture(figsize=(13.5, 4.8), dpi=140, layout="constrained")
-        along, across = picture.subplots(1, 2, width_ratios=(1.35, 1))
-        for series, colour in zip(figure.series, cycle(PALETTE), strict=False):
-            for mode, marks in looks.items():
-                here = [c for c in cells if c.series is series and c.trial.mode == mode]
-                xs = [cell.point for cell in here]
-                for look, of in zip(marks, ("p50", "p99.9"), strict=True):
-                    ys, size = [c.result[of] for c in here], 16 if look == "_" else None
-                    along.plot(xs, ys, look, color=colour, ms=size, mew=2)
-                for cell in here:
-                    if cell.point == shown:
-                        dashed = mode == "simulated" and bool(real)
-                        quantiles, look = cell.result.quantiles_ms, "--" if dashed else "-"
-                        across.plot(quantiles, 1 - np.asarray(SHARES), look, color=colour)
-            along.plot([], [], "-", color=colour, label=series.label)
-        along.set_yscale("log")
-        along.yaxis.set_major_formatter(ScalarFormatter())
-        along.yaxis.set_minor_formatter(ScalarFormatter())
-        along.tick_params(axis="y", which="both", labelsize=8)
-        along.set_xticks(range(len(figure.points)), figure.labels)
-        along.set_xlabel(figure.axis)
-        along.set_ylabel("latency in ms")
-        along.set_title(figure.title, loc="left", fontweight="bold")
-        handles = along.get_legend_handles_labels()
-        picture.legend(*handles, loc="outside right upper", fontsize=8, frameon=False)
-        tail_axes(across, 2e-4)
-        across.set_xlim(left=0)
-        across.set_xlabel(f"latency in ms, at {figure.axis} = {figure.labels[shown]}")
-        across.set_title("share of queries that took longer", loc="left")
-        along.spines[["top", "right"]].set_visible(False)
-        for axes in (along, across):
-            axes.grid(color=FAINT, alpha=0.2, linewidth=0.5)
-        save(picture, path, NOTE)
+    picture = Picture(figsize=(13.5, 4.8), dpi=140, layout="constrained")
+    along, across = picture.subplots(1, 2, width_ratios=(1.35, 1))
+    for series, colour in zip(figure.series, cycle(PALETTE), strict=False):
+        for mode, marks in looks.items():
+            here = [c for c in cells if c.series is series and c.trial.mode == mode]
+            xs = [cell.point for cell in here]
+            for look, of in zip(marks, ("p50", "p99.9"), strict=True):
+                ys, size = [c.result[of] for c in here], 16 if look == "_" else None
+                along.plot(xs, ys, look, color=colour, ms=size, mew=2)
+            for cell in here:
+                if cell.point == shown:
+                    dashed = mode == "simulated" and bool(real)
+                    quantiles, look = cell.result.quantiles_ms, "--" if dashed else "-"
+                    across.plot(quantiles, 1 - np.asarray(SHARES), look, color=colour)
+        along.plot([], [], "-", color=colour, label=series.label)
+    along.set_yscale("log")
+    along.yaxis.set_major_formatter(ScalarFormatter())
+    along.yaxis.set_minor_formatter(ScalarFormatter())
+    along.tick_params(axis="y", which="both", labelsize=8)
+    along.set_xticks(range(len(figure.points)), figure.labels)
+    along.set_xlabel(figure.axis)
+    along.set_ylabel("latency in ms")
+    along.set_title(figure.title, loc="left", fontweight="bold")
+    tail_axes(across, 2e-4)
+    across.set_xlim(left=0)
+    across.set_xlabel(f"latency in ms, at {figure.axis} = {figure.labels[shown]}")
+    across.set_title("share of queries that took longer", loc="left")
+    for axes in (along, across):
+        axes.grid(color=FAINT, alpha=0.2, linewidth=0.5)
+    save(picture, path, NOTE)
 
 
 # Validation

@@ -272,11 +272,9 @@ class Recorded(msgspec.Struct, frozen=True):
 
 
 class Predictions(Recorded, frozen=True):
-    """Outputs of a stand-in that takes a `share` of the model's time; `threshold` is its gate's, of
-    the `level`."""
+    """Outputs of a stand-in that takes a `share` of the model's time; `threshold` is its gate's."""
 
     share: float
-    level: float
     threshold: float
 
 

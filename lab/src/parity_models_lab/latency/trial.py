@@ -325,19 +325,17 @@ def contended(
     """
     workers = range(setting.all_instances)
     nodes = [str(worker % setting.nodes) if setting.nodes else None for worker in workers]
-    with ExitStack() as stack:
-        machines = stack.enter_context(star(len(workers))) if setting.linked else None
-        prefix = enter(machines.frontend) if machines else ()
-        places = [Placement(node=node) for node in nodes]
-        if machines:
-            inside = zip(machines.machines, nodes, strict=True)
-            places = [Placement(enter(each), FRONTEND_ADDRESS, node) for each, node in inside]
+    if not setting.linked:
+        yield tuple(Placement(node=node) for node in nodes), (), lambda: None
+        return
+    with star(len(workers)) as machines, ExitStack() as stack:
+        inside = zip(machines.machines, nodes, strict=True)
+        places = tuple(Placement(enter(each), FRONTEND_ADDRESS, node) for each, node in inside)
 
         def begin() -> None:
-            if machines:
-                stack.enter_context(shuffling(setting.shuffles, machines, seed))
+            stack.enter_context(shuffling(setting.shuffles, machines, seed))
 
-        yield tuple(places), prefix, begin
+        yield places, enter(machines.frontend), begin
 
 
 async def run_real(trial: Trial, folder: Path) -> TrialResult:
