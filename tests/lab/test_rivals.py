@@ -7,7 +7,7 @@ from adaptive_world import port_at
 from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.core import Scheduler
 from parity_models.scheduling.work import SchedulerConfig, Unit
-from parity_models_lab.latency import rivals as racing
+from parity_models_lab.latency import reproduce_rivals as racing
 from parity_models_lab.latency.rivals import Cascade, ProteusLike, SlackFit
 from parity_models_lab.latency.trial import Setting
 from scheduling_world import World, world_of

@@ -26,9 +26,7 @@ SECONDS = 5.0
 """The duration of each run of the rehearsal."""
 
 
-def demo(
-    out: Path = option(Path("demo"), "The folder for the bundle.", metavar="DIR"),
-) -> None:
+def demo(out: Path = option(Path("demo"), "The folder for the bundle.", metavar="DIR")) -> None:
     """Train, serve under injected faults, and compare the tails.
 
     Trains a deployed model and a backup on handwritten digits, then rehearses failures on this

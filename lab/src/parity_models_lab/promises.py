@@ -12,7 +12,7 @@ from parity_models.options import option
 from parity_models.scheduling.race import Purse
 from parity_models.scheduling.work import COMPARE
 from parity_models.trust.doubt import Doubts, fit_doubt
-from parity_models_lab.latency.rivals import BUDGETS, PREDICTIONS, Recorded
+from parity_models_lab.latency.reproduce_rivals import BUDGETS, PREDICTIONS, Recorded
 from parity_models_lab.results import Out, Row, report, simulated
 
 RECORDED = resources.files("parity_models_lab") / "predictions"

@@ -24,9 +24,7 @@ COMMANDS = {
         "late": "Compare Late with libraries that hedge.",
         "promises": "Count how often budgets of differing answers are kept.",
     },
-    "Break": {
-        "chaos": "Serve under load and faults; account for every query.",
-    },
+    "Break": {"chaos": "Serve under load and faults; account for every query."},
 }
 """Subcommands with their help, as in `parity_models.cli.main`."""
 
@@ -47,7 +45,7 @@ _MODULES = {
     "train": "deployed",
     "latency": "latency.reproduce",
     "validation": "latency.reproduce",
-    "rivals": "latency.rivals",
+    "rivals": "latency.reproduce_rivals",
     "late": "real",
 }
 """Modules of commands, where they are not called like them."""
