@@ -82,7 +82,7 @@ def test_the_share_that_goes_to_the_backup_matches_the_capacity(rate: int, asked
 
 
 def test_answers_that_differ_are_counted_on_recorded_predictions() -> None:
-    recorded = racing.predictions()
+    recorded = racing.PREDICTED
     agrees = np.array(recorded.agrees)
     run = racing.Candidate(racing.POLICIES["cascade"][0], "load in bursts", 0.3, -np.inf)
     found = racing.simulate_run(run, 0, 1000, {})

@@ -571,7 +571,6 @@ LIES_LAST = 2.0
 """Seconds in which an instance that has stopped lying may still answer."""
 _HOLD_UP = 'while kill -STOP "$0"; do sleep "$1"; kill -CONT "$0"; sleep "$2"; done'
 
-
 Phases = list[tuple[list[str], float]]
 
 

@@ -7,7 +7,7 @@ and not computed from the gate.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from importlib import resources
 from itertools import product
 from math import inf
@@ -87,10 +87,7 @@ class Predictions(Recorded, frozen=True):
     threshold: float
 
 
-@cache
-def predictions() -> Predictions:
-    """Return the recorded predictions."""
-    return read_json(PREDICTIONS.read_bytes(), Predictions)
+PREDICTED = read_json(PREDICTIONS.read_bytes(), Predictions)
 
 
 class Draws(NamedTuple):
@@ -172,7 +169,7 @@ def hindsight(confidence: NDArray[np.float64], differs: NDArray[np.bool_]) -> ND
 
 def simulate_run(run: Candidate, seed: int, queries: int, traces: Traces) -> Found:
     """Run one simulation; arrivals are Poisson where the scene has no trace."""
-    recorded, setting = predictions(), SCENES[run.scene]
+    recorded, setting = PREDICTED, SCENES[run.scene]
     service, burst = setting.mean_service, setting.burst
     rate = run.load * setting.all_instances / service
     if burst is not None:
@@ -255,7 +252,7 @@ def outcome(candidate: Candidate, traces: Traces, seeds: int, queries: int) -> O
 
 def candidates(scene: str, load: float, evidence: Evidence) -> dict[str, list[Candidate]]:
     """Return the candidates of each rival in a scene at a load."""
-    confidence = predictions().confidence
+    confidence = PREDICTED.confidence
     gates = [-inf, *(float(np.quantile(confidence, 1 - share)) for share in COVERAGES)]
     return {
         name: [
@@ -335,7 +332,7 @@ def rivals(
         if traced:
             traces[scene] = read_trace(f"{data_dir}/{name}.txt").tolist()
     rows = compare(traces, seeds, queries)
-    about = {"queries": queries, "seeds": seeds, "predictions": predictions().about}
+    about = {"queries": queries, "seeds": seeds, "predictions": PREDICTED.about}
     means = {
         f"{column}, {evidence}": _mean([row for row in rows if row["evidence"] == evidence], column)
         for column, evidence in product(
