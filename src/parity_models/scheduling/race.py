@@ -36,6 +36,7 @@ that the methods return. Times are in seconds.
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Collection
+from dataclasses import dataclass
 from math import exp, inf, sqrt
 from typing import NamedTuple, Protocol
 
@@ -386,6 +387,7 @@ class Rule:
         return self.median * (1 + sqrt(doubt * self.purse.price / LATE))
 
 
+@dataclass(slots=True, eq=False)
 class Race:
     """The race for one query; see above. Every method returns the actions to carry out, in order.
 
@@ -393,48 +395,36 @@ class Race:
     model and its copies alone.
     """
 
-    __slots__ = (
-        "_answered",
-        "_asked",
-        "_first",
-        "_group",
-        "_rule",
-        "_started",
-        "arrived",
-        "at",
-        "due",
-        "exact",
-        "held",
-        "tasks",
-        "withheld",
-    )
+    _rule: Rule
+    arrived: float
+    due: float
+    exact: bool = False
+    held: float | None = None
+    """The doubt of the output that is held, if one is."""
+    withheld: bool = False
+    """True while the model waits for the backup."""
+    at: float = inf
+    """The time of the last WakeAt."""
+    tasks: int = 1
+    """How often the model was asked."""
+    _group: int = 0
+    _asked: float | None = None
+    """When the backup was asked."""
+    _answered: bool = False
+    """The backup's output is here."""
+    _first: float | None = None
+    """When the model first began to run."""
+    _started: float | None = None
+    """When the newest of the model's tasks began; infinite until a copy begins."""
 
-    def __init__(self, rule: Rule, arrived: float, due: float, *, exact: bool = False) -> None:
-        self.arrived, self.due = arrived, due
-        self.exact = exact
-        self.held: float | None = None
-        """The doubt of the output that is held, if one is."""
-        self.withheld = False
-        """True while the model waits for the backup."""
-        self._rule = rule
-        self._asked: float | None = None
-        self._answered = False
-        self.at = inf
-        """The time of the last WakeAt."""
-        self._group = 0
-        self._first: float | None = None
-        """When the model first began to run."""
-        self._started: float | None = None
-        """When the newest of the model's tasks began; infinite until a copy begins."""
-        self.tasks = 1
-        """How often the model was asked."""
-
-    def begin(self, now: float, view: View) -> Collection[Action]:
-        """The query has arrived."""
+    def begin(self, now: float, view: View, *, stranded: bool = False) -> Collection[Action]:
+        """The query has arrived; if it is `stranded`, the model cannot be asked."""
         rule = self._rule
         rule.earn(view.busy)
         if now >= rule.effect.acts_from:
             self._group = rule.effect.arrived(now)
+        if stranded:
+            return self.failed(now, view)
         if self.exact or not rule.asks or not view.open:
             return JUST_MODEL
         if self._keeps_place(view):
@@ -451,13 +441,6 @@ class Race:
             return ASK_BACKUP, ASK_MODEL
         self.withheld = True
         return ASK_BACKUP, self._wake(now + patience)
-
-    def strand(self, now: float, view: View) -> Collection[Action]:
-        """The query has arrived, and the model cannot be asked."""
-        self._rule.earn(view.busy)
-        if now >= self._rule.effect.acts_from:
-            self._group = self._rule.effect.arrived(now)
-        return self.failed(now, view)
 
     def started(self, now: float, *, slow: bool = False) -> Collection[Action]:
         """The model, or a copy, runs from now on; on a `slow` instance the query is late."""

@@ -138,11 +138,10 @@ class Adaptive(Policy):
 
     def stranded(self, port: Port, query: Query) -> None:
         race = self._races.get(query.id)
-        actions = (
-            self._race_for(port, query).strand(port.now, self)
-            if race is None
-            else race.failed(port.now, self)
-        )
+        if race is None:
+            actions = self._race_for(port, query).begin(port.now, self, stranded=True)
+        else:
+            actions = race.failed(port.now, self)
         self._carry_out(port, query, actions)
 
     def arrived(self, port: Port, query: Query) -> None:
@@ -152,9 +151,8 @@ class Adaptive(Policy):
 
     def _race_for(self, port: Port, query: Query) -> Race:
         self._port = port
-        race = self._races[query.id] = Race(
-            self.race_rule, query.arrived, query.due, exact=query.exact
-        )
+        race = Race(self.race_rule, query.arrived, query.due, query.exact)
+        self._races[query.id] = race
         return race
 
     def starts(self, port: Port, task: Task) -> None:
