@@ -111,6 +111,8 @@ class Scheduler:
         self.is_unlike = is_unlike
         self.now = 0.0
         self.pace = dispatch.pace
+        self.idle_for = dispatch.idle_for
+        self.shares_node = dispatch.shares_node
         self.max_batch = config.max_batch
         self.queries: dict[int, Query] = {}
         self.waiting = 0
@@ -574,7 +576,6 @@ class Scheduler:
         unit = Unit(self._last_unit, instance, first.role, tasks, self.now, first.kind)
         self.units[unit.id] = self.unit_on[instance] = unit
         unit.is_original = unit.role == DEPLOYED and not first.preemptible
-        unit.is_comparison = first.comparing
         policy = self._policy
         for task in tasks:
             task.unit, task.instance = unit, instance
@@ -598,7 +599,7 @@ class Scheduler:
             self._admission.spend(self.now, 1)
         self._health.started(unit)
         run = Run(instance, unit.id, unit.role, tuple(map(_SUBJECT, tasks)))
-        self._actions += self._background.starts(unit, run) if unit.is_comparison else [run]
+        self._actions += self._background.starts(unit, run) if first.comparing else [run]
 
     def _end_unit(
         self,
@@ -629,7 +630,7 @@ class Scheduler:
                 self._audits.end(task)
         if unit.is_original:
             self._admission.ended(self.now, unit, finished=finished, lost=lost)
-        if unit.is_comparison or not unit.tasks:
+        if not unit.tasks or unit.tasks[0].comparing:
             return False
         try:
             self._policy.unit_ended(self, unit, finished=finished)
@@ -721,14 +722,9 @@ class Scheduler:
     def up(self, role: str) -> int:
         return len(self.dispatch.up[role])
 
-    def idle_for(self, role: str) -> int:
-        return self.dispatch.idle_for(role)
-
-    def shares_node(self, task: Task, others: Iterable[Task]) -> bool:
-        return self.dispatch.shares_node(task, others)
-
     def copies_in_flight(self, query: Query) -> int:
-        return sum(task.wanted and task.unit is not None for task in query.redundant)
+        tasks = (task for apart in query.original.apart for task in apart)
+        return sum(t.wanted and t.unit is not None and t.role != DEPLOYED for t in tasks)
 
     # Tasks
 

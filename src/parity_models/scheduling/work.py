@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
-from parity_models.roles import DEPLOYED
 from parity_models.scheduling.states import QueryState
 
 MIN_DELAY = 1e-4
@@ -129,8 +128,6 @@ class Unit:
     """The kind of its tasks' queries."""
     is_original: bool = False
     """It runs the deployed model, or a stand-in asked before it, and is not preemptible."""
-    is_comparison: bool = False
-    """It only compares a stand-in with the model."""
     sound: bool = True
     """The instance had finished its work before this unit, so it was well when the unit began."""
     hung: bool = False
@@ -177,8 +174,3 @@ class Query:
     """No instance of the deployed model answered while it was pending."""
     alarm: int = 0
     """The policy's last timer for it, which ends with the query; 0: none was set."""
-
-    @property
-    def redundant(self) -> list[Task]:
-        """The tasks of stand-ins that contain its input."""
-        return [task for tasks in self.original.apart for task in tasks if task.role != DEPLOYED]
