@@ -7,14 +7,12 @@ and roles, no tensors, and numbers in place of tenants' names.
 
 import logging
 import os
-from bisect import bisect
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from enum import StrEnum
 from functools import partial
 from inspect import signature
 from math import nan
-from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, get_type_hints
@@ -30,7 +28,7 @@ from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.core import Scheduler
 from parity_models.scheduling.policies.policy import StandIns
 from parity_models.scheduling.work import SchedulerConfig
-from parity_models.simulation.simulation import FAILED, Driver, Running, SimulationResult
+from parity_models.simulation.simulation import FAILED, SimulationResult
 
 _log = logging.getLogger(__name__)
 
@@ -274,21 +272,6 @@ class Recording:
         busy = defaultdict(float, {role: sum(each) for role, each in times.items()})
         result = SimulationResult(latencies, sources, doubts, units, busy, rows=rows)
         return Workload(np.array([*arrivals.values()]) - start, seconds, slowness, result)
-
-
-class AsRecorded(Driver):
-    """The driver of a simulation in which each instance is, at each time, as slow as one of a
-    journal was."""
-
-    def __init__(self, slowness: Sequence[Sequence[tuple[float, float]]], *given: Any) -> None:
-        self._slowness = slowness
-        super().__init__(*given)
-
-    def _begin(self, running: Running) -> None:
-        slowness = self._slowness[running.instance.slot % len(self._slowness)]
-        begun = bisect(slowness, running.there, key=itemgetter(0))
-        took = self._takes(running.run.role, len(running.run.subjects))
-        self._release(running, running.there + took * (slowness[begun - 1][1] if begun else 1.0))
 
 
 def _concerns(action: Mapping[str, Any], queries: Set[int], units: Set[int]) -> bool:

@@ -7,11 +7,13 @@ only on seeds, so all policies that are compared meet the same load and the same
 
 import gc
 import heapq
+from bisect import bisect
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
+from operator import itemgetter
 from random import Random
 from typing import Any
 
@@ -77,6 +79,8 @@ class Simulation:
         warm_up: Work does not count until this many queries have arrived.
         further_rows: The share of a unit's time that each row after the first adds, by role; by
             default nothing, as on an accelerator that is not full.
+        slowness: For each instance, in rotation, times in order, and how many times as long as
+            usual a unit takes that arrives from then on; by default all take as long as usual.
 
     """
 
@@ -92,6 +96,7 @@ class Simulation:
     seed: int = 0
     warm_up: int = 0
     further_rows: Mapping[str, float] = field(default_factory=dict)
+    slowness: Sequence[Sequence[tuple[float, float]]] = ()
 
     def run(
         self,
@@ -325,8 +330,13 @@ class Driver:
 
     def _begin(self, running: Running) -> None:
         """The unit arrives at `running.there`."""
-        run = running.run
-        self._release(running, running.there + self._takes(run.role, len(run.subjects)))
+        run, slowness = running.run, self._simulation.slowness
+        took = self._takes(run.role, len(run.subjects))
+        if slowness:
+            course = slowness[running.instance.slot % len(slowness)]
+            begun = bisect(course, running.there, key=itemgetter(0))
+            took *= course[begun - 1][1] if begun else 1.0
+        self._release(running, running.there + took)
 
     def _release(self, running: Running, done: float) -> None:
         """The unit is done, and ends when faults let it."""

@@ -4,9 +4,8 @@
 All policies of a comparison meet the same arrivals and the same contention.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -33,8 +32,8 @@ from parity_models.simulation.emulation import (
     Uniform,
     load_fault_plan,
 )
-from parity_models.simulation.journal import AsRecorded, Workload
-from parity_models.simulation.simulation import FAILED, Driver, Simulation, SimulationResult
+from parity_models.simulation.journal import Workload
+from parity_models.simulation.simulation import FAILED, Simulation, SimulationResult
 from parity_models.trust.doubt import Doubts
 from parity_models.trust.evidence import DoubtCurve
 from parity_models.trust.gate import Calibration
@@ -316,12 +315,11 @@ class Scenario:
     """A service, and the workload and cluster that every policy of a comparison meets.
 
     The `simulation` has all instances, and the contention as its faults. Policy and service fill in
-    the rest. `driver` replaces the simulation's own.
+    the rest.
     """
 
     service: Service
     simulation: Simulation
-    driver: Callable[..., Driver] | None = None
 
     @classmethod
     def of(
@@ -346,8 +344,9 @@ class Scenario:
         seconds = {**service.seconds, **found.seconds}
         return cls(
             replace(service, seconds=seconds, overhead=0.0, max_batch=max_batch, added={}),
-            Simulation(found.arrivals, len(found.slowness), 0, {}, seed=seed),
-            partial(AsRecorded, found.slowness),
+            Simulation(
+                found.arrivals, len(found.slowness), 0, {}, seed=seed, slowness=found.slowness
+            ),
         )
 
     @property
@@ -381,8 +380,7 @@ class Scenario:
             config=SchedulerConfig(max_batch=service.max_batch),
             further_rows=service.added,
         )
-        result = simulation.run(policy, dispatch, driver=self.driver)
-        return self.measure(result)
+        return self.measure(simulation.run(policy, dispatch))
 
     def measure(self, result: SimulationResult) -> Outcome:
         """Return the outcome of a simulation. Raises UserError if no query is answered."""
