@@ -347,8 +347,6 @@ class Scheduler:
         self.now = max(self.now, now)
         if instance in self.unit_on:
             unit = self.unit_on.pop(instance)
-            for task in unit.tasks if unit is not None else ():
-                task.unit = task.instance = None
             self._health.left(instance)
             if unit is not None and self._end_unit(unit, self.now, lost=True):
                 self._poison.lost(unit)

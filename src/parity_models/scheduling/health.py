@@ -16,8 +16,8 @@ that other instances answer again. If two agree and a third differs, the third i
 service: it is wrong if it differs many times in a row. See docs/explanation/health.md.
 """
 
-from collections import Counter, deque
-from collections.abc import Callable, Hashable
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
@@ -171,7 +171,7 @@ class RunLimits:
         self._deadline = deadline
         self.least = min(self.AT_LEAST, max(self.SHORTEST, self.OF_DEADLINE * deadline))
         """No limit is shorter."""
-        self._kinds: dict[tuple[str, Hashable], dict[int, LongestRun]] = {}
+        self._kinds: dict[tuple[str, Hashable], defaultdict[int, LongestRun]] = {}
         """The longest runs, by role and kind, then by the bit length of the number of rows."""
         self._overtook = 0
         """The newest unit that has finished in usual time."""
@@ -179,15 +179,11 @@ class RunLimits:
     def finished(self, unit: Unit) -> None:
         """Count a unit that ran to its end."""
         key = (unit.role, unit.kind)
-        sizes = self._kinds.get(key)
-        if sizes is None:
-            sizes = self._kinds[key] = {}
+        if key not in self._kinds:
+            self._kinds[key] = defaultdict(LongestRun)
             if len(self._kinds) > self.MAX_KINDS:
                 del self._kinds[next(iter(self._kinds))]
-        size = len(unit.tasks).bit_length()
-        longest = sizes.get(size)
-        if longest is None:
-            longest = sizes[size] = LongestRun()
+        longest = self._kinds[key][len(unit.tasks).bit_length()]
         if longest.finished(unit.took) and unit.id > self._overtook:
             self._overtook = unit.id
 
@@ -195,9 +191,10 @@ class RunLimits:
         """Return the limit of a unit that runs; None while it is unknown."""
         if any(task.failed_on for task in unit.tasks):
             return self._deadline
-        sizes, size = self._kinds.get((unit.role, unit.kind), {}), len(unit.tasks).bit_length()
-        for longest in (sizes[each].seconds for each in sorted(sizes) if each >= size):
-            if longest is None:
+        sizes: Mapping[int, LongestRun] = self._kinds.get((unit.role, unit.kind), {})
+        for size in sorted(sizes):
+            longest = sizes[size].seconds
+            if longest is None or size < len(unit.tasks).bit_length():
                 continue
             if unit.id < self._overtook:
                 return max(self.least + longest, self.OVERTAKEN * longest)

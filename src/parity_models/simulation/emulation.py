@@ -437,8 +437,12 @@ class WorkerFaults:
         """
         if began < 0:
             return done
-        rng, plan, slow = self._rng(began), self._plan, self._is_slow(began)
-        service, factor = self._service(rng, role), self._factor(began, slow)
+        rng, plan = self._unit, self._plan
+        rng.begin(int(began // SLICE))
+        slow = self._slow is not None and self._slow.after(began)[0] <= began
+        emulated = plan.service_times.get(role, plan.service_time)
+        service = 0.0 if emulated is None else emulated.draw(rng)
+        factor = self._factor(began, slow)
         # An emulated service time includes the real run time.
         busy = max(done - began, service * factor) if service else (done - began) * factor
         delay = 0.0
@@ -478,9 +482,6 @@ class WorkerFaults:
             self._neighbour.free = end
         return end
 
-    def _is_slow(self, time: float) -> bool:
-        return self._slow is not None and self._slow.after(time)[0] <= time
-
     def _factor(self, began: float, slow: bool) -> float:
         """Return the factor of a unit's usual time, in a `slow` spell or not."""
         plan, factor = self._plan, 1.0
@@ -495,11 +496,3 @@ class WorkerFaults:
         if plan.slowdowns is not None and slow:
             factor *= plan.slowdowns.factor
         return factor
-
-    def _rng(self, began: float) -> Random:
-        self._unit.begin(int(began // SLICE))
-        return self._unit
-
-    def _service(self, rng: Random, role: str) -> float:
-        service = self._plan.service_times.get(role, self._plan.service_time)
-        return 0.0 if service is None else service.draw(rng)
