@@ -237,7 +237,7 @@ class Member:
     is_in: bool = False
     """It gets units, unless it rests."""
     timer: int = 0
-    """It is ejected, or rests, until then."""
+    """It was ejected last, or rested, until then."""
     sound: bool = True
     """It has finished its last unit."""
     replaced: bool = False
@@ -335,7 +335,6 @@ class Health:
     def _come_in(self, member: Member) -> None:
         """Verify an instance that joins or comes back: with all checks, if it replaces a wrong
         one."""
-        member.timer = 0
         if self._verify_every:
             probes = ALL_GOLDEN if member.quarantined else 1
             member.to_verify.extend(Check(role) for role in _in_order(member.roles) * probes)
@@ -409,7 +408,6 @@ class Health:
             self._dispatch.mark_idle(member.name, unit.took, finished=finished, role=unit.role)
 
     def _rested(self, member: Member) -> None:
-        member.timer = 0
         self._dispatch.mark_idle(member.name, 0.0, finished=False)
 
     # Failing: an instance is ejected when its units fail more often than others'

@@ -12,7 +12,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from math import inf
 from operator import itemgetter
 from random import Random
 from typing import Any
@@ -167,18 +166,14 @@ class Instance:
 
 @dataclass(slots=True)
 class Running:
-    """A unit on its way to an instance, or there.
-
-    It was `sent`, arrives (`there`) and `ends`; `over` once the instance has ended it.
-    """
+    """A unit on its way to an instance, or there: it was `sent`, arrives (`there`) and `ends`."""
 
     run: Run
     instance: Instance
     counted: bool
     sent: float
-    there: float = inf
-    ends: float = inf
-    over: bool = False
+    there: float
+    ends: float
 
 
 class Driver:
@@ -238,8 +233,7 @@ class Driver:
             self._now, _, callback = heapq.heappop(self._calendar)
             callback()
         for running in self._running.values():
-            if not running.over:
-                self._add_busy(running, running.ends if running.ends < inf else self._now)
+            self._add_busy(running, running.ends)
         return replace(self._result, lag=self._scheduler.process_load.mean_lag)
 
     def _at(self, time: float, callback: Callable[[], None]) -> None:
@@ -269,9 +263,15 @@ class Driver:
         if self._arrived < self._count:
             self._at(self._arrivals[self._arrived], self._arrive)
 
-    def _finish(self, run: Run, ended: float) -> None:
+    def _end_unit(self, running: Running, *, finished: bool = True) -> None:
+        """The instance is done with the unit, and reports it."""
+        run = running.run
         if self._running.pop(run.unit, None) is None:
-            return  # its instance is gone
+            return  # it was cancelled before
+        self._add_busy(running, self._now)
+        if not finished:
+            self._carry_out(self._scheduler.unit_failed(self._now, run.unit, "cancelled"))
+            return
         refused: list[int] = []
         doubts: dict[int, float] = {}
         if run.role == BACKUP:
@@ -280,7 +280,7 @@ class Driver:
             doubts = {query: self._doubt(query, source) for query in run.subjects}
         self._carry_out(
             self._scheduler.unit_finished(
-                self._now, run.unit, refused, doubts=doubts, ended_at=ended
+                self._now, run.unit, refused, doubts=doubts, ended_at=self._now
             )
         )
 
@@ -291,10 +291,6 @@ class Driver:
     def _refuses(self, query: int, source: Source) -> bool:
         """Return whether the stand-in with this source must not answer the query."""
         return self._simulation.faults.refuses(query, source)
-
-    def _cut(self, unit: int) -> None:
-        if self._running.pop(unit, None) is not None:
-            self._carry_out(self._scheduler.unit_failed(self._now, unit, "cancelled"))
 
     def _wake(self, time: float) -> None:
         if time == self._wake_time:
@@ -318,43 +314,29 @@ class Driver:
     # Actions
 
     def _run(self, run: Run) -> None:
-        counted = self._arrived > self._simulation.warm_up
+        counted, rows = self._arrived > self._simulation.warm_up, len(run.subjects)
         if counted:
             self._result.units[run.role] += 1
-            self._result.rows[run.role] += len(run.subjects)
+            self._result.rows[run.role] += rows
         instance = self._instances[run.instance]
-        running = Running(run, instance, counted, self._now)
-        self._running[run.unit] = running
-        running.there = self._there(instance, run.role, len(run.subjects))
-        self._begin(running)
+        there = self._there(instance, run.role, rows)
+        ends = self._ends(instance, run.role, rows, there)
+        self._running[run.unit] = running = Running(run, instance, counted, self._now, there, ends)
+        self._at(ends, partial(self._end_unit, running))
 
-    def _begin(self, running: Running) -> None:
-        """The unit arrives at `running.there`."""
-        run, slowness = running.run, self._simulation.slowness
-        took = self._takes(run.role, len(run.subjects))
-        if slowness:
-            course = slowness[running.instance.slot % len(slowness)]
-            begun = bisect(course, running.there, key=itemgetter(0))
+    def _ends(self, instance: Instance, role: str, rows: int, there: float) -> float:
+        """Return when the instance reports a unit of so many rows that arrives at `there`."""
+        simulation, service = self._simulation, self._simulation.service
+        took = service.get(role, service[DEPLOYED]).draw(self._random)
+        took *= 1 + simulation.further_rows.get(role, 0.0) * (rows - 1)
+        if simulation.slowness:
+            course = simulation.slowness[instance.slot % len(simulation.slowness)]
+            begun = bisect(course, there, key=itemgetter(0))
             took *= course[begun - 1][1] if begun else 1.0
-        self._release(running, running.there + took)
-
-    def _release(self, running: Running, done: float) -> None:
-        """The unit is done, and ends when faults let it."""
-        run, faults = running.run, running.instance.faults
-        ends = done if faults is None else faults.release(running.there, done, run.role)
-        running.ends = ends + self._simulation.overhead
-        self._at(running.ends, partial(self._end_unit, running))
-
-    def _end_unit(self, running: Running, *, finished: bool = True) -> None:
-        """The instance is done with the unit, and reports it."""
-        if running.over:
-            return
-        running.over = True
-        self._add_busy(running, self._now)
-        if finished:
-            self._finish(running.run, self._now)
-        else:
-            self._cut(running.run.unit)
+        ends = there + took
+        if instance.faults is not None:
+            ends = instance.faults.release(there, ends, role)
+        return ends + simulation.overhead
 
     def _add_busy(self, running: Running, ends: float) -> None:
         if running.counted:
@@ -363,11 +345,9 @@ class Driver:
 
     def _cancel(self, cancel: Cancel) -> None:
         running = self._running.get(cancel.unit)
-        if running is not None:
-            self._stop(running, max(self._heard(running.instance), running.there))
-
-    def _stop(self, running: Running, at: float) -> None:
-        """The instance hears at this time that its unit is cancelled."""
+        if running is None:
+            return
+        at = max(self._heard(running.instance), running.there)
         if running.instance.faults is not None:
             at = running.instance.faults.cut(at)
         ends = at + self._simulation.overhead
@@ -377,12 +357,9 @@ class Driver:
 
     def _verify(self, verify: Verify) -> None:
         instance, role = self._instances[verify.instance], verify.role
-        there = self._there(instance, role, 1)
-        ends = there + self._takes(role, 1)
-        if instance.faults is not None:
-            ends = instance.faults.release(there, ends, role)
+        ends = self._ends(instance, role, 1, self._there(instance, role, 1))
         end = partial(self._scheduler.unit_verified, unit=verify.unit, right=True)
-        self._at(ends + self._simulation.overhead, lambda: self._carry_out(end(self._now)))
+        self._at(ends, lambda: self._carry_out(end(self._now)))
 
     def _there(self, instance: Instance, role: str, rows: int) -> float:
         """Return when a unit of this role that is sent now arrives."""
@@ -391,11 +368,6 @@ class Driver:
     def _heard(self, instance: Instance) -> float:
         """Return when the instance hears a message that is sent now."""
         return self._now
-
-    def _takes(self, role: str, rows: int) -> float:
-        simulation, service = self._simulation, self._simulation.service
-        took = service.get(role, service[DEPLOYED]).draw(self._random)
-        return took * (1 + simulation.further_rows.get(role, 0.0) * (rows - 1))
 
     def _recycle(self, recycle: Recycle) -> None:
         self._result.recycled[recycle.reason] += 1
