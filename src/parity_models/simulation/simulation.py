@@ -10,7 +10,7 @@ import heapq
 from bisect import bisect
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
 from random import Random
@@ -137,7 +137,7 @@ class SimulationResult:
     `latencies` (n,) in seconds, `sources` (n,) indices into SOURCES or FAILED, `doubts` (n,) the
     probabilities that answers differ from the model's. `units`, `busy` and
     `rows` are units, instance-seconds and rows, by role; `recycled` counts recycled instances, by
-    reason. `lag` is the mean time in seconds that reports waited for the server's process.
+    reason.
     """
 
     latencies: NDArray[np.float64]
@@ -147,7 +147,6 @@ class SimulationResult:
     busy: defaultdict[str, float] = field(default_factory=partial(defaultdict, float))
     recycled: Counter[RecycleReason] = field(default_factory=Counter)
     rows: Counter[str] = field(default_factory=Counter)
-    lag: float = 0.0
 
 
 @dataclass(eq=False)
@@ -234,7 +233,7 @@ class Driver:
             callback()
         for running in self._running.values():
             self._add_busy(running, running.ends)
-        return replace(self._result, lag=self._scheduler.process_load.mean_lag)
+        return self._result
 
     def _at(self, time: float, callback: Callable[[], None]) -> None:
         """Enter into the calendar; of two entries for one time, the first comes first."""
@@ -278,11 +277,8 @@ class Driver:
             source = Source.BACKUP
             refused = [query for query in run.subjects if self._refuses(query, source)]
             doubts = {query: self._doubt(query, source) for query in run.subjects}
-        self._carry_out(
-            self._scheduler.unit_finished(
-                self._now, run.unit, refused, doubts=doubts, ended_at=self._now
-            )
-        )
+        done = self._scheduler.unit_finished(self._now, run.unit, refused, doubts=doubts)
+        self._carry_out(done)
 
     def _doubt(self, query: int, source: Source) -> float:
         """Return the probability that the stand-in's output for the query is wrong."""
