@@ -410,8 +410,6 @@ class Race:
     _group: int = 0
     _asked: float | None = None
     """When the backup was asked."""
-    _answered: bool = False
-    """The backup's output is here."""
     _first: float | None = None
     """When the model first began to run."""
     _started: float | None = None
@@ -455,9 +453,8 @@ class Race:
     def answered(self, now: float, doubt: float, view: View) -> Collection[Action]:
         """The backup's output is here; it differs from the model's with the probability `doubt`."""
         rule = self._rule
-        if self.exact or self._answered:
+        if self.exact or self.held is not None:
             return ()
-        self._answered = True
         rule.output(now - (self.arrived if self._asked is None else self._asked), doubt)
         self.held = doubt
         if doubt * rule.purse.price <= rule.worth(view.waiting) and rule.purse.spend(doubt):
@@ -471,7 +468,7 @@ class Race:
         """The backup's output must not answer, or its task failed: only the model may."""
         if self.exact:
             return ()
-        if self._asked is not None and not self._answered:
+        if self._asked is not None and self.held is None:
             self._rule.output(now - self._asked, inf)
         self.exact, self.held = True, None
         if self.withheld:
@@ -562,13 +559,14 @@ class Race:
         """Return when to copy the query: not while the backup is expected to answer soon, nor if
         its output is released before a copy answers."""
         rule = self._rule
-        is_pending = self._asked is not None and not (self._answered or self.exact)
-        if self.tasks + is_pending >= MAX_TASKS:
+        # The time at which the backup was asked, if its output is still awaited.
+        asked = None if self.exact or self.held is not None else self._asked
+        if self.tasks + (asked is not None) >= MAX_TASKS:
             return 2 * started - self.arrived if rule.may_hang else inf
         at, median = started + rule.lag + rule.copied_after, rule.median
         at = max(at, self.arrived + rule.not_before)
-        if is_pending and self._asked is not None:
-            at = max(at, self._asked + (rule.patience or median))
+        if asked is not None:
+            at = max(at, asked + (rule.patience or median))
         if self.held is not None and self.held <= rule.purse.left:
             at = inf if self.arrived + rule.released_after(self.held) < at + median else at
         return at
