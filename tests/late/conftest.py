@@ -1,14 +1,11 @@
 """Shared fixtures of the tests of Late."""
 
-from math import inf
 from pathlib import Path
 
 import pytest
 
 from late_targets import BundleOf
 from parity_models.bundle.bundle import Bundle, open_bundle, with_measured
-from parity_models.late import client as client_module
-from parity_models.scheduling.process_load import ProcessLoad
 from parity_models.trust.evidence import DoubtCurve
 from parity_models.trust.gate import Calibration, GateLevel
 from served import write_linear_bundle
@@ -36,12 +33,3 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def make_bundle(tmp_path: Path) -> BundleOf:
     """Makes a bundle (see bundle_of)."""
     return lambda **options: bundle_of(tmp_path, **options)
-
-
-@pytest.fixture
-def never_overloaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However busy this machine is, neither the target, nor the event loop, nor the stand-in's
-    thread seems overloaded."""
-    monkeypatch.setattr(client_module, "CONGESTED", inf)
-    monkeypatch.setattr(ProcessLoad, "waited", lambda *_: None)
-    monkeypatch.setattr(client_module.Client, "spent", lambda *_: None)

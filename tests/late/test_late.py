@@ -9,6 +9,7 @@ from concurrent.futures import CancelledError
 from functools import partial
 from math import nan
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 import httpx
@@ -25,6 +26,7 @@ from late_targets import (
     ROWS,
     SAID,
     BundleOf,
+    CalmLate,
     RefusedError,
     Target,
     in_turn,
@@ -35,19 +37,15 @@ from late_targets import (
 from parity_models import Form, Late, UserError
 from parity_models.bundle.bundle import Bundle
 from parity_models.errors import DataError
-from parity_models.late import client as client_module
 from parity_models.late.values import form_of
-from parity_models.scheduling import race
 from parity_models.tensors.signature import Tensor
 from served import queries, write_linear_bundle
 from text_models import expected, imitated, texts, write_text_bundle
 
-pytestmark = pytest.mark.usefixtures("never_overloaded")
-
 
 async def test_a_late_call_is_answered_by_the_backup_and_cancelled(bundle: Bundle) -> None:
     target = Target()
-    async with Late(bundle, differ=0.01) as late:
+    async with CalmLate(bundle, differ=0.01) as late:
         await learned(late, target)
         target.hangs = True
         answer = await late(target, ROWS)
@@ -63,7 +61,7 @@ async def test_a_gate_is_a_floor_and_a_copy_answers_what_it_refuses(
     make_bundle: BundleOf, threshold: float, source: str
 ) -> None:
     target, other = Target(), Target()
-    async with Late(make_bundle(threshold=threshold), agreement=0.9, differ=0.01) as late:
+    async with CalmLate(make_bundle(threshold=threshold), agreement=0.9, differ=0.01) as late:
         await learned(late, target)
         target.hangs = True
         other.hangs = source == "backup"
@@ -77,7 +75,7 @@ async def test_outputs_that_the_budget_does_not_cover_never_answer(
 ) -> None:
     """A copy does, even if the call fails."""
     target, other = Target(), Target()
-    async with Late(bundle, differ=differ) as late:
+    async with CalmLate(bundle, differ=differ) as late:
         await learned(late, target)
         target.hangs = True
         assert (await late(in_turn(target, other), ROWS)).source == "copy"
@@ -92,7 +90,7 @@ async def test_outputs_that_the_budget_does_not_cover_never_answer(
 async def test_backup_with_little_doubt_answers_in_place_of_the_call(make_bundle: BundleOf) -> None:
     """Some calls are made for a comparison alone, after the answer."""
     target = Target()
-    async with Late(make_bundle(doubt=1e-4), differ=0.01, cpu=1) as late:
+    async with CalmLate(make_bundle(doubt=1e-4), differ=0.01, cpu=1) as late:
         await learned(late, target)
         know_backup(late, 1e-4)
         target.calls = 0
@@ -103,21 +101,9 @@ async def test_backup_with_little_doubt_answers_in_place_of_the_call(make_bundle
         assert target.calls < late.counts["backup"] / 4 + 10
 
 
-async def test_calls_that_hang_before_times_are_known_are_answered_by_the_backup(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(race, "PRESUMED_LATE", 0.05)
-    target = Target()
-    async with Late(bundle, differ=0.01) as late:
-        await late(target, ROWS)
-        target.hangs = True
-        assert (await late(target, ROWS)).source == "backup"
-        assert not late.counts["copies"]
-
-
 async def test_an_error_is_late_as_well(bundle: Bundle, make_bundle: BundleOf) -> None:
     target = Target()
-    async with Late(bundle, differ=0.01) as late:
+    async with CalmLate(bundle, differ=0.01) as late:
         target.fails = True
         with pytest.raises(RefusedError):  # nothing is known of answers yet
             await late(target, ROWS)
@@ -127,7 +113,7 @@ async def test_an_error_is_late_as_well(bundle: Bundle, make_bundle: BundleOf) -
         assert (await late(target, ROWS)).source == "backup"
         with pytest.raises(RefusedError):  # as it was, without rows
             await late(target)
-    async with Late(make_bundle(threshold=1e9), agreement=0.9, differ=0.01) as late:
+    async with CalmLate(make_bundle(threshold=1e9), agreement=0.9, differ=0.01) as late:
         target.fails = False
         await late(target, ROWS)
         target.fails = True
@@ -142,7 +128,7 @@ async def test_calls_that_fail_at_once_are_all_answered(bundle: Bundle) -> None:
         raise RefusedError("before anything was sent")
 
     target = Target()
-    async with Late(bundle, differ=0.01, cpu=1) as late:
+    async with CalmLate(bundle, differ=0.01, cpu=1) as late:
         await late(target, ROWS)
         target.fails = True
         calls: list[Callable[[], Any]] = [target, broken] * 10
@@ -153,7 +139,7 @@ async def test_calls_that_fail_at_once_are_all_answered(bundle: Bundle) -> None:
 async def test_a_call_without_a_usable_stand_in_gets_a_copy(bundle: Bundle) -> None:
     """The stand-in fails, or the object is closed already."""
     target, other = Target(), Target()
-    late = Late(bundle, differ=0.01)
+    late = CalmLate(bundle, differ=0.01)
     await learned(late, target)
     target.hangs = True
     for rows in (ROWS[:0], np.full_like(ROWS, np.nan)):  # unlike those that it learned from
@@ -164,18 +150,24 @@ async def test_a_call_without_a_usable_stand_in_gets_a_copy(bundle: Bundle) -> N
         late.call(lambda: MODEL, ROWS)
 
 
+class Never(Random):
+    """Draws no call to be compared."""
+
+    def random(self) -> float:
+        return 1.0
+
+
 @pytest.mark.parametrize(("threshold", "source", "made"), [(-1e9, "backup", 0), (1e9, "model", 1)])
 async def test_while_most_calls_are_slow_a_stand_in_is_asked_instead(
-    make_bundle: BundleOf, threshold: float, source: str, made: int, monkeypatch: pytest.MonkeyPatch
+    make_bundle: BundleOf, threshold: float, source: str, made: int
 ) -> None:
     """The call is made if its gate refuses."""
-    monkeypatch.setattr(client_module, "CONGESTED", 4.0)
     slow, target = Target(), Target()
     bundle = make_bundle(threshold=threshold)
-    async with Late(bundle, agreement=0.9, differ=0.01, cpu=1) as late:
+    async with CalmLate(bundle, agreement=0.9, differ=0.01, cpu=1) as late:
+        late._client.congested, late._client.random = 4.0, Never()
         await learned(late, target)
         know_backup(late)
-        monkeypatch.setattr(client_module, "due", lambda *_: False)
         slow.hangs = True
         waiting = [asyncio.ensure_future(late(slow)) for _ in range(64)]
         await asyncio.sleep(0.05)
@@ -190,12 +182,12 @@ async def test_while_most_calls_are_slow_a_stand_in_is_asked_instead(
 
 @pytest.mark.parametrize("agreement", [None, 0.9])
 async def test_a_backup_that_no_longer_agrees_answers_no_more(
-    make_bundle: BundleOf, agreement: float | None, monkeypatch: pytest.MonkeyPatch
+    make_bundle: BundleOf, agreement: float | None
 ) -> None:
     """Some calls that it answered run on; what they say raises its doubts, or closes its gate."""
-    monkeypatch.setattr(client_module, "COMPARE_ONE_IN", 1)
     target = Target()
-    async with Late(make_bundle(), agreement=agreement, differ=0.05, cpu=1) as late:
+    async with CalmLate(make_bundle(), agreement=agreement, differ=0.05, cpu=1) as late:
+        late._client.compare_late = 1
         await learned(late, target)
         paid = late._client.purse.left
         target.prediction = -MODEL
@@ -227,7 +219,7 @@ async def test_a_backup_that_disagrees_from_the_start_gives_few_wrong_answers(
     """Calibration was wrong about it: every answer that it gives differs."""
     target = Target(-MODEL)
     agreement = gate.get("level")
-    async with Late(make_bundle(**gate), agreement=agreement, differ=differ, cpu=1) as late:
+    async with CalmLate(make_bundle(**gate), agreement=agreement, differ=differ, cpu=1) as late:
         for number in range(400):
             target.hangs = number % 4 == 0 and number > KNOWN
             race = asyncio.ensure_future(late(target, ROWS))
@@ -243,16 +235,16 @@ async def test_a_backup_that_disagrees_from_the_start_gives_few_wrong_answers(
 
 @pytest.mark.parametrize("agreement", [None, 0.9])
 async def test_without_a_calibration_it_learns_and_what_it_learned_is_kept(
-    tmp_path: Path, agreement: float | None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, agreement: float | None
 ) -> None:
-    monkeypatch.setattr(client_module, "COMPARE_ONE_IN_TIME", 1)
     bundle, target = write_linear_bundle(tmp_path, coded=False, backed=True), Target()
 
     def opened() -> Late:
         state = tmp_path / "state"
-        return Late(bundle, agreement=agreement, differ=0.05, state=state, cpu=1)
+        return CalmLate(bundle, agreement=agreement, differ=0.05, state=state, cpu=1)
 
     async with opened() as late:
+        late._client.compare_in_time = 1
         await learned(late, target)
         target.hangs = True
         other = Target()
@@ -271,7 +263,7 @@ async def test_without_a_calibration_it_learns_and_what_it_learned_is_kept(
 
 async def test_calls_in_time_are_compared_more_often_at_first(bundle: Bundle) -> None:
     target = Target()
-    async with Late(bundle, differ=0.01, cpu=1) as late:
+    async with CalmLate(bundle, differ=0.01, cpu=1) as late:
         for _ in range(400):
             await late(target, ROWS)
             if late.counts["calls"] == 10:
@@ -296,13 +288,13 @@ def test_blocking_calls_are_raced_in_threads(bundle: Bundle) -> None:
         release.wait()
         return MODEL
 
-    with Late(bundle, differ=0.01) as late:
+    with CalmLate(bundle, differ=0.01) as late:
         for _ in range(KNOWN):
             late.call(quick, ROWS)
         assert late.call(hanging, ROWS).source == "backup"
         release.set()
     before = threading.active_count()
-    with Late() as late:
+    with CalmLate() as late:
         assert late.call(quick).source == "model"
         release.clear()
         began, ended = threading.Event(), threading.Event()
@@ -337,7 +329,7 @@ async def test_mistakes_are_told_at_once(bundle: Bundle, tmp_path: Path) -> None
     async def stream() -> AsyncIterator[int]:
         yield 1
 
-    late = Late(bundle)
+    late = CalmLate(bundle)
     binary = httpx.Response(200, content=b'{"outputs": []}\x80\x81')
     wrong: list[tuple[Callable[[], Any], Any, type[Exception], str]] = [
         (Target(), queries(1)[:, :5], DataError, "784"),
@@ -358,12 +350,12 @@ async def test_mistakes_are_told_at_once(bundle: Bundle, tmp_path: Path) -> None
         with pytest.raises(error, match=message):
             await late(call, rows)
     with pytest.raises(UserError, match="has no backup"):
-        Late(write_linear_bundle(tmp_path, coded=False))
+        CalmLate(write_linear_bundle(tmp_path, coded=False))
     shares: list[dict[str, Any]] = [{"copies": 0}, {"copies": 2}, {"cpu": 0}, {"agreement": 0.9}]
     shares += [{"not_before": -1}, {"not_before": nan}, {"servers": "http://one"}]
     for options in (*shares, {"differ": -0.1}, {"differ": 1.1}, {"differ": nan}):
         with pytest.raises(UserError, match="|".join(options)):
-            Late(**options)
+            CalmLate(**options)
     with pytest.raises(UserError, match=r"differ is the share of all answers.* got 2"):
         late.differ = 2
 
@@ -384,7 +376,9 @@ async def test_a_stand_in_answers_before_the_first_good_call_in_a_form_that_is_g
     target = Target(Label(SAID))
     target.fails = True
     form = Form(lambda answer: answer.name, Label)
-    async with Late(labelled(bundle), differ=0.01, cpu=1, form=None if per_call else form) as late:
+    async with CalmLate(
+        labelled(bundle), differ=0.01, cpu=1, form=None if per_call else form
+    ) as late:
         options: dict[str, Any] = {"form": form} if per_call else {}
         assert (await late(target, ROWS, **options)).value == Label(SAID)
         target.fails = False
@@ -400,7 +394,7 @@ async def test_a_stand_in_answers_before_the_first_good_call_in_a_form_that_is_g
         np.testing.assert_allclose(answer.value, 2 * MODEL, rtol=1e-4, atol=1e-6)
     output = Form(lambda value: value["scores"], lambda scores: {"scores": scores})
     target.fails = True
-    async with Late(bundle, differ=0.01, form=output) as late:
+    async with CalmLate(bundle, differ=0.01, form=output) as late:
         answer = await late(target, ROWS)
         assert answer.source == "backup"
         np.testing.assert_allclose(answer.value["scores"], 2 * MODEL, rtol=1e-4, atol=1e-6)
@@ -410,7 +404,7 @@ async def test_labels_are_a_form_and_labels_that_the_stand_in_does_not_know_diff
     bundle: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:
     target = Target(SAID)
-    async with Late(labelled(bundle), differ=0.01, cpu=1) as late:
+    async with CalmLate(labelled(bundle), differ=0.01, cpu=1) as late:
         await late(target, ROWS)
         target.fails = True
         assert (await late(target, ROWS)).value == SAID
@@ -430,7 +424,7 @@ async def test_a_form_that_cannot_read_or_make_an_answer_loses_no_good_one(
         raise KeyError("label")
 
     target = Target()
-    async with Late(bundle, differ=0.01, cpu=1, form=Form(wrong, wrong)) as late:
+    async with CalmLate(bundle, differ=0.01, cpu=1, form=Form(wrong, wrong)) as late:
         for _ in range(20):
             assert (await late(target, ROWS)).value is MODEL
             await asyncio.sleep(0.001)
@@ -451,7 +445,7 @@ async def test_no_error_of_the_users_functions_leaves_a_call_waiting(
 
     target = Target()
     target.fails = True
-    async with asyncio.timeout(60), Late(bundle, differ=1, form=Form(raises, raises)) as late:
+    async with asyncio.timeout(60), CalmLate(bundle, differ=1, form=Form(raises, raises)) as late:
         with pytest.raises((error, RuntimeError)):
             await late(target, ROWS)
         with pytest.raises(RefusedError):
@@ -463,7 +457,7 @@ async def test_no_error_of_the_users_functions_leaves_a_call_waiting(
 
 @pytest.mark.slow
 async def test_queries_of_unequal_length_are_answered(tmp_path: Path) -> None:
-    async with Late(write_text_bundle(tmp_path, backed=True), differ=1) as late:
+    async with CalmLate(write_text_bundle(tmp_path, backed=True), differ=1) as late:
         other = expected(texts(1, 4))["logits"]
         with pytest.raises(UserError, match=r"'hidden'.*ask for that output alone"):
             await late(answering({"hidden": other}), texts(1, 4))

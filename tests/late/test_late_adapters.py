@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 
 import parity_models as pm
-from late_targets import MODEL, ROWS, SAID, HttpTarget, RefusedError, labelled
+from late_targets import MODEL, ROWS, SAID, CalmLate, HttpTarget, RefusedError, labelled
 from parity_models.bundle.backup import GatedBackup
 from parity_models.bundle.bundle import Bundle
 from served import INFER, infer_message, predictions, queries
-
-pytestmark = pytest.mark.usefixtures("never_overloaded")
 
 
 @dataclass
@@ -29,7 +27,7 @@ FORM = pm.Form(lambda verdict: verdict.label, Verdict)
 
 
 async def test_a_decorated_function_returns_its_own_kind_of_result(bundle: Bundle) -> None:
-    async with pm.Late(labelled(bundle), differ=0.01) as late:
+    async with CalmLate(labelled(bundle), differ=0.01) as late:
 
         @late.answers(lambda rows, *, fails: rows, form=FORM)
         async def ask(rows: Any, *, fails: bool) -> Verdict:
@@ -61,7 +59,7 @@ async def test_a_function_is_called_with_the_server_and_a_text_is_rows(bundle: B
             given.append(inputs)
             return super().read(ROWS)
 
-    async with pm.Late(Backup(bundle, budgeted=True), servers=["a", "b"]) as late:
+    async with CalmLate(Backup(bundle, budgeted=True), servers=["a", "b"]) as late:
 
         @late.answers(lambda text: text)
         async def ask(server: str, text: str = "") -> Any:
@@ -99,7 +97,7 @@ MESSAGE = infer_message(queries(2))
 
 async def test_an_async_httpx_client_gets_responses_with_headers(bundle: Bundle) -> None:
     target = HttpTarget()
-    late = pm.Late(bundle, differ=0.1)
+    late = CalmLate(bundle, differ=0.1)
     transport = pm.LateTransport(late, "model", target)
     async with late, httpx.AsyncClient(base_url="http://a", transport=transport) as client:
         first = await client.post(INFER, json=MESSAGE)
@@ -116,7 +114,7 @@ async def test_an_async_httpx_client_gets_responses_with_headers(bundle: Bundle)
 
 def test_an_httpx_client_gets_responses_with_headers(bundle: Bundle) -> None:
     target = HttpTarget()
-    with pm.Late(bundle, differ=0.1) as late:
+    with CalmLate(bundle, differ=0.1) as late:
         transport = pm.LateTransport(late, "model", target)
         with httpx.Client(base_url="http://a", transport=transport) as client:
             first = client.post(INFER, json=MESSAGE)
@@ -127,7 +125,7 @@ def test_an_httpx_client_gets_responses_with_headers(bundle: Bundle) -> None:
 async def test_headers_of_a_server_that_names_its_sources_are_kept(bundle: Bundle) -> None:
     target = HttpTarget()
     target.headers = {"x-parm-source": "reconstruction", "x-parm-agreement": "0.97"}
-    async with pm.Late(bundle) as late:
+    async with CalmLate(bundle) as late:
         transport = pm.LateTransport(late, "model", target)
         async with httpx.AsyncClient(base_url="http://a", transport=transport) as client:
             headers = (await client.post(INFER, json=MESSAGE)).headers
@@ -154,7 +152,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("request_", OTHERS.values(), ids=OTHERS)
 async def test_other_requests_pass_untouched(bundle: Bundle, request_: dict[str, Any]) -> None:
     target = HttpTarget()
-    async with pm.Late(bundle) as late:
+    async with CalmLate(bundle) as late:
         given = {"method": "POST", "url": INFER, "json": MESSAGE, **request_}
         for kind in (httpx.Client, httpx.AsyncClient):
             client = kind(base_url="http://a", transport=pm.LateTransport(late, "model", target))
@@ -168,7 +166,7 @@ async def test_other_requests_pass_untouched(bundle: Bundle, request_: dict[str,
 
 def test_a_streamed_request_passes_unread(bundle: Bundle) -> None:
     target = HttpTarget()
-    with pm.Late(bundle) as late:
+    with CalmLate(bundle) as late:
         with httpx.Client(transport=pm.LateTransport(late, "model", target)) as client:
             client.post(f"http://a{INFER}", content=iter([json.dumps(MESSAGE).encode()]))
         assert (len(target.requests), late.counts["calls"]) == (1, 0)

@@ -19,13 +19,14 @@ import tritonclient.http.aio
 from numpy.typing import NDArray
 
 import parity_models as pm
+from late_targets import CalmLate
 from parity_models.bundle.bundle import Bundle
 from parity_models.errors import UserError
 from served import INFER, infer_message, predictions, queries
 from string_models import CLASSES, predict, texts, write_string_bundle
 from triton_requests import grpc_input, http_input
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("never_overloaded")]
+pytestmark = pytest.mark.slow
 
 ROWS = queries(2)
 KNOWN = 60
@@ -99,7 +100,7 @@ async def test_a_stand_in_answers_alike(bundle: Bundle, silent: str, open_client
         assert server.grpc_url is not None
         infer = await open_client(stack, server.url, server.grpc_url)
         hanging = await open_client(stack, f"http://{silent}", silent)
-        late = await stack.enter_async_context(pm.Late(bundle, differ=0.01))
+        late = await stack.enter_async_context(CalmLate(bundle, differ=0.01))
         for _ in range(KNOWN):
             await late(infer, ROWS)
         answer = await late(hanging, ROWS)
@@ -130,7 +131,7 @@ def of_triton_grpc_in_threads(url: str, grpc_url: str) -> Callable[[], Any]:
 def test_a_stand_in_answers_blocking_clients_alike(
     bundle: Bundle, open_client: Callable[[str, str], Callable[[], Any]]
 ) -> None:
-    with pm.Late(bundle, differ=0.1) as late:
+    with CalmLate(bundle, differ=0.1) as late:
         with pm.serve(bundle, policy="none", instances=1, port=0, grpc_port=0) as server:
             infer = open_client(server.url, str(server.grpc_url))
             with ThreadPoolExecutor(4) as threads:
@@ -152,7 +153,7 @@ async def test_an_http_error_is_a_late_answer(bundle: Bundle) -> None:
             pm.serve(bundle, policy="none", instances=1, port=0)
         )
         client = await stack.enter_async_context(httpx.AsyncClient(base_url=server.url))
-        late = await stack.enter_async_context(pm.Late(bundle, differ=0.01))
+        late = await stack.enter_async_context(CalmLate(bundle, differ=0.01))
 
         def wrong() -> Awaitable[httpx.Response]:
             return client.post("/v2/models/other/infer", json=infer_message(ROWS))
@@ -175,7 +176,7 @@ async def test_late_takes_a_text_or_a_list(tmp_path: Path) -> None:
         await asyncio.sleep(60)
 
     rows = asked[:, 0].tolist()
-    async with pm.Late(write_string_bundle(tmp_path), differ=1.0) as late:
+    async with CalmLate(write_string_bundle(tmp_path), differ=1.0) as late:
         for _ in range(60):
             await late(prompt, text=rows)
         several = await late(hang, text=rows)

@@ -6,6 +6,7 @@ import selectors
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import Future
+from functools import partial
 from math import isnan, nan
 from typing import Any
 
@@ -184,7 +185,8 @@ def test_budgets_are_kept(
         loop.set_exception_handler(lambda _, context: errors.append(context))
         backup = None if differ is None else DoubtedBackup()
         async with Late(backup, copies=copies, differ=differ or 0.0, cpu=1) as late:
-            late._client.threads.backup = VirtualThread()  # type: ignore[assignment]  # in virtual time
+            late._client.computer = VirtualThread()  # type: ignore[assignment]  # in virtual time
+            late._client.compare_late = 3
             for _ in range(known):
                 await ask(late, 0.001, 0.001, 0.001, "answers")
             calls = []
@@ -209,7 +211,6 @@ def test_budgets_are_kept(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(driver_module.Driver, "_wake", counted)
         patch.setattr(driver_module, "Race", Recorded)
-        patch.setattr(client_module, "COMPARE_ONE_IN", 3)
         run_in_virtual_time(main())
 
 
@@ -223,6 +224,18 @@ def run_in_virtual_time(main: Coroutine[Any, Any, None]) -> None:
         patch.setattr(driver_module, "now", virtual.read)
         patch.setattr(client_module, "now", virtual.read)
         runner.run(main)
+
+
+def test_calls_that_hang_before_times_are_known_are_answered_by_the_backup() -> None:
+    async def main() -> None:
+        async with Late(DoubtedBackup(), differ=0.01) as late:
+            late._client.computer = VirtualThread()  # type: ignore[assignment]  # in virtual time
+            await late(partial(asyncio.sleep, 0.001, MODEL), np.float64(0.1))
+            answer = await late(partial(asyncio.sleep, HANG), np.float64(0.1))
+            assert answer.source == "backup"
+            assert not late.counts["copies"]
+
+    run_in_virtual_time(main())
 
 
 def test_a_target_that_is_slow_for_everybody_gets_no_copies() -> None:

@@ -23,6 +23,7 @@ from late_targets import (
     MODEL,
     ROWS,
     BundleOf,
+    CalmLate,
     RefusedError,
     Target,
     in_turn,
@@ -33,24 +34,20 @@ from parity_models import Late, LateEvent, UserError
 from parity_models.bundle.backup import GatedBackup, Refusal
 from parity_models.bundle.bundle import Bundle
 from parity_models.bundle.onnx_model import run_options
-from parity_models.late import client as client_module
 from parity_models.late.metrics import opentelemetry, prometheus
 from parity_models.late.servers import FORGET, Servers
-
-pytestmark = pytest.mark.usefixtures("never_overloaded")
-
 
 # Servers
 
 
 def shares(servers: Servers, now: float) -> Counter[str]:
     chosen = [servers.choose(now) for _ in range(1000)]
-    return Counter(each.target for each in chosen if each is not None)
+    return Counter(target for each in chosen for target in each.arguments)
 
 
 def test_of_two_servers_the_one_that_is_expected_to_answer_first_is_chosen() -> None:
     servers = Servers("abcd", Random(0))
-    a, b, c, d = (next(x for x in servers.all if x.target == each) for each in "abcd")
+    a, b, c, d = servers.all
     assert min(shares(servers, 0.0).values()) > 150
     a.in_flight = 5
     b.ended(0.0, 50.0)
@@ -62,13 +59,13 @@ def test_of_two_servers_the_one_that_is_expected_to_answer_first_is_chosen() -> 
     assert servers.choose(0.0, [a, b, c, d]) is not None
     b.ended(20.0, 0.1, finished=False)  # cut short before it says anything
     assert b.slowness(20.0) == pytest.approx(1.0, abs=1e-3)
-    assert Servers([], Random(0)).choose(0.0) is None
+    assert Servers([], Random(0)).choose(0.0).arguments == ()
 
 
 async def test_copies_go_to_other_servers_and_a_dead_one_is_left_alone() -> None:
     dead, good, other = Target(), Target(), Target()
     dead.fails = True
-    async with Late(servers=[dead, good, other], copies=1) as late:
+    async with CalmLate(servers=[dead, good, other], copies=1) as late:
         for _ in range(200):
             assert (await late(lambda server: server())).value is MODEL
         assert dead.calls < 40
@@ -76,18 +73,18 @@ async def test_copies_go_to_other_servers_and_a_dead_one_is_left_alone() -> None
         dead.fails, dead.hangs = False, True
         for _ in range(20):
             await late(lambda server: server())
-    late = Late(servers=[dead])
+    late = CalmLate(servers=[dead])
     dead.hangs, dead.fails = False, True
     with pytest.raises(RefusedError):
         await late(lambda server: server())
 
 
 async def test_a_stand_in_answers_and_is_compared_while_a_copy_of_a_failed_call_hangs(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle,
 ) -> None:
-    monkeypatch.setattr(client_module, "due", lambda *_: True)
     target, other = Target(), Target()
-    async with Late(bundle, differ=1, servers=["a", "b"], copies=1, cpu=1) as late:
+    async with CalmLate(bundle, differ=1, servers=["a", "b"], copies=1, cpu=1) as late:
+        late._client.compare_late = 1
         await learned(late, lambda _: target())
         target.fails = other.hangs = True
         race = in_turn(target, other)
@@ -100,7 +97,7 @@ async def test_a_stand_in_answers_and_is_compared_while_a_copy_of_a_failed_call_
 
 
 def test_blocking_calls_are_given_their_server() -> None:
-    with Late(servers=["a", "b"]) as late:
+    with CalmLate(servers=["a", "b"]) as late:
         assert {late.call(lambda server: server).value for _ in range(40)} == {"a", "b"}
 
 
@@ -114,7 +111,7 @@ async def test_kinds_of_calls_have_their_own_times_and_forms_and_one_budget(bund
         await asyncio.sleep(0.02)
         return await slow()
 
-    async with Late(bundle, differ=0.01) as late:
+    async with CalmLate(bundle, differ=0.01) as late:
         await learned(late, target)
         for _ in range(KNOWN):
             answer = await late(takes_long, ROWS, kind="rerank")
@@ -140,7 +137,7 @@ async def test_rows_may_be_a_function_that_is_called_only_when_the_stand_in_is_a
         made += 1
         return ROWS
 
-    async with Late(bundle, differ=0.01) as late:
+    async with CalmLate(bundle, differ=0.01) as late:
         await learned(late, target, rows)
         assert made <= late.counts["compared"] + late.counts["backups"] + 1 < KNOWN
         target.fails = True
@@ -149,7 +146,7 @@ async def test_rows_may_be_a_function_that_is_called_only_when_the_stand_in_is_a
 
 async def test_nothing_is_asked_before_an_age_that_the_user_gives(make_bundle: BundleOf) -> None:
     target = Target()
-    async with Late(make_bundle(doubt=1e-4), differ=0.01, not_before=0.1, cpu=1) as late:
+    async with CalmLate(make_bundle(doubt=1e-4), differ=0.01, not_before=0.1, cpu=1) as late:
         await learned(late, target)
         know_backup(late, 1e-4)
         target.hangs = True
@@ -166,14 +163,14 @@ async def test_only_errors_that_the_user_names_are_answered(
     async def mistaken() -> Any:
         raise KeyError("scores")
 
-    async with Late(bundle, differ=0.01, cpu=1) as late:
+    async with CalmLate(bundle, differ=0.01, cpu=1) as late:
         await learned(late, Target())
         for _ in range(9):
             assert (await late(mistaken, ROWS)).source == "backup"
         assert late.counts["failed"] == 9
         assert "8 calls have failed; the newest: KeyError" in caplog.text
         assert caplog.text.count("have failed") == 4
-    async with Late(bundle, differ=0.01, errors=RefusedError) as late:
+    async with CalmLate(bundle, differ=0.01, errors=RefusedError) as late:
         target = Target()
         await learned(late, target)
         with pytest.raises(KeyError):
@@ -197,7 +194,7 @@ async def test_events_say_what_happens_and_metrics_count_them(bundle: Bundle) ->
         raise ValueError("of the user's function")  # calls are unaffected
 
     target = Target()
-    async with Late(bundle, differ=0.01, cpu=1, on_event=watch) as late:
+    async with CalmLate(bundle, differ=0.01, cpu=1, on_event=watch) as late:
         await learned(late, target)
         target.hangs = True
         await late(target, ROWS)
@@ -236,7 +233,7 @@ async def test_a_paused_late_only_makes_calls(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = Target()
-    async with Late(bundle, differ=0.01, servers=["a"]) as late:
+    async with CalmLate(bundle, differ=0.01, servers=["a"]) as late:
         await learned(late, lambda server: target())
         late.pause()
         target.fails = True
@@ -249,14 +246,14 @@ async def test_a_paused_late_only_makes_calls(
         late.resume()
         assert (await late(lambda server: target(), ROWS)).source == "backup"
     monkeypatch.setenv("PARM_LATE", "off")
-    async with Late(bundle, differ=0.01) as late:
+    async with CalmLate(bundle, differ=0.01) as late:
         assert (await late(Target(), "not rows")).value is MODEL
         assert late.counts == {"paused": 1}
 
 
 async def test_tests_choose_the_answers(bundle: Bundle) -> None:
     target, before = Target(), threading.active_count()
-    late = Late(bundle)
+    late = CalmLate(bundle)
     with pm.testing("model", "backup", "copy", "backup"):
         sources = [(await late(target, ROWS)).source for _ in range(4)]
         assert sources == ["model", "backup", "copy", "backup"]
@@ -316,7 +313,7 @@ async def _awaited(late: Late, rows: Any) -> str:
 def test_a_forked_process_goes_on_with_threads_of_its_own(bundle: Bundle, tmp_path: Path) -> None:
     """As with `gunicorn --preload`, while calls of the parent are in flight."""
     release = threading.Event()
-    with Late(bundle, differ=0.05, cpu=1, state=tmp_path / "state") as late:
+    with CalmLate(bundle, differ=0.05, cpu=1, state=tmp_path / "state") as late:
         for _ in range(KNOWN):
             late.call(lambda: MODEL, ROWS)
         caller = threading.Thread(target=late.call, args=(release.wait,))
@@ -351,7 +348,7 @@ def test_a_blocking_call_that_ends_its_thread_ends_no_other(bundle: Bundle) -> N
     def exits() -> Any:
         raise SystemExit(3)
 
-    with Late(bundle) as late:
+    with CalmLate(bundle) as late:
         for _ in range(2):
             with pytest.raises(SystemExit):
                 late.call(exits, ROWS)
@@ -378,7 +375,7 @@ def test_several_threads_have_an_event_loop_each(bundle: Bundle) -> None:
         except BaseException as error:
             failures.append(error)
 
-    with Late(bundle, differ=1, cpu=1) as late:
+    with CalmLate(bundle, differ=1, cpu=1) as late:
         asyncio.run(learned(late, Target()))
         threads = [threading.Thread(target=run, args=(late,)) for _ in range(4)]
         for each in threads:
@@ -401,7 +398,7 @@ async def test_a_gate_that_late_calls_closed_opens_on_late_calls(make_bundle: Bu
     backup = GatedBackup(make_bundle(level=0.9), 0.9, budgeted=True)
     made = backup.run(backup.read(ROWS), run_options())
     assert not isinstance(made, Refusal)
-    async with Late(backup, differ=1, cpu=1) as late:
+    async with CalmLate(backup, differ=1, cpu=1) as late:
         await learned(late, target)
         while backup._judge.is_open:
             backup.compare(made, -MODEL, late=True, answered=True)

@@ -8,6 +8,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import InitVar, dataclass
 from random import Random
 from typing import Any, TypeVar
 from weakref import WeakSet
@@ -19,7 +21,7 @@ from onnxruntime import RunOptions
 from parity_models.bundle.backup import GatedBackup, Refusal
 from parity_models.bundle.onnx_model import run_options
 from parity_models.errors import UserError
-from parity_models.late.events import LateEvent, OnEvent
+from parity_models.late.events import EventName, LateEvent, OnEvent
 from parity_models.late.servers import FAILED, Server, Servers
 from parity_models.late.values import Codec, Form, form_of, is_error
 from parity_models.roles import DEPLOYED, Source
@@ -38,21 +40,14 @@ Inputs = ArrayLike | Batch | Callable[[], ArrayLike | Batch]
 KNOWN_AFTER = 20
 """Calls after which their run times are known."""
 
-NO_QUEUE, CONGESTED = 0.1, 4.0
-"""The share NO_QUEUE of calls wait in no queue. The target is *slow* for a call that takes
-CONGESTED times as long as these. Calls that are cut short before do not count."""
+NO_QUEUE = 0.1
+"""This share of calls, the shortest, wait in no queue."""
 
 NEWEST = 1 / 32
 """The weight of the newest call in the share for which the target is slow."""
 
 FULL = 0.15
 """While the target is slow for this share of calls, copies would make others wait."""
-
-COMPARE_ONE_IN = 20
-"""One in this many answers of the stand-in is compared with the model's, and more of the first."""
-
-COMPARE_ONE_IN_TIME = round(1 / COMPARE)
-"""One in this many calls in time is compared, and more of the first."""
 
 MAX_COMPARED = 16
 """The most calls that run at a time for a comparison; meanwhile, none is drawn."""
@@ -70,45 +65,80 @@ longer: one stall is no overload."""
 _log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class Client:
     """What all races of a Late share, and its options. `lock` guards it, as races may run on
-    several event loops. Of `cpu`, at most a second's share is used at once."""
+    several event loops. Of `cpu`, at most a second's share is used at once.
 
-    def __init__(
-        self,
-        backup: GatedBackup | None,
-        copies: float,
-        cpu: float,
-        not_before: float,
-        servers: Sequence[Any],
-        errors: tuple[type[Exception], ...],
-        form: Form | None,
-        on_event: OnEvent | None,
-    ) -> None:
-        self.backup, self.copies, self.not_before = backup, copies, not_before
-        self.errors, self._form, self.on_event = errors, form, on_event
+    Threads are started when they are first used: that of the backup, those of blocking calls, and
+    that of the event loop on which these are raced.
+    """
+
+    backup: GatedBackup | None
+    copies: float
+    cpu: float
+    not_before: float
+    targets: InitVar[Sequence[Any]]
+    errors: tuple[type[Exception], ...]
+    form: Form | None
+    on_event: OnEvent | None
+    congested: float = 4.0
+    """The target is *slow* for a call that takes this many times as long as one in no queue. Calls
+    that are cut short before do not count."""
+    compare_late: int = 20
+    """One in this many answers of the stand-in is compared with the model's, and more of the first.
+    """
+    compare_in_time: int = round(1 / COMPARE)
+    """One in this many calls in time is compared, and more of the first."""
+
+    def __post_init__(self, targets: Sequence[Any]) -> None:
         self.paused = os.environ.get("PARM_LATE") == "off"
         self.purse = Purse(0.0)
         self.counts: Counter[str] = Counter()
         self.random = Random()
-        self.servers = Servers(servers, self.random)
-        self.threads = Threads()
-        self.lock, self.running = threading.RLock(), threading.RLock()
-        """The second is held while the stand-in runs, so that no process is forked meanwhile."""
+        self.servers = Servers(targets, self.random)
         self._kinds: dict[str, Kind] = {}
         self.computed: set[Future[Any]] = set()
         """The runs of stand-ins that have not ended."""
-        self.compared: dict[asyncio.Future[Any], None] = {}
-        """The calls that run for a comparison, the oldest first."""
+        self.compared: set[asyncio.Future[Any]] = set()
+        """The calls that run for a comparison."""
         self._fitting: set[Any] = set()
         """Shapes of rows that fit the model."""
-        self._cpu = self._computing = cpu
-        self._refilled = now()
+        self._computing, self._refilled = self.cpu, now()
         self.process_load = ProcessLoad()
         self._last_alarm = 0.0
         self.drawn = {False: 0, True: 0}
         """Comparisons that were drawn: of calls in time, and of late ones (True)."""
+        self._closed = False
+        self._begin()
         _clients.add(self)
+
+    def _begin(self) -> None:
+        """Make the locks, and threads that are not started yet."""
+        self.lock, self.running = threading.RLock(), threading.RLock()
+        """The second is held while the stand-in runs, so that no process is forked meanwhile."""
+        self.computer = ThreadPoolExecutor(1, "parm-backup")
+        self.callers = ThreadPoolExecutor(MAX_CALLERS, "parm-call")
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Return the event loop of blocking calls. Raises UserError after `close`."""
+        with self.lock:
+            if self._closed:
+                raise UserError("this Late is closed, and makes no more calls; open another one")
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=_run, args=(self._loop,), daemon=True).start()
+            return self._loop
+
+    def close(self) -> None:
+        """End all threads, once they are idle."""
+        for pool in (self.computer, self.callers):
+            pool.shutdown(wait=False, cancel_futures=True)
+        with self.lock:
+            self._closed = True
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._loop.stop)
 
     def kind(self, name: str, form: Form | None = None) -> "Kind":
         """Return what is known of calls of this kind, whose answers have this form from now on."""
@@ -121,17 +151,17 @@ class Client:
                 if len(self._kinds) >= MAX_KINDS:
                     del self._kinds[next(iter(self._kinds))]
                 kind = self._kinds[name] = Kind(self, name)
-            kind.take(form or self._form)
+            kind.take(form or self.form)
             return kind
 
     @property
     def open(self) -> bool:
         """True if the stand-in can be asked."""
-        if self.threads.closed or len(self.computed) >= MAX_WAITING:
+        if self._closed or len(self.computed) >= MAX_WAITING:
             return False
         since, self._refilled = self._refilled, now()
-        income = self._cpu * (self._refilled - since)
-        self._computing = min(self._cpu, self._computing + income)
+        income = self.cpu * (self._refilled - since)
+        self._computing = min(self.cpu, self._computing + income)
         return self._computing > 0
 
     def check(self, inputs: Inputs) -> None:
@@ -162,20 +192,10 @@ class Client:
                 return Refusal.FAILED, now() - started
             return output, now() - started
 
-        running = self.threads.backup.submit(compute)
+        running = self.computer.submit(compute)
         self.computed.add(running)
         running.add_done_callback(self.computed.discard)
         return running
-
-    def sent(self, call: "asyncio.Future[Any]", server: Server) -> None:
-        """A call is in flight to a server until it ends."""
-
-        def ended(_: object) -> None:
-            with self.lock:
-                server.in_flight -= 1
-
-        server.in_flight += 1
-        call.add_done_callback(ended)
 
     def spent(self, seconds: float) -> None:
         """A stand-in has computed for this long."""
@@ -187,27 +207,18 @@ class Client:
             self.process_load.waited(min(time - due, max(median, STALL)), median)
         self._last_alarm = time
 
-    def draws(self) -> bool:
-        """Draw whether a late call is compared."""
-        if len(self.compared) >= MAX_COMPARED or not due(
-            self.drawn[True], COMPARE_ONE_IN, self.random
-        ):
+    def draws(self, *, late: bool) -> bool:
+        """Draw whether to compare a call: a late one, or one in time while the stand-in idles."""
+        one_in = self.compare_late if late else self.compare_in_time
+        if not due(self.drawn[late], one_in, self.random):
             return False
-        self.drawn[True] += 1
-        return True
-
-    def tell(self, event: LateEvent) -> None:
-        """Report an event."""
-        try:
-            if self.on_event is not None:
-                self.on_event(event)
-        except Exception:  # of the user's function
-            _log.exception("on_event failed; calls are unaffected")
+        may = len(self.compared) < MAX_COMPARED if late else self.open and not self.computed
+        self.drawn[late] += may
+        return may
 
     def after_fork(self) -> None:
         """Go on in a forked process, which has none of the threads and none of the calls."""
-        self.lock, self.running = threading.RLock(), threading.RLock()
-        self.threads.reset()
+        self._begin()
         self.computed.clear()
         self.compared.clear()
         for server in self.servers.all:
@@ -218,31 +229,26 @@ class Client:
 
 _clients: WeakSet[Client] = WeakSet()
 
-_forked: list[Client] = []
-"""The clients that a fork waits for, as a lock of ONNX Runtime that is held by a thread which the
-new process does not have would never be released there."""
-
 _forking = threading.RLock()
+
+_held = ExitStack()
+"""The locks that a fork holds, as a lock of ONNX Runtime that is held by a thread which the new
+process does not have would never be released there."""
 
 
 def _before_fork() -> None:
-    _forking.acquire()
+    _held.enter_context(_forking)
     for client in [*_clients]:
-        client.running.acquire()
-        _forked.append(client)
+        _held.enter_context(client.running)
 
 
 def _after_fork() -> None:
-    for client in _forked:
-        client.running.release()
-    _forked.clear()
-    _forking.release()
+    _held.pop_all().close()
 
 
 def _in_child() -> None:
-    clients = [*_forked]
     _after_fork()
-    for client in clients:
+    for client in [*_clients]:
         try:
             client.after_fork()
         except Exception:  # the others go on all the same
@@ -296,21 +302,19 @@ class Kind:
     def helps(self) -> bool:
         return not self.client.process_load.is_bottleneck
 
-    def ended(self, server: Server | None, seconds: float, *, finished: bool) -> None:
+    def ended(self, server: Server, seconds: float, *, finished: bool) -> None:
         """Learn from the run time of a call, which ran to its end or not."""
         self.rule.ended(DEPLOYED, seconds, finished=finished)
         fastest = self.rule.runs.quantile(NO_QUEUE)
         if fastest:
-            is_slow = seconds > CONGESTED * fastest
+            is_slow = seconds > self.client.congested * fastest
             if finished or is_slow:
                 self.slowness += NEWEST * (is_slow - self.slowness)
-            if server is not None:
-                server.ended(now(), seconds / self.rule.median, finished=finished)
+            server.ended(now(), seconds / self.rule.median, finished=finished)
 
-    def failed(self, server: Server | None, failure: str) -> None:
+    def failed(self, server: Server, failure: str) -> None:
         """A call has failed. The log has the first failure, the second, the fourth, and so on."""
-        if server is not None:
-            server.ended(now(), FAILED)
+        server.ended(now(), FAILED)
         counts = self.client.counts
         counts["failed"] += 1
         if counts["failed"].bit_count() == 1:
@@ -319,7 +323,7 @@ class Kind:
     def compare_later(
         self,
         call: "asyncio.Future[Any]",
-        server: Server | None,
+        server: Server,
         started: float,
         made: Array,
         codec: Codec,
@@ -329,22 +333,20 @@ class Kind:
 
         def ended(call: "asyncio.Future[Any]") -> None:
             with self.client.lock:
-                compared.pop(call, None)
+                server.in_flight -= 1
+                compared.discard(call)
                 if not call.cancelled() and call.exception() is None:
                     self.ended(server, now() - started, finished=True)
                     self.compare(made, call.result(), codec, late=True, answered=True)
 
-        compared[call] = None
+        compared.add(call)
         call.add_done_callback(ended)
 
     def compare_in_time(self, inputs: Inputs, value: Any, codec: Codec) -> None:
         """Ask the backup as well for a call that was answered in time, now and then."""
         client, backup = self.client, self.client.backup
-        if not due(client.drawn[False], COMPARE_ONE_IN_TIME, client.random):
+        if backup is None or not client.draws(late=False):
             return
-        if backup is None or client.computed or not client.open:  # late calls come first
-            return
-        client.drawn[False] += 1
 
         def ended(run: "asyncio.Future[tuple[Array | Refusal, float]]") -> None:
             if run.cancelled():
@@ -373,7 +375,18 @@ class Kind:
             client.counts["compared" + given] += 1
             client.counts["disagreed" + given] += not agreed
             reason = ("agreed" if agreed else "disagreed") + given
-            client.tell(LateEvent("comparison", Source.BACKUP, self.name, reason))
+            self.tell(None, "comparison", Source.BACKUP, reason)
+
+    def tell(self, since: float | None, event: EventName, source: Source, reason: str = "") -> None:
+        """Report an event of a call that was made at the time `since`."""
+        on_event = self.client.on_event
+        if on_event is None:
+            return
+        seconds = 0.0 if since is None else now() - since
+        try:
+            on_event(LateEvent(event, source, self.name, reason, seconds))
+        except Exception:  # of the user's function
+            _log.exception("on_event failed; calls are unaffected")
 
 
 class _Copies(Budget):
@@ -385,41 +398,6 @@ class _Copies(Budget):
 
     def spend(self) -> bool:
         return self._kind.slowness < FULL and super().spend()
-
-
-class Threads:
-    """Threads that are started when they are first used: of the backup, of blocking calls, and of
-    the event loop that these are raced on."""
-
-    def __init__(self) -> None:
-        self.closed = False
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all threads, as a forked process does not have them."""
-        self.backup = ThreadPoolExecutor(1, "parm-backup")
-        self.callers = ThreadPoolExecutor(MAX_CALLERS, "parm-call")
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._lock = threading.Lock()
-
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """Return the loop, which runs in a thread. Raises UserError after `close`."""
-        with self._lock:
-            if self.closed:
-                raise UserError("this Late is closed, and makes no more calls; open another one")
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=_run, args=(self._loop,), daemon=True).start()
-            return self._loop
-
-    def close(self) -> None:
-        """End all threads, once they are idle."""
-        for pool in (self.backup, self.callers):
-            pool.shutdown(wait=False, cancel_futures=True)
-        with self._lock:
-            self.closed = True
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._loop.stop)
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:

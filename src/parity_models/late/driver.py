@@ -7,9 +7,9 @@ call nor their load (client.py):
 - If the call fails, the stand-in's output answers at any price that the purse can pay.
 - A balancer may have sent all copies to one slow server, so a call that hangs gets another one
   whenever its age has doubled.
-- One in COMPARE_ONE_IN of the stand-in's answers, and more of the first, is compared with the
-  model's: the call runs on, or is made in the background. Of calls that are answered in time, about
-  one in 30 is compared as well.
+- One in 20 of the stand-in's answers, and more of the first, is compared with the model's: the call
+  runs on, or is made in the background. Of calls that are answered in time, about one in 30 is
+  compared as well.
 """
 
 import asyncio
@@ -27,7 +27,6 @@ from parity_models.bundle.backup import Judged, Refusal
 from parity_models.bundle.onnx_model import run_options
 from parity_models.errors import UserError
 from parity_models.late.client import Inputs, Kind, now
-from parity_models.late.events import EventName, LateEvent
 from parity_models.late.servers import Server
 from parity_models.late.values import is_error
 from parity_models.roles import BACKUP, Source
@@ -56,22 +55,23 @@ class Driver:
         self._codec, client = kind.codec, kind.client
         exact = client.backup is None or inputs is None or not client.purse.share
         self._arrived = now()
+        self._tell = partial(kind.tell, self._arrived)
         self._race = Race(kind.rule, self._arrived, inf, exact=exact)
         self._loop = asyncio.get_running_loop()
         self._result: asyncio.Future[LateAnswer | None] = self._loop.create_future()
         """The answer, of which the backup's value is still to be made; None if the call failed, and
         nothing answers in its place."""
-        self._running: dict[asyncio.Future[Any], tuple[Server | None, float]] = {}
+        self._running: dict[asyncio.Future[Any], tuple[Server, float]] = {}
         """The server and the start of each call."""
         self._tried: list[Server] = []
         self._original: asyncio.Future[Any] | None = None
         self._failed = False
         self._backup: Future[Any] | None = None
+        """The backup's run, while its output is awaited."""
+        self._options: RunOptions | None = None
+        """The options of that run, once the backup was asked."""
         self._asked_first = False
         """The backup was asked before the model."""
-        self._options: RunOptions | None = None
-        self._waits = False
-        """True while the backup's output is awaited."""
         self._output: Judged | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -102,13 +102,9 @@ class Driver:
         for call, (server, started) in self._running.items():
             self._kind.ended(server, now() - started, finished=False)
             call.cancel()
-        if self._backup is not None and not self._backup.cancel() and self._options is not None:
+        if self._backup is not None and not self._backup.cancel():
+            assert self._options is not None
             self._options.terminate = True
-
-    def _tell(self, event: EventName, source: Source, reason: str = "") -> None:
-        if self._client.on_event is not None:
-            seconds = now() - self._arrived
-            self._client.tell(LateEvent(event, source, self._kind.name, reason, seconds))
 
     # Actions
 
@@ -136,10 +132,7 @@ class Driver:
         except Exception as error:  # a call that cannot even be made counts as failed
             call = self._loop.create_future()
             call.set_exception(error)
-        started = now()
-        if server is not None:
-            self._tried.append(server)
-            self._client.sent(call, server)
+        self._tried.append(server)
         if self._original is None:
             self._original = call
             self._tell("start", Source.MODEL)
@@ -147,7 +140,8 @@ class Driver:
             self._client.counts["copies"] += 1
             self._tell("start", Source.COPY)
         if call not in self._running:  # a copy may be the very future of the call
-            self._running[call] = server, started
+            self._running[call] = server, now()
+            server.in_flight += 1
             call.add_done_callback(self._call_ended)
 
     def _ask_backup(self) -> None:
@@ -157,8 +151,7 @@ class Driver:
         client.counts["backups"] += 1
         client.counts["in place"] += self._race.withheld
         self._tell("start", Source.BACKUP)
-        self._waits, self._options = True, run_options()
-        self._asked_first = self._original is None
+        self._options, self._asked_first = run_options(), self._original is None
         self._backup = client.submit(backup.answer, self._inputs, self._options)
         asyncio.wrap_future(self._backup).add_done_callback(self._backup_ended)
 
@@ -170,7 +163,7 @@ class Driver:
         assert codec is not None
         client.counts[Source.BACKUP] += 1
         self._tell("answer", Source.BACKUP)
-        if not self._failed and client.draws():
+        if not self._failed and client.draws(late=True):
             if self._original is None:
                 self._ask_model()
             call = next(iter(self._running), None)  # a copy, if the call itself has failed
@@ -195,19 +188,20 @@ class Driver:
             self._carry_out(self._race.alarm(time, kind))
 
     def _call_ended(self, call: "asyncio.Future[Any]") -> None:
-        if self._result.done():
-            return
         with self._client.lock:
+            if call not in self._running:  # it runs for a comparison
+                return
             server, started = self._running.pop(call)
+            server.in_flight -= 1
+            if self._result.done():
+                return
             failure = _failure(call)
             if failure is None:
                 self._call_answered(call, server, started)
             else:
                 self._call_failed(call, server, failure)
 
-    def _call_failed(
-        self, call: "asyncio.Future[Any]", server: Server | None, failure: str
-    ) -> None:
+    def _call_failed(self, call: "asyncio.Future[Any]", server: Server, failure: str) -> None:
         kind, client, is_original = self._kind, self._client, call is self._original
         assert self._original is not None
         self._tell("failure", Source.MODEL if is_original else Source.COPY, failure)
@@ -225,9 +219,7 @@ class Driver:
             self._carry_out(self._race.failed(now(), kind))
         self._give_up_if_over()
 
-    def _call_answered(
-        self, call: "asyncio.Future[Any]", server: Server | None, started: float
-    ) -> None:
+    def _call_answered(self, call: "asyncio.Future[Any]", server: Server, started: float) -> None:
         kind, value = self._kind, call.result()
         codec = self._codec or kind.codec
         try:
@@ -244,14 +236,14 @@ class Driver:
             return
         if self._output is not None and not self._asked_first:
             kind.compare(self._output.made, value, codec, late=True)
-        elif self._backup is None and not self._race.exact:
+        elif self._options is None and not self._race.exact:
             kind.compare_in_time(self._inputs, value, codec)
 
     def _backup_ended(self, run: "asyncio.Future[tuple[Judged | Refusal, float]]") -> None:
         with self._client.lock:
             output, seconds = (Refusal.FAILED, 0.0) if run.cancelled() else run.result()
             self._client.spent(seconds)
-            self._waits = False
+            self._backup = None
             if not self._result.done():
                 self._backup_answered(output, seconds)
 
@@ -272,13 +264,13 @@ class Driver:
 
     def _give_up_if_over(self) -> None:
         """End the race if the call has failed, and nothing else runs."""
-        if self._failed and not (self._running or self._waits or self._result.done()):
+        if self._failed and not (self._running or self._backup or self._result.done()):
             self._result.set_result(None)
 
 
-def awaitable(call: Call, server: Server | None = None) -> Awaitable[Any]:
-    """Make the call, to the server if there is one. Raises UserError unless it can be awaited."""
-    made = call() if server is None else call(server.target)
+def awaitable(call: Call, server: Server) -> Awaitable[Any]:
+    """Make the call to the server. Raises UserError unless it can be awaited."""
+    made = call(*server.arguments)
     if inspect.isawaitable(made):
         return made
     found = "a stream" if hasattr(made, "__aiter__") else f"an object of {type(made)}"

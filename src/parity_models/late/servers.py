@@ -21,11 +21,10 @@ FAILED = 30.0
 
 
 class Server:
-    """A server, and what is known of it."""
+    """A server, and what is known of it. The user's function is given its `arguments`."""
 
-    def __init__(self, target: Any) -> None:
-        self.target = target
-        """What the user's function is given."""
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
         self.in_flight = 0
         self._recent, self._updated = 1.0, 0.0
 
@@ -45,19 +44,18 @@ class Server:
 
 
 class Servers:
-    """Chooses among `targets`, if there are any."""
+    """Chooses among `targets`. Without any, there is one server, of which calls are not told."""
 
     def __init__(self, targets: Sequence[Any], random: Random) -> None:
-        self.all = [Server(each) for each in targets]
+        self.all = [Server(each) for each in targets] or [Server()]
         self._draw = random.random
 
-    def choose(self, now: float, tried: Collection[Server] = ()) -> Server | None:
-        """Return the server for a call, one that was not `tried` if there is one; None if none is
-        known."""
+    def choose(self, now: float, tried: Collection[Server] = ()) -> Server:
+        """Return the server for a call, one that was not `tried` if there is one."""
         left = [each for each in self.all if each not in tried] if tried else self.all
         left = left or self.all
-        if len(left) < 2:
-            return left[0] if left else None
+        if len(left) == 1:
+            return left[0]
         first, other = int(self._draw() * len(left)), int(self._draw() * (len(left) - 1))
         drawn = left[first], left[other + (other >= first)]
         return min(drawn, key=lambda each: each.expected(now))
