@@ -8,15 +8,14 @@ on this machine, except that the model may be slowed down, which the result says
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from math import inf
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -27,21 +26,24 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from parity_models.bundle.bundle import Bundle, open_bundle
+from parity_models.bundle.inference_time import inference_times
 from parity_models.errors import UserError, spell
 from parity_models.evaluation.judging import GivenInputs, load_queries, metric_for
-from parity_models.load import LoadSpec, offer_load
+from parity_models.evaluation.outputs import deployed_predictor
+from parity_models.load.generator import offer_load
 from parity_models.load.result import LoadReport, report_of
+from parity_models.load.spec import LoadSpec
 from parity_models.printed import Printed
 from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.scheduling.policies import EqualResources, Hedging
+from parity_models.scheduling.policies import EqualResources, Hedging, NoRedundancy
 from parity_models.serving.deployment import default_policy, stand_ins_of
 from parity_models.serving.metrics import ANSWERED, COPY
 from parity_models.serving.options import EngineChoice
 from parity_models.serving.server import ServeOptions, Server
 from parity_models.simulation.emulation import Constant, Distribution, FaultPlan, Pauses
 from parity_models.tasks.metrics import METRICS
-from parity_models.tensors.queries import LABELS, rows_in, take
+from parity_models.tensors.queries import LABELS, commonest, take
 from parity_models.tensors.signature import Batch
 
 CALM, LEARNED = 0.4, 150
@@ -70,20 +72,19 @@ DRAWN, LABELLED = 1000, 2.0
 class Run:
     """The answers under a `policy` during the fault; `copies` of them were given by copies.
 
-    `common` is the share of queries with the commonest class of the model; None: it gives none.
     `recovered` is the time in seconds after which the model answers once an outage is over.
     """
 
     policy: str
     report: LoadReport
     copies: int
-    common: float | None
     recovered: float | None = None
 
     @property
     def stood_in(self) -> int:
         """The number of answers of stand-ins."""
-        return sum(self.report.came_from(each) for each in Source if each.stands_in)
+        sources = self.report.sources.items()
+        return sum(each.count for source, each in sources if Source(source).stands_in)
 
     @property
     def answered(self) -> float:
@@ -92,32 +93,27 @@ class Run:
 
     @property
     def right(self) -> float | None:
-        """The share of all queries that got the model's own class; None without classes."""
-        if self.common is None:
-            return None
-        return self.answered * (self.report.accuracy or 0.0)
+        """The share of all queries that got the model's own class; None if it gives no classes."""
+        accuracy = self.report.accuracy if self.report.answered else 0.0
+        return None if accuracy is None else self.answered * accuracy
 
     @property
     def cells(self) -> dict[str, str]:
         """The cells of its row, by heading."""
-        ms = self.report.latency
-        times = (ms.p50_ms, ms.p99_ms, ms.max_ms) if ms else (None,) * 3
-        counts = {
-            "model": self.report.answered - self.stood_in - self.copies,
-            "copies": self.copies,
-            "stand-ins": self.stood_in,
-            "failed": self.report.queries - self.report.answered,
-        }
-        return {
+        report, ms, right = self.report, self.report.latency, self.right
+        cells = {
             "policy": self.policy,
-            **{
-                heading: "-" if each is None else f"{each:.1f}"
-                for heading, each in zip(("p50", "p99", "max"), times, strict=True)
-            },
-            **{heading: f"{each:,}" for heading, each in counts.items()},
+            "model": f"{report.answered - self.stood_in - self.copies:,}",
+            "copies": f"{self.copies:,}",
+            "stand-ins": f"{self.stood_in:,}",
+            "failed": f"{report.queries - report.answered:,}",
             "answered": f"{self.answered:.1%}",
-            "right": "" if self.right is None else f"{self.right:.1%}",
+            "right": "" if right is None else f"{right:.1%}",
         }
+        if ms is not None:
+            times = {"p50": ms.p50_ms, "p99": ms.p99_ms, "max": ms.max_ms}
+            cells |= {heading: f"{each:.1f}" for heading, each in times.items()}
+        return cells
 
 
 @dataclass(frozen=True)
@@ -126,12 +122,14 @@ class Rehearsal(Printed):
     there was one, in an `outage` of all.
 
     A query takes the model `usual_ms`, and `slowed_ms` here; `rate` queries are sent a second.
+    `common` is the share of queries with the commonest class of the model; None: it gives none.
     """
 
     usual_ms: float
     slowed_ms: float
     rate: float
     instances: int
+    common: float | None
     runs: Sequence[Run]
     outage: Sequence[Run] = ()
 
@@ -139,20 +137,18 @@ class Rehearsal(Printed):
     def parts(self) -> Sequence[RenderableType]:
         """A table of the runs, and what shortened the tail; likewise for an outage."""
         slowed = f" (slowed down from {self.usual_ms:.1f})"
-        load = (
-            f"{self.rate:.0f} queries per second, {LOADED:.0%} of what {self.instances} instances "
-            f"carry at {self.slowed_ms:.1f} ms each"
+        title = (
+            f"an instance stops now and then; {self.rate:.0f} queries per second, {LOADED:.0%} of "
+            f"what {self.instances} instances carry at {self.slowed_ms:.1f} ms each"
             f"{slowed if self.slowed_ms > 1.05 * self.usual_ms else ''}; times in ms"
         )
-        usual = [run.cells for run in self.runs]
-        times = ("p50", "p99", "max")
-        title = f"an instance stops now and then; {load}"
-        table = _table(title, (*times, *COUNTS, "failed"), usual)
-        parts: list[RenderableType] = [table, self.explanation]
+        shown = ("p50", "p99", "max", *COUNTS, "failed")
+        parts: list[RenderableType] = [_table(title, shown, [each.cells for each in self.runs])]
+        parts.append(self.explanation)
         if self.outage:
-            rows, alone = [run.cells for run in self.outage], self.outage[0]
-            if alone.common is not None and alone.right is not None:
-                right = alone.right + (1 - alone.answered) * alone.common
+            rows, alone = [each.cells for each in self.outage], self.outage[0]
+            if self.common is not None and alone.right is not None:
+                right = alone.right + (1 - alone.answered) * self.common
                 default = {"policy": "time-out, default answer", "answered": "100.0%"}
                 rows.append({**default, "right": f"{right:.1%}"})
             shown = ("p99", *COUNTS, "answered", "right")
@@ -177,14 +173,13 @@ class Rehearsal(Printed):
     def outage_explanation(self) -> str:
         """A sentence on who answered while every instance was stopped."""
         helped = self.outage[-1]
+        soon = "not in use soon"
+        if helped.recovered is not None:
+            soon = f"in use {helped.recovered:.1f} s later"
         return (
             f"A copy needs an instance that runs: copies gave {helped.copies:,} answers, stand-ins "
             f"{helped.stood_in:,} of {helped.report.queries:,}. An instance that started again was "
-            + (
-                "not in use soon."
-                if helped.recovered is None
-                else f"in use {helped.recovered:.1f} s later."
-            )
+            f"{soon}."
         )
 
 
@@ -268,7 +263,7 @@ async def _rehearse(
     differ: float | None,
     on_run: Callable[[str], None],
 ) -> Rehearsal:
-    usual, queries, common = await _measure(bundle, queries)
+    usual, queries, common = _measure(bundle, queries)
     rate = min(MAX_RATE, LOADED * min(instances, os.cpu_count() or 1) / usual)
     slowed = LOADED * instances / rate
     policies = [
@@ -288,49 +283,41 @@ async def _rehearse(
             warm_up=round(rate * calm),
             queries=max(1, round(rate * faulty)),
         )
-        rehearsed = _Rehearsed(bundle, instances, slowed, _slowed(bundle, usual, slowed), common)
+        plan = _slowed(bundle, usual, slowed)
+        # As in a long garbage collection.
+        length = Constant(max(0.1, 10 * slowed))
+        pauses = Pauses(max(0.2, 20 * slowed), length, workers=(0,))
 
         async def run(policy: PolicyChoice, *, gone: bool) -> Run:
             stopped = "every instance stops, " if gone else ""
             on_run(f"{policy.name}: {stopped}{calm + faulty:.0f} s, {rate:.0f} queries/s")
             async with AsyncExitStack() as stack:
-                start = rehearsed.in_front_of_a_fleet if gone else rehearsed.with_instances
-                return await rehearsed.run(load, policy, *await start(stack, policy))
+                scene = _Scene(bundle, instances, policy, plan, stack)
+                return await (scene.outage(load) if gone else scene.pauses(load, pauses))
 
         runs = [await run(policy, gone=False) for policy in policies]
         for each in runs:
             if not each.report.answered:
                 raise UserError(f"no query was answered with the policy {each.policy}")
         without = [await run(policy, gone=True) for policy in policies] if outage else []
-    return Rehearsal(1e3 * usual, 1e3 * slowed, rate, instances, runs, without)
+    return Rehearsal(1e3 * usual, 1e3 * slowed, rate, instances, common, runs, without)
 
 
-async def _measure(bundle: Bundle, queries: Batch) -> tuple[float, Batch, float | None]:
+def _measure(bundle: Bundle, queries: Batch) -> tuple[float, Batch, float | None]:
     """Return the model's usual time for a query in seconds, some of the queries with their labels,
     the model's classes, and the share of the commonest; None if it gives no classes."""
-    options = ServeOptions(port=0, deadline=DEADLINE, instances=1, policy=PolicyChoice("none"))
-    times, outputs = [], []
-    imitated = bundle.manifest.imitated_output
-    async with Server(bundle, options) as server:
-        for number in range(max(30, min(DRAWN, rows_in(queries)))):
-            row = number % rows_in(queries)
-            began = time.monotonic()
-            answer = await server.predict(take(queries, slice(row, row + 1)))
-            times.append(time.monotonic() - began)
-            if imitated is not None:
-                outputs.append(answer.outputs[imitated.name])
-            if number >= 29 and sum(times) > LABELLED:
-                break
-    queries = take(queries, slice(len(times)))
+    deployed = bundle.pinned(bundle.manifest.deployed).load()
+    sizes = commonest(queries, deployed.signature)
+    usual = inference_times([deployed], sizes=sizes)[0] / 1e3
+    queries = take(queries, slice(min(DRAWN, max(30, int(LABELLED / usual)))))
     try:
         metric = metric_for(bundle, None)
     except UserError:  # of no fixed shape
-        return median(times), queries, None
+        return usual, queries, None
     if METRICS[metric].kind != "classes":
-        return median(times), queries, None
-    classes = np.concatenate(outputs).argmax(axis=1)[: rows_in(queries)]
-    common = float(np.bincount(classes).max() / len(classes))
-    return median(times), {**queries, LABELS: classes}, common
+        return usual, queries, None
+    classes = deployed_predictor(bundle)(queries).argmax(axis=1)
+    return usual, {**queries, LABELS: classes}, float(np.bincount(classes).max() / len(classes))
 
 
 def _slowed(bundle: Bundle, usual: float, slowed: float) -> FaultPlan:
@@ -346,87 +333,67 @@ def _slowed(bundle: Bundle, usual: float, slowed: float) -> FaultPlan:
 
 
 @dataclass(frozen=True)
-class _Rehearsed:
-    """A bundle, and the instances that run it: a query takes `slowed` seconds as by the plan."""
+class _Scene:
+    """A run of a policy on these instances of a bundle, slowed down by a plan; its servers are on
+    the stack."""
 
     bundle: Bundle
     instances: int
-    slowed: float
+    policy: PolicyChoice
     plan: FaultPlan
-    common: float | None
+    stack: AsyncExitStack
 
-    async def with_instances(
-        self, stack: AsyncExitStack, policy: PolicyChoice
-    ) -> tuple[Server, Callable[[], None]]:
-        """Start a server, and return it, and a function that stops an instance now and then."""
-        # As in a long garbage collection.
-        length = Constant(max(0.1, 10 * self.slowed))
-        pauses = Pauses(max(0.2, 20 * self.slowed), length, workers=(0,))
-        server = await self._serve(stack, policy, self.instances)
+    async def pauses(self, load: LoadSpec, pauses: Pauses) -> Run:
+        """Offer the load to a server, an instance of which stops now and then."""
+        server = await self._serve(instances=self.instances, policy=self.policy, faults=self.plan)
         plan = structs.replace(self.plan, pauses=pauses)
-        return server, partial(server.deployment.engine.inject_faults, plan)
+        return await self._run(load, server, lambda: server.deployment.engine.inject_faults(plan))
 
-    async def in_front_of_a_fleet(
-        self, stack: AsyncExitStack, policy: PolicyChoice
-    ) -> tuple[Server, Callable[[], None], Callable[[], Awaitable[float | None]]]:
-        """Start servers of an instance each, and one in front of them; return that, a function
-        that stops the others, and one that starts one again and returns the seconds until it is in
-        use."""
-        alone = PolicyChoice("none")
-        fleet = [await self._serve(stack, alone, 1) for _ in range(self.instances)]
+    async def outage(self, load: LoadSpec) -> Run:
+        """Offer the load to a server in front of others, which all stop. Then start one again."""
+        fleet = [await self._serve_alone() for _ in range(self.instances)]
         urls = [each.url for each in fleet]
         engine = EngineChoice("remote", {"deployed": ",".join(urls)})
-        options = ServeOptions(port=0, deadline=DEADLINE, policy=policy, engine=engine)
-        server = await stack.enter_async_context(Server(self.bundle, options))
+        server = await self._serve(policy=self.policy, engine=engine)
         stopping: list[asyncio.Future[None]] = []
 
         def stop() -> None:
             stopping.extend(asyncio.ensure_future(each.stop()) for each in fleet)
 
-        async def restart() -> float | None:
-            await asyncio.gather(*stopping)
-            await self._serve(stack, alone, 1, port=urlsplit(urls[0]).port or 0)
-            began = time.monotonic()
-            while not server.deployment.frontend.instances_up()[DEPLOYED]:
-                if time.monotonic() > began + RECOVERS_WITHIN:
-                    return None
-                await asyncio.sleep(0.01)
-            return time.monotonic() - began
+        run = await self._run(load, server, stop)
+        await asyncio.gather(*stopping)
+        await self._serve_alone(port=urlsplit(urls[0]).port or 0)
+        began = time.monotonic()
+        while time.monotonic() < began + RECOVERS_WITHIN:
+            if server.deployment.frontend.instances_up()[DEPLOYED]:
+                return replace(run, recovered=time.monotonic() - began)
+            await asyncio.sleep(0.01)
+        return run
 
-        return server, stop, restart
+    async def _serve_alone(self, port: int = 0) -> Server:
+        alone = PolicyChoice(NoRedundancy.name)
+        return await self._serve(port=port, instances=1, policy=alone, faults=self.plan)
 
-    async def _serve(
-        self, stack: AsyncExitStack, policy: PolicyChoice, instances: int, port: int = 0
-    ) -> Server:
-        options = ServeOptions(
-            port=port, deadline=DEADLINE, instances=instances, policy=policy, faults=self.plan
-        )
-        server = await stack.enter_async_context(Server(self.bundle, options))
+    async def _serve(self, *, port: int = 0, **options: Any) -> Server:
+        given = ServeOptions(port=port, deadline=DEADLINE, **options)
+        server = await self.stack.enter_async_context(Server(self.bundle, given))
         server.deployment.begin_faults()
         return server
 
-    async def run(
-        self,
-        load: LoadSpec,
-        policy: PolicyChoice,
-        server: Server,
-        fail: Callable[[], None],
-        restart: Callable[[], Awaitable[float | None]] | None = None,
-    ) -> Run:
-        """Offer the load; the fault begins with the first counted query. Then, `restart`."""
-        before = []
+    async def _run(self, load: LoadSpec, server: Server, fail: Callable[[], None]) -> Run:
+        """Offer the load; the fault begins with the first counted query."""
+        registry, copies = server.deployment.frontend.metrics.registry, []
 
-        def copies() -> int:
+        def count() -> None:
             labels = {"kind": COPY, "fate": ANSWERED}
-            registry = server.deployment.frontend.metrics.registry
-            return int(registry.get_sample_value("parm_redundant_tasks_total", labels) or 0)
+            value = registry.get_sample_value("parm_redundant_tasks_total", labels)
+            copies.append(int(value or 0))
 
         def begin() -> None:
-            before.append(copies())
+            count()
             fail()
 
         load = replace(load, url=server.url)
         report = report_of(load, await offer_load(load, begin))
-        given = copies() - before[0]
-        recovered = None if restart is None else await restart()
-        return Run(policy.name, report, given, self.common, recovered)
+        count()
+        return Run(self.policy.name, report, copies[1] - copies[0])

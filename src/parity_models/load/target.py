@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.protocol import (
     ModelMetadata,
     TensorMetadata,
-    answer_limit,
     read_response,
     write_request,
 )
@@ -42,7 +40,6 @@ from parity_models.tensors.queries import (
     take,
 )
 from parity_models.tensors.signature import DATATYPES, Batch, Tensor
-from parity_models.tensors.texts import BYTES, MAX_TEXT
 
 Answers = tuple[NDArray[Any], tuple[Source, ...]]
 """Outputs (n, *shape) of the judged output, and the source of each row."""
@@ -50,6 +47,10 @@ Answers = tuple[NDArray[Any], tuple[Source, ...]]
 Ask = Callable[[Callable[[], None]], Awaitable[Answers]]
 """Sends a request, and calls its argument right before the request goes out. Raises NoAnswerError.
 """
+
+
+MAX_ANSWER = 2**28
+"""Maximum size, in bytes, of an answer."""
 
 
 class NoAnswerError(Exception):
@@ -85,13 +86,7 @@ class Target:
         ordered = {each.name: tensors[each.name] for each in self.model.inputs}
         names = [each.name for each in self.outputs] if self.model.exact_outputs else ()
         body, headers = write_request(ordered, names, binary=self._binary)
-        rows = len(tensors[self.model.inputs[0].name])
-        # Open axes of outputs are assumed to be no longer than the inputs' longest.
-        longest = max(max(array.shape) for array in tensors.values())
-        shapes = [each.shape[1:] for each in self.outputs]
-        values = sum(1 + prod(longest if n < 0 else n for n in shape) for shape in shapes)
-        if any(each.datatype == BYTES for each in self.outputs):
-            values *= MAX_TEXT
+        rows = rows_in(ordered)
 
         async def ask(going_out: Callable[[], None]) -> Answers:
             try:
@@ -100,7 +95,7 @@ class Target:
                     f"{model_path(self.model.name)}/infer",
                     body,
                     headers,
-                    limit=answer_limit(rows * values),
+                    limit=MAX_ANSWER,
                     going_out=going_out,
                 )
                 return self._read(content, length, rows)
