@@ -185,7 +185,7 @@ def test_budgets_are_kept(
         loop.set_exception_handler(lambda _, context: errors.append(context))
         backup = None if differ is None else DoubtedBackup()
         async with Late(backup, copies=copies, differ=differ or 0.0, cpu=1) as late:
-            late._client.computer = VirtualThread()  # type: ignore[assignment]  # in virtual time
+            late._client.threads.backup = VirtualThread()  # type: ignore[assignment]  # in virtual time
             late._client.compare_late = 3
             for _ in range(known):
                 await ask(late, 0.001, 0.001, 0.001, "answers")
@@ -229,7 +229,7 @@ def run_in_virtual_time(main: Coroutine[Any, Any, None]) -> None:
 def test_calls_that_hang_before_times_are_known_are_answered_by_the_backup() -> None:
     async def main() -> None:
         async with Late(DoubtedBackup(), differ=0.01) as late:
-            late._client.computer = VirtualThread()  # type: ignore[assignment]  # in virtual time
+            late._client.threads.backup = VirtualThread()  # type: ignore[assignment]  # in virtual time
             await late(partial(asyncio.sleep, 0.001, MODEL), np.float64(0.1))
             answer = await late(partial(asyncio.sleep, HANG), np.float64(0.1))
             assert answer.source == "backup"

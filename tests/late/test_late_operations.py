@@ -124,7 +124,7 @@ async def test_kinds_of_calls_have_their_own_times_and_forms_and_one_budget(bund
         assert (await late(takes_long, ROWS, kind="rerank")).value.keys() == {"scores"}
         for number in range(200):
             late._client.kind(f"kind {number}")
-        assert len(late._client._kinds) == 100
+        assert late._client._kind.cache_info().currsize == 100
 
 
 async def test_rows_may_be_a_function_that_is_called_only_when_the_stand_in_is_asked(

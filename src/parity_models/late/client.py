@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import InitVar, dataclass
+from functools import lru_cache, partial
 from random import Random
 from typing import Any, TypeVar
 from weakref import WeakSet
@@ -68,11 +69,7 @@ _log = logging.getLogger(__name__)
 @dataclass(eq=False)
 class Client:
     """What all races of a Late share, and its options. `lock` guards it, as races may run on
-    several event loops. Of `cpu`, at most a second's share is used at once.
-
-    Threads are started when they are first used: that of the backup, those of blocking calls, and
-    that of the event loop on which these are raced.
-    """
+    several event loops. Of `cpu`, at most a second's share is used at once."""
 
     backup: GatedBackup | None
     copies: float
@@ -97,7 +94,7 @@ class Client:
         self.counts: Counter[str] = Counter()
         self.random = Random()
         self.servers = Servers(targets, self.random)
-        self._kinds: dict[str, Kind] = {}
+        self._kind = lru_cache(MAX_KINDS)(partial(Kind, self))
         self.computed: set[Future[Any]] = set()
         """The runs of stand-ins that have not ended."""
         self.compared: set[asyncio.Future[Any]] = set()
@@ -109,55 +106,22 @@ class Client:
         self._last_alarm = 0.0
         self.drawn = {False: 0, True: 0}
         """Comparisons that were drawn: of calls in time, and of late ones (True)."""
-        self._closed = False
-        self._begin()
-        _clients.add(self)
-
-    def _begin(self) -> None:
-        """Make the locks, and threads that are not started yet."""
+        self.threads = Threads()
         self.lock, self.running = threading.RLock(), threading.RLock()
         """The second is held while the stand-in runs, so that no process is forked meanwhile."""
-        self.computer = ThreadPoolExecutor(1, "parm-backup")
-        self.callers = ThreadPoolExecutor(MAX_CALLERS, "parm-call")
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """Return the event loop of blocking calls. Raises UserError after `close`."""
-        with self.lock:
-            if self._closed:
-                raise UserError("this Late is closed, and makes no more calls; open another one")
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=_run, args=(self._loop,), daemon=True).start()
-            return self._loop
-
-    def close(self) -> None:
-        """End all threads, once they are idle."""
-        for pool in (self.computer, self.callers):
-            pool.shutdown(wait=False, cancel_futures=True)
-        with self.lock:
-            self._closed = True
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._loop.stop)
+        _clients.add(self)
 
     def kind(self, name: str, form: Form | None = None) -> "Kind":
         """Return what is known of calls of this kind, whose answers have this form from now on."""
-        kind = self._kinds.get(name)
-        if kind is not None and form is None:
-            return kind
-        with self.lock:
-            kind = self._kinds.get(name)
-            if kind is None:
-                if len(self._kinds) >= MAX_KINDS:
-                    del self._kinds[next(iter(self._kinds))]
-                kind = self._kinds[name] = Kind(self, name)
-            kind.take(form or self.form)
-            return kind
+        kind = self._kind(name)
+        if form is not None:
+            kind.take(form)
+        return kind
 
     @property
     def open(self) -> bool:
         """True if the stand-in can be asked."""
-        if self._closed or len(self.computed) >= MAX_WAITING:
+        if self.threads.closed or len(self.computed) >= MAX_WAITING:
             return False
         since, self._refilled = self._refilled, now()
         income = self.cpu * (self._refilled - since)
@@ -192,7 +156,7 @@ class Client:
                 return Refusal.FAILED, now() - started
             return output, now() - started
 
-        running = self.computer.submit(compute)
+        running = self.threads.backup.submit(compute)
         self.computed.add(running)
         running.add_done_callback(self.computed.discard)
         return running
@@ -218,7 +182,8 @@ class Client:
 
     def after_fork(self) -> None:
         """Go on in a forked process, which has none of the threads and none of the calls."""
-        self._begin()
+        self.lock, self.running = threading.RLock(), threading.RLock()
+        self.threads.reset()
         self.computed.clear()
         self.compared.clear()
         for server in self.servers.all:
@@ -272,15 +237,16 @@ class Kind:
         self.rule.purse, self.rule.not_before = client.purse, client.not_before
         self.codec: Codec | None = None
         """The form of answers, given or learned from the first; None while it is unknown."""
-        self._form: Form | None = None
         self.slowness = 0.0
         """The share of recent calls for which the target was slow."""
+        if client.form is not None:
+            self.take(client.form)
 
-    def take(self, form: Form | None) -> None:
-        """Read and make answers in this form, if one is given."""
-        backup = self.client.backup
-        if form is not None and form is not self._form and backup is not None:
-            self._form, self.codec = form, Codec(form, backup.output, labels=backup.labels)
+    def take(self, form: Form) -> None:
+        """Read and make answers in this form."""
+        backup, codec = self.client.backup, self.codec
+        if backup is not None and (codec is None or codec.form is not form):
+            self.codec = Codec(form, backup.output, labels=backup.labels)
 
     def learn(self, value: Any) -> Codec | None:
         """Learn the form of answers from one. Raises UserError if it cannot be imitated."""
@@ -398,6 +364,42 @@ class _Copies(Budget):
 
     def spend(self) -> bool:
         return self._kind.slowness < FULL and super().spend()
+
+
+class Threads:
+    """Threads that are started when they are first used: of the backup, of blocking calls, and of
+    the event loop that these are raced on. They know nothing of a Late, which ends them when it is
+    deleted."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all threads, as a forked process does not have them."""
+        self.backup = ThreadPoolExecutor(1, "parm-backup")
+        self.callers = ThreadPoolExecutor(MAX_CALLERS, "parm-call")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lock = threading.Lock()
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Return the loop, which runs in a thread. Raises UserError after `close`."""
+        with self._lock:
+            if self.closed:
+                raise UserError("this Late is closed, and makes no more calls; open another one")
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=_run, args=(self._loop,), daemon=True).start()
+            return self._loop
+
+    def close(self) -> None:
+        """End all threads, once they are idle."""
+        for pool in (self.backup, self.callers):
+            pool.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            self.closed = True
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._loop.stop)
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:

@@ -58,9 +58,8 @@ class Driver:
         self._tell = partial(kind.tell, self._arrived)
         self._race = Race(kind.rule, self._arrived, inf, exact=exact)
         self._loop = asyncio.get_running_loop()
-        self._result: asyncio.Future[LateAnswer | None] = self._loop.create_future()
-        """The answer, of which the backup's value is still to be made; None if the call failed, and
-        nothing answers in its place."""
+        self._result: asyncio.Future[Callable[[], LateAnswer]] = self._loop.create_future()
+        """Makes the answer, or raises the error of the call if nothing answers in its place."""
         self._running: dict[asyncio.Future[Any], tuple[Server, float]] = {}
         """The server and the start of each call."""
         self._tried: list[Server] = []
@@ -82,13 +81,8 @@ class Driver:
             with client.lock:
                 client.counts["calls"] += 1
                 self._carry_out(self._race.begin(now(), self._kind))
-            answer = await self._result
-            if answer is not None and answer.source == Source.BACKUP:
-                return answer._replace(value=answer.value())
-            if answer is not None:
-                return answer
-            assert self._original is not None
-            return LateAnswer(self._original.result(), Source.MODEL, 1.0)
+            make = await self._result
+            return make()
         finally:
             with client.lock:
                 self._end()
@@ -169,8 +163,8 @@ class Driver:
             call = next(iter(self._running), None)  # a copy, if the call itself has failed
             if call is not None:
                 kind.compare_later(call, *self._running.pop(call), output.made, codec)
-        make = partial(codec.make, output.outputs)
-        self._result.set_result(LateAnswer(make, Source.BACKUP, round(1 - doubt, 6)))
+        made, agreement = output.outputs, round(1 - doubt, 6)
+        self._result.set_result(lambda: LateAnswer(codec.make(made), Source.BACKUP, agreement))
 
     # Events
 
@@ -195,7 +189,7 @@ class Driver:
             server.in_flight -= 1
             if self._result.done():
                 return
-            failure = _failure(call)
+            failure = _failure_of(call)
             if failure is None:
                 self._call_answered(call, server, started)
             else:
@@ -209,7 +203,7 @@ class Driver:
         if is_original:
             error = None if call.cancelled() else call.exception()
             if isinstance(error, UserError) or not isinstance(error, (*client.errors, NoneType)):
-                self._result.set_result(None)
+                self._result.set_result(self._failure)
                 return
         if client.servers.has_other(self._tried) and kind.rule.copies.spend():
             self._ask_model()
@@ -231,7 +225,7 @@ class Driver:
         source = Source.MODEL if call is self._original else Source.COPY
         self._client.counts[source] += 1
         self._tell("answer", source)
-        self._result.set_result(LateAnswer(value, source, 1.0))
+        self._result.set_result(lambda: LateAnswer(value, source, 1.0))
         if codec is None or self._inputs is None:
             return
         if self._output is not None and not self._asked_first:
@@ -265,7 +259,12 @@ class Driver:
     def _give_up_if_over(self) -> None:
         """End the race if the call has failed, and nothing else runs."""
         if self._failed and not (self._running or self._backup or self._result.done()):
-            self._result.set_result(None)
+            self._result.set_result(self._failure)
+
+    def _failure(self) -> LateAnswer:
+        """Return the call's own answer, if it is an error; else raise the error."""
+        assert self._original is not None
+        return LateAnswer(self._original.result(), Source.MODEL, 1.0)
 
 
 def awaitable(call: Call, server: Server) -> Awaitable[Any]:
@@ -280,7 +279,7 @@ def awaitable(call: Call, server: Server) -> Awaitable[Any]:
     )
 
 
-def _failure(call: "asyncio.Future[Any]") -> str | None:
+def _failure_of(call: "asyncio.Future[Any]") -> str | None:
     """Return how a call has failed; None if it was answered well."""
     if call.cancelled():
         return "CancelledError"

@@ -122,7 +122,7 @@ class Late:
         place" of the call; the outputs of backups that were "refused"; those of calls in time that
         were "compared" with the model's, and that "disagreed"; those of late calls, "compared
         late" and "disagreed late"; and the calls made while "paused"."""
-        self._finalizer = weakref.finalize(self, self._client.close)
+        self._finalizer = weakref.finalize(self, self._client.threads.close)
         self.differ = differ
 
     @property
@@ -236,7 +236,7 @@ class Late:
             except StopIteration as end:
                 answered: LateAnswer = end.value
             return answered
-        loop = client.loop()
+        loop = client.threads.loop()
 
         def made_in_thread(*server: Any) -> Any:
             try:
@@ -245,7 +245,7 @@ class Late:
                 raise RuntimeError("the call raised StopIteration") from error
 
         async def race() -> LateAnswer | BaseException:
-            in_thread = partial(loop.run_in_executor, client.callers, made_in_thread)
+            in_thread = partial(loop.run_in_executor, client.threads.callers, made_in_thread)
             try:
                 return await self(in_thread, rows, text=text, kind=kind, form=form)
             except (SystemExit, KeyboardInterrupt) as error:

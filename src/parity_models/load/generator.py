@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from parity_models.load.result import LoadResult
 from parity_models.load.spec import LoadSpec
-from parity_models.load.target import Ask, NoAnswerError, Queries, Target, target
+from parity_models.load.target import Ask, Queries, Target, kind_of, target
 from parity_models.roles import SOURCES
 from parity_models.serving.garbage import freeze_modules
 from parity_models.tasks.metrics import METRICS
@@ -146,14 +146,10 @@ class Load:
                     outputs, sources = await ask(going_out)
                 finally:
                     self._latency[request] = loop.time() - due
-        except TimeoutError:
-            self._fail(request, "timeout")
-        except NoAnswerError as error:
-            self._fail(request, str(error))
         except asyncio.CancelledError:
             self._fail(request, "interrupted")
         except Exception as error:  # every query that was sent must be in the result
-            self._fail(request, f"unexpected: {type(error).__name__}")
+            self._fail(request, kind_of(error))
         else:
             self._outcome[request] = [self._outcomes[source] for source in sources]
             self._judge(request, outputs)

@@ -45,16 +45,11 @@ Answers = tuple[NDArray[Any], tuple[Source, ...]]
 """Outputs (n, *shape) of the judged output, and the source of each row."""
 
 Ask = Callable[[Callable[[], None]], Awaitable[Answers]]
-"""Sends a request, and calls its argument right before the request goes out. Raises NoAnswerError.
-"""
-
+"""Sends a request, and calls its argument right before the request goes out. Raises an error if it
+is not answered."""
 
 MAX_ANSWER = 2**28
 """Maximum size, in bytes, of an answer."""
-
-
-class NoAnswerError(Exception):
-    """A request that was not answered; its message is the kind of error, in a few words."""
 
 
 class Target:
@@ -89,22 +84,11 @@ class Target:
         rows = rows_in(ordered)
 
         async def ask(going_out: Callable[[], None]) -> Answers:
-            try:
-                content, length = await self._client.ask(
-                    "POST",
-                    f"{model_path(self.model.name)}/infer",
-                    body,
-                    headers,
-                    limit=MAX_ANSWER,
-                    going_out=going_out,
-                )
-                return self._read(content, length, rows)
-            except StatusError as error:
-                raise NoAnswerError(f"HTTP {error.status}") from error
-            except UnreachableError as error:
-                raise NoAnswerError(f"connection: {type(error.__cause__).__name__}") from error
-            except (MalformedAnswerError, InvalidRequestError) as error:
-                raise NoAnswerError("malformed answer") from error
+            path = f"{model_path(self.model.name)}/infer"
+            content, length = await self._client.ask(
+                "POST", path, body, headers, limit=MAX_ANSWER, going_out=going_out
+            )
+            return self._read(content, length, rows)
 
         return ask
 
@@ -153,6 +137,20 @@ async def target(
         except ClientError as error:
             raise LoadError(f"no server answers at {url}: {error}") from error
         yield Target(client, about, binary)
+
+
+def kind_of(error: Exception) -> str:
+    """Return the kind of an error of a request, in a few words."""
+    match error:
+        case TimeoutError():
+            return "timeout"
+        case StatusError():
+            return f"HTTP {error.status}"
+        case UnreachableError():
+            return f"connection: {type(error.__cause__).__name__}"
+        case MalformedAnswerError() | InvalidRequestError():
+            return "malformed answer"
+    return f"unexpected: {type(error).__name__}"
 
 
 def _tensor(each: TensorMetadata) -> Tensor:
