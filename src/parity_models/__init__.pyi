@@ -7,8 +7,8 @@ from .errors import UserError as UserError
 from .evaluation.judging import Evaluation as Evaluation
 from .evaluation.judging import calibrate as calibrate
 from .evaluation.judging import evaluate as evaluate
+from .late.client import LateEvent as LateEvent
 from .late.driver import LateAnswer as LateAnswer
-from .late.events import LateEvent as LateEvent
 from .late.httpx import LateTransport as LateTransport
 from .late.late import Late as Late
 from .late.late import testing as testing

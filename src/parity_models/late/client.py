@@ -1,4 +1,4 @@
-"""What is known of the targets of calls, and what may be spent on them."""
+"""What is known of the targets of calls, what may be spent on them, and the events of calls."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import InitVar, dataclass
 from functools import lru_cache, partial
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 from weakref import WeakSet
 
 import numpy as np
@@ -22,7 +22,6 @@ from onnxruntime import RunOptions
 from parity_models.bundle.backup import GatedBackup, Refusal
 from parity_models.bundle.onnx_model import run_options
 from parity_models.errors import UserError
-from parity_models.late.events import EventName, LateEvent, OnEvent
 from parity_models.late.servers import FAILED, Server, Servers
 from parity_models.late.values import Codec, Form, form_of, is_error
 from parity_models.roles import DEPLOYED, Source
@@ -64,6 +63,32 @@ STALL = 0.01
 longer: one stall is no overload."""
 
 _log = logging.getLogger(__name__)
+
+EventName = Literal["start", "answer", "failure", "refusal", "comparison"]
+
+
+class LateEvent(NamedTuple):
+    """An event: a call, a copy or the stand-in was started; the caller was answered; a call or a
+    copy failed; the stand-in's output may not answer; or it was compared with the model's.
+
+    Attributes:
+        event: The name of the event.
+        source: What it is about: the model, a copy or the backup.
+        kind: The kind of the call.
+        reason: The class of the error of a failure; the reason of a refusal; "agreed" or
+            "disagreed" for a comparison, followed by "late" if the call was late.
+        seconds: The time since the call was made; 0 for a comparison.
+
+    """
+
+    event: EventName
+    source: Source
+    kind: str
+    reason: str = ""
+    seconds: float = 0.0
+
+
+OnEvent = Callable[[LateEvent], Any]
 
 
 @dataclass(eq=False)

@@ -205,7 +205,7 @@ class Driver:
             if isinstance(error, UserError) or not isinstance(error, (*client.errors, NoneType)):
                 self._result.set_result(self._failure)
                 return
-        if client.servers.has_other(self._tried) and kind.rule.copies.spend():
+        if len(self._tried) < len(client.servers.all) and kind.rule.copies.spend():
             self._ask_model()
             self._carry_out(self._race.started(now()))
         elif self._original.done() and not self._failed:  # a copy's failure says nothing

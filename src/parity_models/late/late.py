@@ -18,9 +18,8 @@ from parity_models.bundle.backup import GatedBackup, Refusal
 from parity_models.bundle.bundle import Bundle, open_bundle
 from parity_models.bundle.onnx_model import run_options
 from parity_models.errors import UserError
-from parity_models.late.client import Client, Inputs, Kind, now
+from parity_models.late.client import Client, Inputs, Kind, OnEvent, now
 from parity_models.late.driver import Call, Driver, LateAnswer, awaitable
-from parity_models.late.events import OnEvent
 from parity_models.late.values import Form
 from parity_models.roles import Source
 from parity_models.tensors.signature import Batch

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 
-from parity_models.late.events import LateEvent, OnEvent
+from parity_models.late.client import LateEvent, OnEvent
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import Meter

@@ -59,7 +59,3 @@ class Servers:
         first, other = int(self._draw() * len(left)), int(self._draw() * (len(left) - 1))
         drawn = left[first], left[other + (other >= first)]
         return min(drawn, key=lambda each: each.expected(now))
-
-    def has_other(self, tried: Collection[Server]) -> bool:
-        """Return whether there is a server that was not tried."""
-        return len(tried) < len(self.all)

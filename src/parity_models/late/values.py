@@ -118,20 +118,14 @@ def form_of(
             "the call returns a stream, whose parts cannot be taken back; only whole answers are "
             "raced"
         )
-    makers = (
-        make
+    if labels and isinstance(sample, str | list):
+        return Codec(Form(_same, _same), spec, other, labels)
+    made = (
+        make(sample)
         for (module, exported), make in _FORMS.items()
         if isinstance(sample, getattr(sys.modules.get(module), exported, ()))
     )
-    if labels and isinstance(sample, str | list):
-        return Codec(Form(_same, _same), spec, other, labels)
-    if isinstance(sample, Mapping) and "outputs" in sample:
-        form: Form | None = _json(sample)
-    elif isinstance(sample, Mapping | np.ndarray):
-        form = _arrays(sample)
-    else:
-        make = next(makers, None)
-        form = make and make(sample)
+    form = next(made, None)
     if form is None:
         raise UserError(
             f"the call returns {type(sample).__module__}.{type(sample).__qualname__}, and a "
@@ -157,6 +151,11 @@ def form_of(
 
 def _same(value: Any) -> Any:
     return value
+
+
+def _mapping(sample: Any) -> Form:
+    """Arrays by name, or parsed JSON."""
+    return _json(sample) if "outputs" in sample else _arrays(sample)
 
 
 def _arrays(sample: Any) -> Form:
@@ -251,6 +250,8 @@ def _triton_grpc(sample: Any) -> Form:
 
 
 _FORMS: Mapping[tuple[str, str], Callable[[Any], Form]] = {
+    ("collections.abc", "Mapping"): _mapping,
+    ("numpy", "ndarray"): _arrays,
     ("tritonclient.http", "InferResult"): _triton_http,
     ("tritonclient.grpc", "InferResult"): _triton_grpc,
     ("httpx", "Response"): _httpx,

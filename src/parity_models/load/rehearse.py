@@ -8,7 +8,7 @@ on this machine, except that the model may be slowed down, which the result says
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -245,62 +245,53 @@ def rehearse(
         batch: Batch = queries.draw(np.random.default_rng(0), 64)
     else:
         batch = load_queries(inputs, opened)
-    coroutine = _rehearse(opened, batch, instances, seconds, outage, differ, on_run)
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return uvloop.run(coroutine)
-    with ThreadPoolExecutor(1) as thread:  # this thread's event loop is in use
-        return thread.submit(uvloop.run, coroutine).result()
-
-
-async def _rehearse(
-    bundle: Bundle,
-    queries: Batch,
-    instances: int,
-    seconds: float,
-    outage: bool,
-    differ: float | None,
-    on_run: Callable[[str], None],
-) -> Rehearsal:
-    usual, queries, common = _measure(bundle, queries)
+    usual, batch, common = _measure(opened, batch)
     rate = min(MAX_RATE, LOADED * min(instances, os.cpu_count() or 1) / usual)
     slowed = LOADED * instances / rate
     policies = [
         PolicyChoice(EqualResources.name),
         PolicyChoice(Hedging.name, {"hedge_budget": COPIES}),
-        PolicyChoice(default_policy(bundle)).within(differ),
+        PolicyChoice(default_policy(opened)).within(differ),
     ]
     calm, faulty = max(CALM * seconds, LEARNED / rate), (1 - CALM) * seconds
+    plan = _slowed(opened, usual, slowed)
+    # As in a long garbage collection.
+    length = Constant(max(0.1, 10 * slowed))
+    pauses = Pauses(max(0.2, 20 * slowed), length, workers=(0,))
     with TemporaryDirectory() as folder:
-        inputs = f"{folder}/inputs.npz"
-        texts = {name: each.astype(str) for name, each in queries.items() if each.dtype.hasobject}
-        np.savez(inputs, allow_pickle=False, **{**queries, **texts})
+        texts = {name: each.astype(str) for name, each in batch.items() if each.dtype.hasobject}
+        np.savez(f"{folder}/inputs.npz", allow_pickle=False, **{**batch, **texts})
         load = LoadSpec(
             binary=True,
-            inputs=inputs,
+            inputs=f"{folder}/inputs.npz",
             rate=rate,
             warm_up=round(rate * calm),
             queries=max(1, round(rate * faulty)),
         )
-        plan = _slowed(bundle, usual, slowed)
-        # As in a long garbage collection.
-        length = Constant(max(0.1, 10 * slowed))
-        pauses = Pauses(max(0.2, 20 * slowed), length, workers=(0,))
 
         async def run(policy: PolicyChoice, *, gone: bool) -> Run:
             stopped = "every instance stops, " if gone else ""
             on_run(f"{policy.name}: {stopped}{calm + faulty:.0f} s, {rate:.0f} queries/s")
             async with AsyncExitStack() as stack:
-                scene = _Scene(bundle, instances, policy, plan, stack)
+                scene = _Scene(opened, instances, policy, plan, stack)
                 return await (scene.outage(load) if gone else scene.pauses(load, pauses))
 
-        runs = [await run(policy, gone=False) for policy in policies]
+        runs = [_complete(run(policy, gone=False)) for policy in policies]
         for each in runs:
             if not each.report.answered:
                 raise UserError(f"no query was answered with the policy {each.policy}")
-        without = [await run(policy, gone=True) for policy in policies] if outage else []
+        without = [_complete(run(policy, gone=True)) for policy in policies] if outage else []
     return Rehearsal(1e3 * usual, 1e3 * slowed, rate, instances, common, runs, without)
+
+
+def _complete(run: Coroutine[Any, Any, Run]) -> Run:
+    """Run on an event loop, in another thread if this one's is in use."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return uvloop.run(run)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(uvloop.run, run).result()
 
 
 def _measure(bundle: Bundle, queries: Batch) -> tuple[float, Batch, float | None]:
