@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from msgspec import structs
 from numpy.typing import NDArray
 
 from parity_models.errors import LoadError, UserError, spell
@@ -164,10 +163,7 @@ def _tensor(each: TensorMetadata) -> Tensor:
 
 @dataclass(frozen=True)
 class Queries:
-    """Inputs (n, ...) of the model, by name, and labels (n, ...) in the same order or None.
-
-    In `tensors`, open axes of different inputs are one axis if they are equally long in the file.
-    """
+    """Inputs (n, ...) of the model, by name, and labels (n, ...) in the same order or None."""
 
     inputs: Batch
     tensors: Sequence[Tensor]
@@ -200,20 +196,19 @@ class Queries:
                 labels = load_labels(labels, metric, rows_in(inputs), shape)
             except UserError as error:
                 raise LoadError(f"the labels do not fit the model: {error}") from error
-        tensors = []
-        for each in target.inputs:
-            sizes = dict(zip(each.shape, inputs[each.name].shape[1:], strict=True))
-            shared = tuple(n if isinstance(n, int) else f"of {sizes[n]}" for n in each.shape)
-            alike = len(set(shared)) < len(set(each.shape))
-            tensors.append(each if alike else structs.replace(each, shape=shared))
-        return cls(inputs, tensors, labels)
+        return cls(inputs, target.inputs, labels)
 
     def take(self, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """Return the queries with these numbers, cut to the length of the longest of them."""
+        """Return the queries with these numbers, cut to the length of the longest of them along
+        open axes; axes that are equally long in the file are cut alike."""
         taken = take(self.inputs, rows)
-        sizes = sizes_in(taken, self.tensors)
-        most: dict[int | str, int] = {axis: int(each.max()) for axis, each in sizes.items()}
-        for each in self.tensors if most else ():
-            kept = (slice(None), *(slice(most.get(size)) for size in each.shape))
-            taken[each.name] = taken[each.name][kept]
+        sizes, most = sizes_in(taken, self.tensors), dict[int, int]()
+        for each in self.tensors:
+            for axis, at in each.axes.items():
+                full = taken[each.name].shape[at + 1]
+                most[full] = max(most.get(full, 1), int(sizes[axis].max()))
+        for each in self.tensors:
+            for at in each.axes.values():
+                array = taken[each.name]
+                taken[each.name] = np.split(array, [most[array.shape[at + 1]]], at + 1)[0]
         return taken
