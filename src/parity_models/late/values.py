@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Annotated, Any
 
 import msgspec
@@ -37,6 +37,7 @@ class Form:
     make: Callable[[Any], Any]
 
 
+@dataclass
 class Codec:
     """Reads answers of a form, and makes them.
 
@@ -50,14 +51,12 @@ class Codec:
 
     """
 
-    def __init__(
-        self,
-        form: Form,
-        spec: Tensor,
-        other: Collection[str] = (),
-        labels: Sequence[str] = (),
-    ) -> None:
-        self.form, self._spec, self._other = form, spec, {*other}
+    form: Form
+    spec: Tensor
+    other: Collection[str] = ()
+    labels: InitVar[Sequence[str]] = ()
+
+    def __post_init__(self, labels: Sequence[str]) -> None:
         self._labels = Labels(tuple(labels)) if labels else None
         self._says_labels, self._lists = bool(labels), False
         """Whether the newest answer that was read holds labels, and a list of them."""
@@ -83,14 +82,14 @@ class Codec:
         if self._labels is not None and self._says_labels:
             self._lists = not isinstance(said, str)
             return self._labels.outputs(np.array([*said] if self._lists else [said], object))
-        arrays = said if isinstance(said, Mapping) else {self._spec.name: said}
+        arrays = said if isinstance(said, Mapping) else {self.spec.name: said}
         found = {name: np.asarray(each) for name, each in arrays.items()}
-        if len(found) == 1 and not self._other & found.keys():
+        if len(found) == 1 and found.keys().isdisjoint(self.other):
             (array,) = found.values()
-            if array.shape[1:] == self._spec.shape and array.dtype.kind in "biuf":
+            if array.shape[1:] == self.spec.shape and array.dtype.kind in "biuf":
                 return array
         shapes = {name: list(array.shape) for name, array in found.items()}
-        spec = self._spec
+        spec = self.spec
         raise ValueError(f"the outputs {shapes}, and not {spec.name!r} {['rows', *spec.shape]}")
 
     def make(self, output: Array) -> Any:

@@ -15,7 +15,6 @@ from parity_models.load.spec import LoadSpec
 from parity_models.load.target import Ask, Queries, Target, kind_of, target
 from parity_models.roles import SOURCES
 from parity_models.serving.garbage import freeze_modules
-from parity_models.tasks.metrics import METRICS
 from parity_models.tensors.queries import rows_in
 
 LEAD = 0.1
@@ -157,9 +156,7 @@ class Load:
     def _judge(self, request: int, outputs: NDArray[Any]) -> None:
         labels = self._queries.labels
         if labels is not None:
-            metric = METRICS[self._spec.metric]
-            for i, row in enumerate(self._rows[request]):
-                self._score[request, i] = metric(outputs[i : i + 1], labels[row : row + 1])
+            self._score[request] = outputs.argmax(axis=1) == labels[self._rows[request]]
 
     def _fail(self, request: int, kind: str) -> None:
         self._outcome[request] = self._outcomes.setdefault(kind, len(self._outcomes))

@@ -18,9 +18,9 @@ class LoadResult:
     """Arrays (n,) by query in order of arrival; times in seconds.
 
     `scheduled` counts from the first query, `send_delay` and `latency` from the scheduled time:
-    to the actual send (NaN if there was none), and to the answer or the error. `score` is 0..1 by
-    the load's metric, NaN without an answer or a label. `outcome` indexes `outcomes`: the sources
-    of answers, then the kinds of errors that occurred.
+    to the actual send (NaN if there was none), and to the answer or the error. `score` is 1 if
+    the class is right, else 0; NaN without an answer or a label. `outcome` indexes `outcomes`: the
+    sources of answers, then the kinds of errors that occurred.
     """
 
     scheduled: NDArray[np.float64]

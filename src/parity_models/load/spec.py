@@ -24,9 +24,9 @@ class LoadSpec(Options):
 
     Queries are drawn from the file `inputs` (see `Queries.read`) and sent in requests of `batch`.
     The first `warm_up` queries are not counted. The next `queries` are, or those that are due in
-    the next `duration` seconds. All three are rounded up to whole requests. `metric` judges the
-    model's first output. A request fails `timeout` seconds after it was due. If all `connections`
-    are busy when it is due, it is not sent and counts as an error.
+    the next `duration` seconds. All three are rounded up to whole requests. Labels are classes, and
+    judge the model's first output. A request fails `timeout` seconds after it was due. If all
+    `connections` are busy when it is due, it is not sent and counts as an error.
 
     Raises:
         UserError: A value is out of range, `inputs` is missing, or not exactly one of `rate` and
@@ -44,7 +44,6 @@ class LoadSpec(Options):
     labels: str | None = option(
         None, "The right answers to the inputs, an .npy file.", metavar="FILE"
     )
-    metric: str = "top-1"
     batch: int = option(1, "Queries (rows) in a request.", ge=1, le=4096)
     rate: float | None = option(None, "Queries per second, Poisson arrivals.", ge=1e-3, le=1e6)
     trace: str | None = option(

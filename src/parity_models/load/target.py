@@ -29,7 +29,7 @@ from parity_models.serving.protocol import (
     read_response,
     write_request,
 )
-from parity_models.tasks.metrics import choose_metric, load_labels
+from parity_models.tasks.metrics import load_labels
 from parity_models.tensors.queries import (
     LABELS,
     fit_tensors,
@@ -163,7 +163,7 @@ def _tensor(each: TensorMetadata) -> Tensor:
 
 @dataclass(frozen=True)
 class Queries:
-    """Inputs (n, ...) of the model, by name, and labels (n, ...) in the same order or None."""
+    """Inputs (n, ...) of the model, by name, and labels (n,), classes, or None."""
 
     inputs: Batch
     tensors: Sequence[Tensor]
@@ -185,15 +185,14 @@ class Queries:
         if not rows_in(inputs):
             raise LoadError(f"{spec.inputs} has no rows of inputs")
         if labels is not None:
-            output, shape, metric = target.judged.name, target.judged.shape[1:], spec.metric
-            if -1 in shape or (metric == LoadSpec.metric and (len(shape) != 1 or shape[0] == 1)):
+            output, shape = target.judged.name, target.judged.shape[1:]
+            if len(shape) != 1 or shape[0] in (-1, 1):
                 raise LoadError(
                     f"output {output!r} of shape {['n', *shape]} does not have a fixed number of "
                     "scores, one for each class, so labels cannot judge it; leave them out"
                 )
             try:
-                metric = choose_metric(metric, shape)
-                labels = load_labels(labels, metric, rows_in(inputs), shape)
+                labels = load_labels(labels, "top-1", rows_in(inputs), shape)
             except UserError as error:
                 raise LoadError(f"the labels do not fit the model: {error}") from error
         return cls(inputs, target.inputs, labels)
