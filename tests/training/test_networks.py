@@ -123,7 +123,7 @@ def test_the_network_for_text_is_served_as_it_was_trained() -> None:
     for weights in module.parameters():  # as if they were learned
         torch.nn.init.normal_(weights, std=0.3)
     module.eval()
-    served = OnnxModel(export(module.served(), inputs, "out"), signature=signature)
+    served = OnnxModel(export(module, inputs, "out"), signature=signature)
     with torch.no_grad():
         expected = module(*(torch.from_numpy(arrays[each.name]) for each in inputs)).numpy()
     for rows in (slice(None), slice(1)):

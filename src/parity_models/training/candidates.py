@@ -40,7 +40,7 @@ from parity_models.training.network_plans import (
     parity_network,
     single_network,
 )
-from parity_models.training.networks.network import EachSlot, served
+from parity_models.training.networks.network import EachSlot
 from parity_models.training.networks.queried import Queried
 from parity_models.training.teacher import Queries, Teacher
 from parity_models.trust.calibration import LEVELS, estimate_coverage
@@ -288,7 +288,6 @@ class Candidate:
         with valid answers, in the data type of F's output."""
         teacher, network = self.context.teacher, self.network
         signature, output = teacher.stand_in(code), teacher.output
-        module = served(module)
         kind = self.data.transform.kind
         if kind in PLAIN_KIND or output.dtype != np.float32 or head is not None:
             module = Served(module, kind, output.dtype, head)

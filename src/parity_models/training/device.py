@@ -116,6 +116,11 @@ class Rows:
         return Rows(tuple(each[which] for each in tensors), sizes, self.places)
 
     @property
+    def is_array(self) -> bool:
+        """True if each query is one array of floats, of fixed shape."""
+        return len(self.tensors) == 1 and self.sizes is None and self.tensors[0].is_floating_point()
+
+    @property
     def device(self) -> torch.device:
         """The device of the tensors."""
         return self.tensors[0].device

@@ -27,7 +27,7 @@ from parity_models.tasks.metrics import (
     score,
 )
 from parity_models.training.device import BATCH, Rows, mirror, predict, run_reduced
-from parity_models.training.networks.network import EachSlot, Effort, SelfScaling, served
+from parity_models.training.networks.network import EachSlot, Effort
 from parity_models.training.teacher import Queries, Teacher
 from parity_models.trust.envelope import Envelope, channel_axis, fit_envelope
 
@@ -260,19 +260,16 @@ class Distillation:
 
     @torch.no_grad()
     def _scale(self) -> None:
-        """Scale queries, and outputs of values by their targets. Where a code mixes the queries,
-        parity queries are scaled, by some groups."""
+        """Scale queries of one array, and outputs of values by their targets. Where a code mixes
+        the queries, parity queries are scaled, by some groups."""
         data, code = self.data, self._code
         targets = None if data.transform.of_classes else self._targets[0]
-        if isinstance(self.module, SelfScaling):
-            if targets is not None:
-                offset, scale, _ = _spread(targets, ())
-                self.module = Scaled(self.module, scale, offset)
-            return
-        (inputs,) = data.inputs.tensors
+        inputs = data.inputs.tensors[0]
         channels = channel_axis(tuple(inputs.shape[1:]))
         if code is None:
-            self.module = scaled(self.module, inputs, targets, channels)
+            self.module = scaled(
+                self.module, inputs if data.inputs.is_array else None, targets, channels
+            )
             return
         order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
         groups = min(SCALING, self._groups)
@@ -403,65 +400,50 @@ MAX_VALUES = 2**26
 
 
 def scaled(
-    network: nn.Module, inputs: Tensor, targets: Tensor | None, channels: int | None
+    network: nn.Module, inputs: Tensor | None, targets: Tensor | None, channels: int | None
 ) -> nn.Module:
-    """Return `network` with its inputs standardised and, if there are `targets`, its outputs scaled
-    back.
+    """Return `network` with its `inputs`, if given, standardised and, if there are `targets`, its
+    outputs scaled back.
 
     Mean and deviation of `inputs` (n, *input_shape) are taken for each index along the axis
     `channels`, or for each value if that is None; those of outputs for each value of `targets`
     (n, *output_shape).
     """
-    axes = range(inputs.ndim - 1)
-    alike = () if channels is None else tuple(axis for axis in axes if axis != channels)
-    shift, deviation, reach = _spread(inputs, alike)
-    if shift.abs().max() < NEAR and deviation.max() < WIDE and reach.min() > NARROW:
-        if targets is None:
-            return network
-        shift, deviation = torch.zeros_like(shift), torch.ones_like(deviation)
-    if targets is None:
-        return Scaled(network, shift.new_ones(()), shift.new_zeros(()), shift, 1 / deviation)
-    offset, scale, _ = _spread(targets, ())
-    return Scaled(network, scale, offset, shift, 1 / deviation)
+    before = after = None
+    if inputs is not None:
+        axes = range(inputs.ndim - 1)
+        alike = () if channels is None else tuple(axis for axis in axes if axis != channels)
+        shift, deviation, reach = _spread(inputs, alike)
+        if shift.abs().max() >= NEAR or deviation.max() >= WIDE or reach.min() <= NARROW:
+            before = shift, 1 / deviation
+    if targets is not None:
+        offset, scale, _ = _spread(targets, ())
+        after = scale, offset
+    return network if before is None and after is None else Scaled(network, before, after)
 
 
-class Scaled(SelfScaling):
-    """Runs `network` on (inputs - shift) * inverse, unless it scales them itself; multiplies its
-    outputs by `scale`, and adds `offset`."""
-
-    shift: Tensor
-    inverse: Tensor
-    scale: Tensor
-    offset: Tensor
+class Scaled(nn.Module):
+    """Runs `network` on (inputs - shift) * inverse, with `before` of (shift, inverse); multiplies
+    its outputs by scale and adds offset, with `after` of (scale, offset)."""
 
     def __init__(
         self,
         network: nn.Module,
-        scale: Tensor,
-        offset: Tensor,
-        shift: Tensor | None = None,
-        inverse: Tensor | None = None,
+        before: tuple[Tensor, Tensor] | None,
+        after: tuple[Tensor, Tensor] | None,
     ) -> None:
         super().__init__()
         self.network = network
-        self._standardises = shift is not None
-        self.register_buffer("shift", shift)
-        self.register_buffer("inverse", inverse)
-        self.register_buffer("scale", scale)
-        self.register_buffer("offset", offset)
+        self._standardises = before is not None
+        same = torch.zeros(()), torch.ones(())
+        self.shift, self.inverse = map(nn.Buffer, before or same)
+        self.scale, self.offset = map(nn.Buffer, after or same[::-1])
 
     def forward(self, *inputs: Tensor) -> Tensor:
         if self._standardises:
-            (input,) = inputs
-            inputs = ((input - self.shift) * self.inverse,)
+            inputs = ((inputs[0] - self.shift) * self.inverse,)
         outputs: Tensor = self.network(*inputs)
         return outputs * self.scale + self.offset
-
-    def served(self) -> nn.Module:
-        """Return the network as it is served: one for named inputs scales these itself."""
-        if not isinstance(self.network, SelfScaling):
-            return self
-        return Scaled(served(self.network), self.scale, self.offset)
 
 
 def _spread(values: Tensor, alike: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,6 +14,7 @@ from parity_models.bundle.bundle import Bundle
 from parity_models.errors import BundleError
 from parity_models.tensors.signature import Tensor
 from parity_models.training.networks import build_network
+from parity_models.training.networks.text import BagOfWords
 
 INPUT, OUTPUT = "input", "output"
 """Default names of the tensors of a model with one input."""
@@ -35,6 +36,9 @@ def export(network: nn.Module, inputs: Sequence[Tensor], *outputs: str) -> bytes
     """
     # A copy: the caller's network stays on its device and in its mode.
     frozen = deepcopy(network).cpu().eval()
+    for module in list(frozen.modules()):
+        if isinstance(module, BagOfWords):
+            module.fold()
     names = dict.fromkeys(axis for each in inputs for axis in each.axes)
     # Sizes of 0 and 1 would be taken for constants.
     axes = {name: torch.export.Dim(f"axis{i}", min=2) for i, name in enumerate(names)}

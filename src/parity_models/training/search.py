@@ -27,7 +27,7 @@ from parity_models.training.export import export
 from parity_models.training.fit import Budget
 from parity_models.training.network_plans import parity_network, single_network
 from parity_models.training.networks import NETWORKS, family
-from parity_models.training.networks.network import EachSlot, served
+from parity_models.training.networks.network import EachSlot
 from parity_models.training.networks.queried import Queried
 from parity_models.training.teacher import HELD_OUT, Queries, Teacher, TrainingOptions
 from parity_models.trust.gate import AGREEMENT
@@ -98,7 +98,7 @@ def measure_networks(
     if not deployed.elsewhere:
         models.append(OnnxModel(teacher.bundle.content(deployed), signature=deployed.signature))
     for module in modules.values():
-        content = export(served(module), signature.inputs, signature.outputs[0].name)
+        content = export(module, signature.inputs, signature.outputs[0].name)
         models.append(OnnxModel(content, signature=signature))
     times = inference_times(models, sizes=sizes)
     base, measured = (max(times), times) if deployed.elsewhere else (times[0], times[1:])

@@ -166,19 +166,6 @@ class Scalable(Network):
         )
 
 
-class SelfScaling(nn.Module):
-    """A module that scales its inputs itself, one tensor (n, *shape) for each."""
-
-    def served(self) -> nn.Module:
-        """Return the module as it is exported, with all that is constant computed in advance."""
-        return self
-
-
-def served(module: nn.Module) -> nn.Module:
-    """Return a module as it is exported."""
-    return module.served() if isinstance(module, SelfScaling) else module
-
-
 def times(width: float, units: int) -> int:
     """Return a multiple `width` of this many units or channels, at least one."""
     return max(1, round(units * width))
@@ -198,7 +185,7 @@ def tiles(code: Code) -> Grid:
 # One network that answers k queries
 
 
-class EachSlot(SelfScaling):
+class EachSlot(nn.Module):
     """Runs `network`, for single queries, on each of k queries. It gives (n, k, *outputs).
 
     The queries lie along a new first axis of each input (n, k, *shape); or they are images of
@@ -210,9 +197,6 @@ class EachSlot(SelfScaling):
     def __init__(self, network: nn.Module, k: int, query_shape: Shape | None = None) -> None:
         super().__init__()
         self.network, self._k, self._query_shape = network, k, query_shape
-
-    def served(self) -> nn.Module:
-        return EachSlot(served(self.network), self._k, self._query_shape)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         if self._query_shape is None:

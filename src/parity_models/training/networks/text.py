@@ -1,6 +1,5 @@
 """A network for texts: ids of words, and a mask of their padding."""
 
-from copy import deepcopy
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -11,7 +10,7 @@ from torch.nn import functional
 
 from parity_models.errors import TrainingError
 from parity_models.options import option
-from parity_models.training.networks.network import Effort, Network, SelfScaling
+from parity_models.training.networks.network import Effort, Network
 from parity_models.training.networks.queried import Queried, QueriedInput, Shape
 
 FEWEST_WORDS = 32
@@ -55,7 +54,7 @@ class Text(Network):
         return ("text@32", "text@128", "text", "text@1024") if cls.takes(queried) else ()
 
     @classmethod
-    def build(cls, options: Any, queried: Queried, outputs: Shape) -> SelfScaling:
+    def build(cls, options: Any, queried: Queried, outputs: Shape) -> nn.Module:
         ids = ids_of(queried)
         if ids is None:
             raise TrainingError(
@@ -76,7 +75,7 @@ def ids_of(queried: Queried) -> int | None:
     return content[0] if fits and ids.values > FEWEST_WORDS else None
 
 
-class BagOfWords(SelfScaling):
+class BagOfWords(nn.Module):
     """Ids, and a mask at place `mask` of the inputs, to (n, *outputs)."""
 
     table: Tensor | None
@@ -123,13 +122,11 @@ class BagOfWords(SelfScaling):
         return functional.embedding(ids, table)
 
     @torch.no_grad()
-    def served(self) -> nn.Module:
-        """Return the bag with a table of each word's contribution to the hidden layer."""
+    def fold(self) -> None:
+        """Compute each word's contribution to the hidden layer in advance, for an export."""
         ids = torch.arange(self.values, device=self.weights.weight.device)
-        table = self.enter(self._vectors(ids)) + self.grams(hashed(ids))
-        bag = deepcopy(self)
-        bag.table, bag.words, bag.enter, bag.single = table, None, nn.Identity(), False
-        return bag
+        self.table = self.enter(self._vectors(ids)) + self.grams(hashed(ids))
+        self.words, self.enter, self.single = None, nn.Identity(), False
 
 
 def hashed(ids: Tensor, behind: Tensor | None = None) -> Tensor:
