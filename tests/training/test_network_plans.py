@@ -13,8 +13,10 @@ from parity_models.codes import Code, CodeSpec
 from parity_models.errors import UserError
 from parity_models.registry import load_own
 from parity_models.training.network_plans import build_models, parity_network, recipe_for
-from parity_models.training.networks import MLP, SmallResNet, build_network
+from parity_models.training.networks import SmallResNet, build_network
+from parity_models.training.networks.convolutional import ResidualNetwork
 from parity_models.training.networks.network import EachSlot
+from parity_models.training.networks.perceptrons import Perceptron
 from parity_models.training.networks.queried import Shape
 from trainings import STACK, Parm
 
@@ -27,10 +29,10 @@ CODE = Code(STACK, (1, 8, 8), (10,))
     ("spec", "shape", "network", "expected"),
     [
         (STACK, (1, 9, 9), "resnet-small", EachSlot),
-        (CodeSpec("stack", "subtraction", 2), (1, 9, 9), "resnet-small", SmallResNet),
-        (CodeSpec("stack", "separate", 8), (1, 6, 6), "resnet-small", SmallResNet),  # too small
-        (STACK, (3, 40), "mlp@0.5", MLP),
-        (STACK, IMAGE, "mlp", MLP),
+        (CodeSpec("stack", "subtraction", 2), (1, 9, 9), "resnet-small", ResidualNetwork),
+        (CodeSpec("stack", "separate", 8), (1, 6, 6), "resnet-small", ResidualNetwork),  # too small
+        (STACK, (3, 40), "mlp@0.5", Perceptron),
+        (STACK, IMAGE, "mlp", Perceptron),
     ],
     ids=str,
 )

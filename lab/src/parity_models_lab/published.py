@@ -18,7 +18,7 @@ from parity_models.codes import Code, CodeSpec
 from parity_models.errors import TrainingError
 from parity_models.training.network_plans import Factory, NetworkPlan, find_network, parity_network
 from parity_models.training.networks import NETWORKS, family
-from parity_models.training.networks.convolutional import DeepResNet, check_image
+from parity_models.training.networks.convolutional import check_image, deep_network
 from parity_models.training.networks.network import Effort, Scalable, tiles, times
 from parity_models.training.networks.queried import Queried, Shape
 
@@ -103,8 +103,8 @@ class ResNet152(Scalable):
 
     @classmethod
     def build(cls, options: Any, queried: Queried, outputs: Shape) -> nn.Module:
-        shape, grid, blocks = queried.shape, queried.grid, [3, 8, 36, 3]
-        return DeepResNet(cls.name, resnet.Bottleneck, blocks, shape, outputs, grid, options.width)
+        blocks, width = (3, 8, 36, 3), options.width
+        return deep_network(cls.name, resnet.Bottleneck, blocks, width, queried, outputs)
 
 
 NETWORKS.register(LeNet5, VGG11, ResNet152)

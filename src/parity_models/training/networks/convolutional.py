@@ -1,5 +1,6 @@
 """Residual networks for images (He et al., CVPR 2016)."""
 
+from collections.abc import Sequence
 from math import ceil, prod
 from typing import Any
 
@@ -19,11 +20,11 @@ PIXELS, MAX_PLACES = 4, 8
 """The side of one pooling cell in pixels, and the most rows and columns of cells."""
 
 
-class SmallResNet(Scalable, nn.Module):
+class SmallResNet(Scalable):
     """A residual network for small images (n, channels, height, width).
 
     Three stages of one residual block, of 16, 32 and 64 channels times `width`; the second and
-    third halve the feature map. It is averaged over each cell of `grid` (rows, columns) in the end.
+    third halve the feature map. It is averaged over each cell of the grid in the end.
     """
 
     name = "resnet-small"
@@ -32,7 +33,9 @@ class SmallResNet(Scalable, nn.Module):
 
     @classmethod
     def build(cls, options: Any, queried: Queried, outputs: Shape) -> nn.Module:
-        return cls(queried.shape, outputs, queried.grid, options.width)
+        channels = check_image(queried.shape, queried.grid, cls.name, SMALLEST)[0]
+        units = [times(options.width, each) for each in (16, 32, 64)]
+        return ResidualNetwork(channels, units, (1, 1, 1), outputs, queried.grid)
 
     @classmethod
     def parity_grid(cls, code: Code) -> Grid:
@@ -45,41 +48,6 @@ class SmallResNet(Scalable, nn.Module):
         small = queried.is_array and is_small(queried.shape)
         return (f"{cls.name}@0.5", cls.name) if small else ()
 
-    def __init__(
-        self, input_shape: Shape, output_shape: Shape, grid: Grid = (1, 1), width: float = 1.0
-    ) -> None:
-        super().__init__()
-        channels = check_image(input_shape, grid, self.name, SMALLEST)[0]
-        self.output_shape, self.grid = output_shape, grid
-        first, second, third = (times(width, each) for each in (16, 32, 64))
-        self.stem = convolution(channels, first)
-        self.stages = nn.Sequential(
-            _Block(first, first, 1), _Block(first, second, 2), _Block(second, third, 2)
-        )
-        self.head = nn.Linear(third * prod(grid), prod(output_shape))
-
-    def forward(self, input: Tensor) -> Tensor:
-        features = self.stages(functional.relu(self.stem(input)))
-        pooled = functional.adaptive_avg_pool2d(features, self.grid)
-        output: Tensor = self.head(pooled.flatten(1))
-        return output.reshape(-1, *self.output_shape)
-
-
-class _Block(nn.Module):
-    def __init__(self, before: int, after: int, stride: int) -> None:
-        super().__init__()
-        self.first = convolution(before, after, 3, stride)
-        self.second = convolution(after, after)
-        self.shortcut = (
-            nn.Identity()
-            if before == after and stride == 1
-            else convolution(before, after, 1, stride)
-        )
-
-    def forward(self, input: Tensor) -> Tensor:
-        inner = self.second(functional.relu(self.first(input)))
-        return functional.relu(inner + self.shortcut(input))
-
 
 def convolution(before: int, after: int, size: int = 3, stride: int = 1) -> nn.Sequential:
     """Return a padded convolution and its normalisation."""
@@ -89,56 +57,73 @@ def convolution(before: int, after: int, size: int = 3, stride: int = 1) -> nn.S
     )
 
 
-class DeepResNet(nn.Module):
-    """A residual network of torchvision's blocks: (n, channels, height, width) to (n,
-    *output_shape). Weights have the names that they have in torchvision's ResNet.
+class ResidualNetwork(nn.Module):
+    """A residual network of torchvision's blocks: (n, channels, height, width) to (n, *outputs).
 
-    `width` multiplies the channels of all layers: a quarter of them costs about a sixteenth. The
-    last feature map is averaged over each cell of `grid`.
+    Its stages have these `units`, channels times the block's expansion, and numbers of `blocks`;
+    each but the first halves the feature map. The last one is averaged over each cell of `grid`. If
+    it `shrinks` images, its first layers quarter their sides.
     """
 
     def __init__(
         self,
-        name: str,
-        block: type[resnet.BasicBlock] | type[resnet.Bottleneck],
-        blocks: list[int],
-        input_shape: Shape,
-        output_shape: Shape,
-        grid: Grid = (1, 1),
-        width: float = 1.0,
+        channels: int,
+        units: Sequence[int],
+        blocks: Sequence[int],
+        outputs: Shape,
+        grid: Grid,
+        *,
+        block: type[resnet.BasicBlock] | type[resnet.Bottleneck] = resnet.BasicBlock,
+        shrinks: bool = False,
     ) -> None:
         super().__init__()
-        channels, *size = check_image(input_shape, grid, name)
-        self.output_shape, self.grid, before = output_shape, grid, times(width, 64)
-        self.small = min(size) < SMALL
-        kernel, stride = (3, 1) if self.small else (7, 2)
-        self.conv1 = nn.Conv2d(channels, before, kernel, stride, padding=kernel // 2, bias=False)
-        self.bn1, stages = nn.BatchNorm2d(before), []
-        for i, count in enumerate(blocks):
-            planes, layers = times(width, 64 * 2**i), []
-            after = planes * block.expansion
-            for j in range(count):
-                stride = 2 if i and not j else 1
+        self.outputs, self.grid, self.shrinks, before = outputs, grid, shrinks, units[0]
+        self.stem = convolution(channels, before, *((7, 2) if shrinks else (3, 1)))
+        self.stages = nn.Sequential()
+        for planes, count in zip(units, blocks, strict=True):
+            stage, after = nn.Sequential(), planes * block.expansion
+            for number in range(count):
+                stride = 2 if self.stages and not number else 1
                 same = before == after and stride == 1
                 shortcut = None if same else convolution(before, after, 1, stride)
-                layers.append(block(before, planes, stride, shortcut))
+                stage.append(block(before, planes, stride, shortcut))
                 before = after
-            stages.append(nn.Sequential(*layers))
-        self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.fc = nn.Linear(before * prod(grid), prod(output_shape))
-        for each in self.modules():
-            if isinstance(each, nn.Conv2d):
-                nn.init.kaiming_normal_(each.weight, mode="fan_out", nonlinearity="relu")
+            self.stages.append(stage)
+        self.head = nn.Linear(before * prod(grid), prod(outputs))
 
     def forward(self, input: Tensor) -> Tensor:
-        features = functional.relu(self.bn1(self.conv1(input)))
-        if not self.small:
+        features = functional.relu(self.stem(input))
+        if self.shrinks:
             features = functional.max_pool2d(features, 3, 2, padding=1)
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            features = stage(features)
-        pooled = functional.adaptive_avg_pool2d(features, self.grid)
-        output: Tensor = self.fc(pooled.flatten(1))
-        return output.reshape(-1, *self.output_shape)
+        pooled = functional.adaptive_avg_pool2d(self.stages(features), self.grid)
+        output: Tensor = self.head(pooled.flatten(1))
+        return output.reshape(-1, *self.outputs)
+
+
+def deep_network(
+    name: str,
+    block: type[resnet.BasicBlock] | type[resnet.Bottleneck],
+    blocks: Sequence[int],
+    width: float,
+    queried: Queried,
+    outputs: Shape,
+) -> nn.Module:
+    """Return a residual network of four stages, from 64 channels times `width` on: a quarter of the
+    channels costs about a sixteenth. Raises TrainingError for queries other than images."""
+    channels, *size = check_image(queried.shape, queried.grid, name)
+    network = ResidualNetwork(
+        channels,
+        [times(width, 64 * 2**stage) for stage in range(4)],
+        blocks,
+        outputs,
+        queried.grid,
+        block=block,
+        shrinks=min(size) >= SMALL,
+    )
+    for each in network.modules():
+        if isinstance(each, nn.Conv2d):
+            nn.init.kaiming_normal_(each.weight, mode="fan_out", nonlinearity="relu")
+    return network
 
 
 class ResNet18(Scalable):
@@ -150,8 +135,8 @@ class ResNet18(Scalable):
 
     @classmethod
     def build(cls, options: Any, queried: Queried, outputs: Shape) -> nn.Module:
-        shape, grid, blocks = queried.shape, queried.grid, [2, 2, 2, 2]
-        return DeepResNet(cls.name, resnet.BasicBlock, blocks, shape, outputs, grid, options.width)
+        blocks, width = (2, 2, 2, 2), options.width
+        return deep_network(cls.name, resnet.BasicBlock, blocks, width, queried, outputs)
 
     @classmethod
     def proposals(cls, queried: Queried) -> tuple[str, ...]:

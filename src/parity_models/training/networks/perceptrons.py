@@ -1,22 +1,32 @@
 """Networks of fully connected layers, for inputs of any shape."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from parity_models.training.networks.network import Effort, Network, Scalable, is_small, times
 from parity_models.training.networks.queried import Queried, Shape
 
 
-def shaped(output: Tensor, shape: Shape) -> Tensor:
-    """Return outputs (n, values) as (n, *shape)."""
-    if len(shape) == 1:  # reshaping to the same shape takes time, too
-        return output
-    return output.reshape(-1, *shape)
+class Perceptron(nn.Sequential):
+    """Fully connected layers with ReLU between them: (n, *inputs) to (n, *outputs)."""
+
+    def __init__(self, inputs: Shape, hidden: Sequence[int], outputs: Shape) -> None:
+        layers: list[nn.Module] = [nn.Flatten()]
+        for before, after in pairwise([prod(inputs), *hidden, prod(outputs)]):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        layers.pop()
+        if not outputs:
+            layers.append(nn.Flatten(0))
+        elif len(outputs) > 1:  # reshaping to the same shape takes time, too
+            layers.append(nn.Unflatten(1, outputs))
+        super().__init__(*layers)
 
 
-class Linear(nn.Module, Network):
+class Linear(Network):
     """One fully connected layer: multinomial logistic regression, the cheapest network there is."""
 
     name = "linear"
@@ -25,7 +35,7 @@ class Linear(nn.Module, Network):
 
     @classmethod
     def build(cls, options: Any, queried: Queried, outputs: Shape) -> nn.Module:
-        return cls(queried.shape, outputs)
+        return Perceptron(queried.shape, (), outputs)
 
     @classmethod
     def slot_by_slot(cls, options: Any) -> bool:
@@ -36,16 +46,8 @@ class Linear(nn.Module, Network):
     def proposals(cls, queried: Queried) -> tuple[str, ...]:
         return (cls.name,) if queried.is_array else ()
 
-    def __init__(self, input_shape: Shape, output_shape: Shape) -> None:
-        super().__init__()
-        self.output_shape = output_shape
-        self.layer = nn.Linear(prod(input_shape), prod(output_shape))
 
-    def forward(self, input: Tensor) -> Tensor:
-        return shaped(self.layer(input.flatten(1)), self.output_shape)
-
-
-class MLP(nn.Module, Scalable):
+class MLP(Scalable):
     """The published perceptron: two hidden layers of 200 and 100 units, times `width`.
 
     (Kosaian et al., SOSP 2019, section 4.1.)
@@ -57,7 +59,8 @@ class MLP(nn.Module, Scalable):
 
     @classmethod
     def build(cls, options: Any, queried: Queried, outputs: Shape) -> nn.Module:
-        return cls(queried.shape, outputs, options.width)
+        hidden = [times(options.width, units) for units in (200, 100)]
+        return Perceptron(queried.shape, hidden, outputs)
 
     @classmethod
     def slot_by_slot(cls, options: Any) -> bool:
@@ -69,19 +72,3 @@ class MLP(nn.Module, Scalable):
         if not queried.is_array or (len(queried.shape) == 3 and not is_small(queried.shape)):
             return ()
         return (*(f"{cls.name}@{width}" for width in (0.25, 0.5)), cls.name)
-
-    def __init__(self, input_shape: Shape, output_shape: Shape, width: float = 1.0) -> None:
-        super().__init__()
-        self.output_shape = output_shape
-        first, second = times(width, 200), times(width, 100)
-        self.layers = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(prod(input_shape), first),
-            nn.ReLU(),
-            nn.Linear(first, second),
-            nn.ReLU(),
-            nn.Linear(second, prod(output_shape)),
-        )
-
-    def forward(self, input: Tensor) -> Tensor:
-        return shaped(self.layers(input), self.output_shape)
