@@ -26,13 +26,12 @@ from parity_models.sizing.protect import (
     preferred,
     prepare,
     protect,
-    write_protected,
 )
 from parity_models.sizing.scenario import Outcome
 from parity_models.training import Queries, open_teacher
 from parity_models.training.candidates import Candidate, TrainingContext
 from parity_models.training.fit import Budget, Fitted
-from parity_models.trust.calibration import RISK
+from parity_models.training.train import write_trained
 from parity_models.trust.envelope import Envelope
 from text_models import TextModel, texts, write_text_folder
 
@@ -132,21 +131,20 @@ def prepared(folder: Path) -> Iterator[TrainingContext]:
 def test_chosen_stand_in_is_written_and_served(prepared: TrainingContext, tmp_path: Path) -> None:
     candidate = Candidate("linear", prepared, share=0.2)
     candidate.fit(Budget(seconds=3.0))
-    _, (chosen,) = measure([candidate], prepared, tmp_path / "made")
+    _, (chosen,) = measure([candidate], prepared)
     assert chosen.finalist.covered > 0
-    gate = chosen.calibrate(LEVEL, RISK)
+    bundle, found = write_trained(
+        candidate, chosen.exported, tmp_path / "bundle", keep=False, named=[LEVEL]
+    )
+    gate = bundle.manifest.calibration["backup"]
     assert gate.at_least(LEVEL) is not None
-    assert chosen.finalist.covered > 0
-    bundle = write_protected(prepared, chosen, gate, tmp_path / "bundle")
-    assert bundle.manifest.calibration == {"backup": gate}
+    assert found is not None
+    assert bundle.manifest.accuracy == found.accuracy
     served = Deployment(bundle, ServeOptions(agreement=LEVEL))
     assert served.choice.name == "adaptive"
     assert served.roles[0] == {DEPLOYED, BACKUP}
     assert served.model.gates.keys() == {"backup"}
     assert gate.curve is not None, "without a level, its doubts say when it may answer"
-    # Without enough risk nothing can be shown; then its gate starts closed.
-    assert chosen.calibrate(None, 1e-300).curve is not None
-    assert chosen.calibrate(LEVEL, 1e-300).at_least(LEVEL) is None
 
 
 # Simulations, choice and advice
@@ -162,9 +160,9 @@ def outcome(p99: float, busy: float = 1.0) -> Outcome:
 
 def test_of_stand_ins_that_differ_by_chance_the_one_that_saves_most_is_taken() -> None:
     none: Any = None
-    slow = Contender(finalist("slow", share=0.5), none, none, none)
+    slow = Contender(finalist("slow", share=0.5), none, none)
     for p99, better in ((2.05, "fast"), (2.5, "slow")):
-        fast = Contender(finalist("fast", p99, share=0.1), none, none, none)
+        fast = Contender(finalist("fast", p99, share=0.1), none, none)
         assert preferred([slow, fast]).finalist.name == better
 
 

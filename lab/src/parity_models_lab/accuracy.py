@@ -26,12 +26,7 @@ from scipy.interpolate import BarycentricInterpolator
 from parity_models.bundle.bundle import Bundle, open_bundle
 from parity_models.codes import Code, CodeSpec
 from parity_models.evaluation.accuracy import FRACTIONS, measure_accuracy, some_sets
-from parity_models.evaluation.outputs import (
-    Outputs,
-    deployed_predictor,
-    draw_groups,
-    predictor,
-)
+from parity_models.evaluation.outputs import Outputs, deployed_predictor, draw_groups
 from parity_models.options import option
 from parity_models.progress import progress_bars
 from parity_models.tasks.metrics import score
@@ -232,9 +227,8 @@ class _Model:
 
     def _backup(self, cell: BackupCell, available: float) -> Row:
         bundle = self._stand_in(cell, network=cell.network, code=None)
-        assert bundle.manifest.backup is not None
-        answers = predictor(bundle.pinned(bundle.manifest.backup))(self._data.test.inputs)
-        degraded = score(self._task.metric, answers, self._data.test.labels)
+        (answers,) = Outputs(bundle, self._data.test.inputs).answers().values()
+        degraded = score(self._task.metric, answers.outputs, self._data.test.labels)
         return _row(str(cell), _time(bundle), [degraded], available)
 
     def _berrut(self, name: str, code: "BerrutCode") -> Row:

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from parity_models.bundle.bundle import Bundle
-from parity_models.bundle.onnx_model import OnnxModel, PinnedModel
+from parity_models.bundle.onnx_model import OnnxModel
 from parity_models.codes import Code
 from parity_models.errors import DataError, UserError
 from parity_models.progress import OnProgress, Progress
 from parity_models.tensors.queries import as_batch, by_bucket, renamed, rows_in, take
-from parity_models.tensors.signature import Array, Batch
+from parity_models.tensors.signature import Array, Batch, Signature
 from parity_models.trust.gate import StandIn, served
 
 Mask = NDArray[np.bool_]
@@ -35,25 +35,28 @@ BATCH = 256
 
 
 def predictor(
-    model: PinnedModel, *, on_rows: OnRows | None = None, output: str | None = None
+    model: OnnxModel,
+    name: str = "the stand-in",
+    *,
+    on_rows: OnRows | None = None,
+    output: str | None = None,
 ) -> Run:
-    """Return a function that runs a model over any number of queries, on all cores.
+    """Return a function that runs a model, called `name` in errors, over any number of queries.
 
     It gives the output called `output`, or all as rows (see Layout). Queries of dynamic shape are
     run in their own buckets. The function raises DataError for queries that the model cannot run,
     and for outputs that are not finite.
     """
-    loaded = _load(model)
-    signature = loaded.signature
+    signature = model.signature
 
     def run(queries: Inputs) -> Array:
         named = queries if isinstance(queries, Mapping) else as_batch(queries, signature)
         parts, places = [], []
         for rows, batch in by_bucket(renamed(named, signature), signature, BATCH):
-            found = loaded.predict(batch)
+            found = model.predict(batch)
             if output is not None:
                 found = {output: found[output]}
-            finite = {name: _finite(each, model.path) for name, each in found.items()}
+            finite = {each: _finite(array, name) for each, array in found.items()}
             parts.append(finite[output] if output else signature.smallest.output.join(finite))
             places.append(rows)
             if on_rows is not None:
@@ -77,18 +80,21 @@ def deployed_predictor(bundle: Bundle, *, on_rows: OnRows | None = None) -> Run:
             f"({', '.join(each.name for each in outputs)}) and no stand-in for any, so there is "
             "nothing to judge"
         )
-    name = manifest.imitated if len(outputs) > 1 else None
-    return predictor(bundle.pinned(manifest.deployed), on_rows=on_rows, output=name)
+    output = manifest.imitated if len(outputs) > 1 else None
+    deployed = manifest.deployed
+    model = load(bundle.content(deployed), deployed.signature)
+    return predictor(model, deployed.file, on_rows=on_rows, output=output)
 
 
-def _load(model: PinnedModel) -> OnnxModel:
-    return OnnxModel(model.read(), signature=model.signature, threads=os.cpu_count() or 1)
+def load(onnx: Path | bytes, signature: Signature | None) -> OnnxModel:
+    """Return the model in a file or in its content, to compute on all cores."""
+    return OnnxModel(onnx, signature=signature, threads=os.cpu_count() or 1)
 
 
-def _finite(outputs: Array, path: Path) -> Array:
+def _finite(outputs: Array, name: str) -> Array:
     if outputs.dtype.kind == "f" and not np.isfinite(outputs).all():
         raise DataError(
-            f"{path.name} gives NaN or infinite values for some of the queries; leave those out, "
+            f"{name} gives NaN or infinite values for some of the queries; leave those out, "
             "or check that they are scaled as the model expects them"
         )
     return outputs
@@ -165,10 +171,11 @@ class Outputs:
 
     @cached_property
     def _backup(self) -> Array | None:
-        model = self.bundle.manifest.backup
-        if model is None:
+        backup = self.bundle.manifest.backup
+        if backup is None:
             return None
-        return predictor(self.bundle.pinned(model), on_rows=self._on_rows)(self.queries)
+        model = load(self.bundle.content(backup), backup.signature)
+        return predictor(model, backup.file, on_rows=self._on_rows)(self.queries)
 
     def answers(self, *, independent: bool = False) -> dict[StandIn, Answers]:
         """Return the answers of each stand-in, as serving would give them.
@@ -213,15 +220,17 @@ class Outputs:
     def _parities(self) -> list[Array]:
         """The outputs (groups, *parity output shape) of the r parity models for every group."""
         code, queries = self._coded, self.queries
-        pinned = [self.bundle.pinned(each) for each in self.bundle.manifest.parity]
-        models = [(each.path, _load(each)) for each in pinned]
+        models = [
+            (each.file, load(self.bundle.content(each), each.signature))
+            for each in self.bundle.manifest.parity
+        ]
         parts: list[list[Array]] = [[] for _ in models]
         for start in range(0, len(self._groups), BATCH):
             members = self._groups[start : start + BATCH]
             parities = code.encode([take(queries, members[:, slot]) for slot in range(code.k)])
-            for (path, model), parity, outputs in zip(models, parities, parts, strict=True):
+            for (file, model), parity, outputs in zip(models, parities, parts, strict=True):
                 (output,) = model(renamed(parity, model.signature)).values()
-                outputs.append(_finite(output, path))
+                outputs.append(_finite(output, file))
                 self._on_rows(len(output))
         return [np.concatenate(outputs) for outputs in parts]
 

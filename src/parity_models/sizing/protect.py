@@ -29,7 +29,7 @@ from parity_models.evaluation.judging import (
     judge,
     load_queries,
 )
-from parity_models.evaluation.outputs import Outputs, deployed_predictor
+from parity_models.evaluation.outputs import Outputs, deployed_predictor, load, predictor
 from parity_models.options import gather, option
 from parity_models.printed import Printed
 from parity_models.progress import Callbacks
@@ -62,7 +62,7 @@ from parity_models.tensors.signature import Array, Batch
 from parity_models.training.candidates import Candidate, Exported, TrainingContext, saving
 from parity_models.training.device import BATCH as PREDICTED
 from parity_models.training.device import Rows, choose_device, place, predict
-from parity_models.training.distillation import distill, envelope_of
+from parity_models.training.distillation import distill
 from parity_models.training.search import FINALISTS, Search, propose, search_log
 from parity_models.training.teacher import (
     HELD_OUT,
@@ -76,16 +76,15 @@ from parity_models.training.teacher import (
     teacher_of,
 )
 from parity_models.training.texts import fit_texts
-from parity_models.training.train import check_place
-from parity_models.trust.calibration import RISK, estimate_coverage
+from parity_models.training.train import check_place, write_trained
+from parity_models.trust.calibration import estimate_coverage
 from parity_models.trust.doubt import fit_doubt
 from parity_models.trust.envelope import fit_envelope
 from parity_models.trust.gate import (
     AGREEMENT,
     LEAST_LEVEL,
-    Calibration,
-    StandIn,
     confidences,
+    served,
     suited,
 )
 
@@ -112,11 +111,6 @@ LEAST_SEARCHING = 0.1
 
 LEAST_QUERIES, QUERIES, MOST_QUERIES = 3_000, 10_000, 40_000
 """Queries of a simulation: the fewest, those per minute of the whole search, and the most."""
-
-
-FIRST_CHOICE = 0.8
-"""The first choice is calibrated at this share of the risk; if its level is not shown, the next one
-at the same share of the rest, and so on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,28 +177,11 @@ class Finalist:
 
 @dataclass(frozen=True)
 class Contender:
-    """A finalist with its models, and a bundle of these and the deployed model."""
+    """A finalist with its models."""
 
     finalist: Finalist
     candidate: Candidate
     exported: Exported
-    bundle: Bundle
-
-    def calibrate(self, level: float | None, risk: float) -> Calibration:
-        """Return its calibration, and record the share that it may answer at the level, if the
-        calibration queries show that it reaches it."""
-        context = self.candidate.context
-        assert context.queries.calibration is not None
-        (gate,) = calibrate_gates(
-            Outputs(self.bundle, context.queries.calibration),
-            metric=context.data.metric,
-            named=[] if level is None else [level],
-            allowed=context.allowed,
-            risk=risk,
-        ).values()
-        if level is not None and (reached := gate.at_least(level)) is not None:
-            self.finalist.covered = reached.coverage
-        return gate
 
 
 @dataclass(frozen=True)
@@ -496,21 +473,24 @@ def _finish(
     shown = options.agreement
     if context.allowed and shown is None:
         shown = context.level
-    with TemporaryDirectory() as folder:
-        base, trained = measure(found.finalists, context, Path(folder))
-        service = Service({DEPLOYED: base / 1e3})
-        scenario = Scenario.of(service, options, queries=count, seed=options.seed)
+    base, trained = measure(found.finalists, context)
+    service = Service({DEPLOYED: base / 1e3})
+    scenario = Scenario.of(service, options, queries=count, seed=options.seed)
 
-        def simulate(finalist: Finalist) -> None:
-            service = finalist.service(gated=shown is not None)
-            finalist.outcome = replace(scenario, service=service).outcome(late)
+    def simulate(finalist: Finalist) -> None:
+        service = finalist.service(gated=shown is not None)
+        finalist.outcome = replace(scenario, service=service).outcome(late)
 
-        able = [each for each in trained if shown is None or each.finalist.covered] or trained
-        for each in able:
-            simulate(each.finalist)
-        best, gate = choose(able, shown)
-        bundle = write_protected(context, best, gate, out)
-    simulate(best.finalist)
+    able = [each for each in trained if shown is None or each.finalist.covered] or trained
+    for each in able:
+        simulate(each.finalist)
+    best = preferred(able)
+    named = [] if shown is None else [shown]
+    bundle, _ = write_trained(best.candidate, best.exported, out, keep=False, named=named)
+    gate = bundle.manifest.calibration["backup"]
+    if shown is not None and (reached := gate.at_least(shown)) is not None:
+        best.finalist.covered = reached.coverage
+        simulate(best.finalist)
     assert context.level is not None
     report = Report(
         context.data.metric,
@@ -534,31 +514,16 @@ def _finish(
     return Protected(**vars(bundle), report=report, flags=flags)
 
 
-def write_protected(
-    context: TrainingContext, chosen: Contender, gate: Calibration, out: Path
-) -> Bundle:
-    """Write the deployed model and the `chosen` stand-in to `out`: a whole bundle or nothing."""
-    teacher, queries = context.teacher, context.queries
-    assert queries.test is not None
-    gates: dict[StandIn, Calibration] = {"backup": gate}
-    found = judge(Outputs(chosen.bundle, queries.test), None, context.data.metric, gates)
-    envelope = envelope_of(chosen.candidate.data, teacher)
-    sizes = commonest(queries.train, teacher.signature)
-    contents = chosen.exported.contents(teacher.bundle, envelope, sizes)
-    return write_bundle(out, **contents, calibration=gates, accuracy=found.accuracy)
-
-
-# Finalists: ranked by the test queries. The calibration queries are for the chosen one only, so the
-# choice cannot favour one that happened to agree on those.
+# Finalists are ranked by the test queries. The calibration queries are for the chosen one only, so
+# the choice cannot favour one that happened to agree on those.
 
 
 def measure(
-    candidates: Sequence[Candidate], context: TrainingContext, folder: Path
+    candidates: Sequence[Candidate], context: TrainingContext
 ) -> tuple[float, list[Contender]]:
     """Measure trained candidates against the deployed model on the test queries.
 
-    Temporary bundles go to `folder`. Returns the milliseconds of the deployed model, and each
-    candidate's measurements.
+    Returns the milliseconds of the deployed model, and each candidate's measurements.
     """
     deployed, queries, metric = context.teacher.bundle, context.queries, context.data.metric
     assert context.level is not None
@@ -571,29 +536,21 @@ def measure(
     base, *times = inference_times(models, sizes=sizes)
     predictions = deployed_predictor(deployed)(queries.test)
     found = []
-    for number, (candidate, made, ms) in enumerate(zip(candidates, exported, times, strict=True)):
-        bundle = write_bundle(
-            folder / str(number),
-            deployed=own,
-            backup=made.backup,
-            imitated=deployed.manifest.imitated,
-        )
-        (answers,) = Outputs(bundle, queries.test, predictions=predictions).answers().values()
-        wanted = predictions[answers.rows]
-        right = labels_from(wanted, metric)
-        agreed = score(metric, answers.outputs, right)
-        of_classes = METRICS[metric].kind == "classes"
+    right, agreement = labels_from(predictions, metric), agreement_for(metric, predictions)
+    of_classes = METRICS[metric].kind == "classes"
+    for candidate, made, backup, ms in zip(candidates, exported, backups, times, strict=True):
+        gave = predictor(load(backup.onnx, backup.signature))(queries.test)
+        outputs, confidence = served(gave), suited(agreement.kind, gave)
+        agreed = score(metric, outputs, right)
         interval = share_interval(agreed, len(right)) if of_classes else None
-        covered = estimate_coverage(answers.gave, wanted, metric, context.level, context.allowed)
-        agreement = agreement_for(metric, wanted)
-        confidence = suited(agreement.kind, answers.gave)
+        covered = estimate_coverage(gave, predictions, metric, context.level, context.allowed)
         if confidence == "none":
             covered = float(covered >= context.level)
-        sure = confidences(confidence, answers.gave)
-        doubts = fit_doubt(sure, agreement(answers.outputs, wanted)).of(sure)
+        sure = confidences(confidence, gave)
+        doubts = fit_doubt(sure, agreement(outputs, predictions)).of(sure)
         spread = np.quantile(doubts, np.linspace(0, 1, QUANTILES)).tolist()
         finalist = Finalist(candidate.name, ms, ms / base, agreed, interval, covered, spread)
-        found.append(Contender(finalist, candidate, made, bundle))
+        found.append(Contender(finalist, candidate, made))
     return base, found
 
 
@@ -608,20 +565,3 @@ def preferred(among: Sequence[Contender]) -> Contender:
     lowest = min(map(p99, among))
     alike = (one for one in among if p99(one) <= ALIKE * lowest)
     return max(alike, key=lambda one: one.finalist.saving)
-
-
-def choose(trained: Sequence[Contender], level: float | None) -> tuple[Contender, Calibration]:
-    """Return the preferred finalist and its calibration, which shows this `level` of agreement.
-
-    If calibration does not show it, take the next. If it shows it for none, return the first, whose
-    gate then starts closed.
-    """
-    left, risk, found = list(trained), RISK, list[tuple[Contender, Calibration]]()
-    while left:
-        best = preferred(left)
-        found.append((best, best.calibrate(level, FIRST_CHOICE * risk)))
-        if level is None or found[-1][1].at_least(level) is not None:
-            return found[-1]
-        left.remove(best)
-        risk *= 1 - FIRST_CHOICE
-    return found[0]

@@ -5,7 +5,7 @@ measure how right stand-ins are.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,7 +30,7 @@ from parity_models.options import gather
 from parity_models.printed import Printed
 from parity_models.progress import Callbacks, OnProgress
 from parity_models.tensors.queries import commonest
-from parity_models.training.candidates import Candidate, TrainingContext
+from parity_models.training.candidates import Candidate, Exported, TrainingContext
 from parity_models.training.device import choose_device, place
 from parity_models.training.distillation import distill, envelope_of
 from parity_models.training.fit import Budget, Fitted, network_in
@@ -206,7 +206,8 @@ def train(
     find_network(network)  # a wrong name is refused before the model predicts
     model = place(teacher.network(callbacks.on_progress), device)
     data = distill(model, teacher, queries, device)
-    context = TrainingContext(teacher, model, queries, data, queried, options.seed)
+    only = answered_classes(bundle, None)
+    context = TrainingContext(teacher, model, queries, data, queried, options.seed, allowed=only)
     candidate = Candidate(network, context, code, plan=plan)
     budget = Budget(options.epochs, options.seconds)
     fitted = candidate.fit(
@@ -217,26 +218,35 @@ def train(
         on_progress=callbacks.on_progress,
         began=began,
     )
-    written, evaluation = _write(candidate, out, callbacks.on_progress)
+    made = candidate.exported()
+    written, evaluation = write_trained(candidate, made, out, progress=callbacks.on_progress)
     if not fitted.interrupted:
         checkpoint.unlink(missing_ok=True)
     return Trained(**vars(written), fitted=fitted, evaluation=evaluation)
 
 
-def _write(
-    candidate: Candidate, out: Path, progress: OnProgress
+def write_trained(
+    candidate: Candidate,
+    made: Exported,
+    out: Path,
+    *,
+    keep: bool = True,
+    named: Collection[float] = (),
+    progress: OnProgress | None = None,
 ) -> tuple[Bundle, Evaluation | None]:
-    """Write the bundle of a deployed model, a trained candidate, and the other stand-ins that the
-    model has, with gates and accuracy. Return it and its evaluation.
+    """Write the bundle of a deployed model and the stand-ins `made` of a trained candidate, with
+    gates, of the usual levels and those `named`, and accuracy. Return it and its evaluation.
 
-    What stays may have learned from the queries held out now, unless it was trained on the same: it
-    keeps its gate, and is not judged.
+    With `keep`, other stand-ins that the model has stay. They may have learned from the queries
+    held out now, unless they were trained on the same: they keep their gates, and are not judged.
     """
-    teacher, queries = candidate.context.teacher, candidate.context.queries
-    bundle, held, metric = teacher.bundle, teacher.bundle.manifest, candidate.data.metric
-    made, kept = candidate.exported(), dict[str, Any]()
+    context, metric = candidate.context, candidate.data.metric
+    teacher, queries, kept = context.teacher, context.queries, dict[str, Any]()
+    bundle, held = teacher.bundle, teacher.bundle.manifest
     envelope, before, stays = envelope_of(candidate.data, teacher), held.parity_training, ""
-    if not made.parity:
+    if not keep:
+        before = None
+    elif not made.parity:
         envelope = bundle.envelope() or envelope  # the parity models', as more depends on it
         stays, parity = "reconstruction", [bundle.stored(each) for each in held.parity]
         kept = {"code": held.code, "parity": parity, "parity_training": before}
@@ -252,8 +262,7 @@ def _write(
         draft = write_bundle(Path(folder, "draft"), **contents | ({} if alike else vars(made)))
         if queries.calibration is not None and len(queries.calibration):
             outputs = Outputs(draft, queries.calibration, progress=progress)
-            allowed = answered_classes(bundle, None)
-            gates = calibrate_gates(outputs, metric=metric, allowed=allowed)
+            gates = calibrate_gates(outputs, metric=metric, named=named, allowed=context.allowed)
         gates |= {name: gate for name, gate in held.calibration.items() if name == stays}
         if queries.test is not None:
             evaluation = judge(Outputs(draft, queries.test, progress=progress), None, metric, gates)
