@@ -18,7 +18,6 @@ from parity_models.bundle.onnx_model import OnnxModel
 from parity_models.roles import BACKUP, DEPLOYED
 from parity_models.serving.deployment import Deployment
 from parity_models.sizing.protect import (
-    Contender,
     Finalist,
     Report,
     SearchOptions,
@@ -124,18 +123,17 @@ def test_a_model_of_named_inputs_is_protected_too(tmp_path: Path) -> None:
 def prepared(folder: Path) -> Iterator[TrainingContext]:
     queries = Queries.of(INPUTS[:1400], calibration=INPUTS[1400:1700], test=INPUTS[1700:])
     with open_teacher(folder / "model.onnx", INPUTS) as teacher:
-        yield prepare(teacher, queries, SearchOptions(agreement=LEVEL), Callbacks())
+        yield prepare(teacher, queries, SearchOptions(agreement=LEVEL), Callbacks())[0]
 
 
 @pytest.mark.slow
 def test_chosen_stand_in_is_written_and_served(prepared: TrainingContext, tmp_path: Path) -> None:
     candidate = Candidate("linear", prepared, share=0.2)
     candidate.fit(Budget(seconds=3.0))
-    _, (chosen,) = measure([candidate], prepared)
-    assert chosen.finalist.covered > 0
-    bundle, found = write_trained(
-        candidate, chosen.exported, tmp_path / "bundle", keep=False, named=[LEVEL]
-    )
+    made = candidate.exported()
+    _, (finalist,) = measure([candidate], [made], prepared)
+    assert finalist.covered > 0
+    bundle, found = write_trained(candidate, made, tmp_path / "bundle", keep=False, named=[LEVEL])
     gate = bundle.manifest.calibration["backup"]
     assert gate.at_least(LEVEL) is not None
     assert found is not None
@@ -159,11 +157,9 @@ def outcome(p99: float, busy: float = 1.0) -> Outcome:
 
 
 def test_of_stand_ins_that_differ_by_chance_the_one_that_saves_most_is_taken() -> None:
-    none: Any = None
-    slow = Contender(finalist("slow", share=0.5), none, none)
+    slow = finalist("slow", share=0.5)
     for p99, better in ((2.05, "fast"), (2.5, "slow")):
-        fast = Contender(finalist("fast", p99, share=0.1), none, none)
-        assert preferred([slow, fast]).finalist.name == better
+        assert preferred([slow, finalist("fast", p99, share=0.1)]).name == better
 
 
 def test_a_policy_without_a_stand_in_that_does_as_well_is_named_first() -> None:

@@ -176,15 +176,6 @@ class Finalist:
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A finalist with its models."""
-
-    finalist: Finalist
-    candidate: Candidate
-    exported: Exported
-
-
-@dataclass(frozen=True)
 class Report(Printed):
     """All that was measured in a search.
 
@@ -357,13 +348,13 @@ def protect(
             return _imitate(teacher, texts, predictions, out, chosen, said)
         queries = find_queries(teacher, inputs, chosen, least=FEWEST_GIVEN)
         check_place(out)
-        context = prepare(teacher, queries, chosen, said)
+        context, row_seconds = prepare(teacher, queries, chosen, said)
         test = context.queries.test
         assert test is not None
         proposals = propose(teacher, context.queried, commonest(test, teacher.signature))
         total = 60 * chosen.minutes
         # Hardly any finalist is slower than the model.
-        running = (FINALISTS + 1) * context.row_seconds * 2 * len(test)
+        running = (FINALISTS + 1) * row_seconds * 2 * len(test)
         finishing = min(FINISHING + running, MOST_FINISHING * total)
         seconds = max(end - finishing - time.monotonic(), LEAST_SEARCHING * total)
         return _finish(context, Search(context, seconds, said).run(proposals), out, chosen)
@@ -414,8 +405,9 @@ def _imitate(
 
 def prepare(
     teacher: Teacher, queries: Queries, options: SearchOptions, callbacks: Callbacks
-) -> TrainingContext:
-    """Have the model predict, and return the context for training and measuring candidates.
+) -> tuple[TrainingContext, float]:
+    """Have the model predict, and return the context for training and measuring candidates, and the
+    seconds that the model takes for a query.
 
     If that would take too long, the model predicts for fewer queries, and a note says so.
     """
@@ -439,13 +431,14 @@ def prepare(
         )
     queried, level = teacher.describe(queries.train), options.agreement or AGREEMENT
     learned = teacher, model, queries, data, queried
-    return TrainingContext(*learned, options.seed, level, row_seconds, only)
+    return TrainingContext(*learned, options.seed, level, only), row_seconds
 
 
 def _affordable(
     queries: Queries, row_seconds: float, options: SearchOptions, callbacks: Callbacks
 ) -> Queries:
-    """Return the part of the queries that the model can predict in time."""
+    """Return the part of the queries that the model can predict, and candidates be judged by, in
+    time."""
     most = TEACHING * 60 * options.minutes / ((1 + queries.hflip) * row_seconds)
     most = max(FEWEST, int(most))
     if len(queries.train) > most:
@@ -454,7 +447,8 @@ def _affordable(
             "are used; give more minutes for more"
         )
     judging = ("validation", "validation_labels", "test")
-    limits = {"train": most, "calibration": CALIBRATING} | dict.fromkeys(judging, JUDGING)
+    limits = {"train": most, "calibration": CALIBRATING}
+    limits |= dict.fromkeys(judging, min(JUDGING, max(FEWEST, most // HELD_OUT)))
     some = {}
     for name, limit in limits.items():
         rows = getattr(queries, name)
@@ -473,7 +467,8 @@ def _finish(
     shown = options.agreement
     if context.allowed and shown is None:
         shown = context.level
-    base, trained = measure(found.finalists, context)
+    exported = [each.exported() for each in found.finalists]
+    base, finalists = measure(found.finalists, exported, context)
     service = Service({DEPLOYED: base / 1e3})
     scenario = Scenario.of(service, options, queries=count, seed=options.seed)
 
@@ -481,23 +476,24 @@ def _finish(
         service = finalist.service(gated=shown is not None)
         finalist.outcome = replace(scenario, service=service).outcome(late)
 
-    able = [each for each in trained if shown is None or each.finalist.covered] or trained
+    able = [each for each in finalists if shown is None or each.covered] or finalists
     for each in able:
-        simulate(each.finalist)
-    best = preferred(able)
-    named = [] if shown is None else [shown]
-    bundle, _ = write_trained(best.candidate, best.exported, out, keep=False, named=named)
+        simulate(each)
+    best, named = preferred(able), [] if shown is None else [shown]
+    place = finalists.index(best)
+    candidate, made = found.finalists[place], exported[place]
+    bundle, _ = write_trained(candidate, made, out, keep=False, named=named)
     gate = bundle.manifest.calibration["backup"]
     if shown is not None and (reached := gate.at_least(shown)) is not None:
-        best.finalist.covered = reached.coverage
-        simulate(best.finalist)
+        best.covered = reached.coverage
+        simulate(best)
     assert context.level is not None
     report = Report(
         context.data.metric,
         context.data.transform.kind,
         context.level,
         base,
-        [best.finalist, *(each.finalist for each in trained if each is not best)],
+        [best, *(each for each in finalists if each is not best)],
         scenario.outcome(PolicyChoice(EqualResources.name)),
         scenario.outcome(PolicyChoice(Hedging.name, dispatch="latency-aware")),
         scenario.queries,
@@ -519,15 +515,15 @@ def _finish(
 
 
 def measure(
-    candidates: Sequence[Candidate], context: TrainingContext
-) -> tuple[float, list[Contender]]:
-    """Measure trained candidates against the deployed model on the test queries.
+    candidates: Sequence[Candidate], exported: Sequence[Exported], context: TrainingContext
+) -> tuple[float, list[Finalist]]:
+    """Measure trained candidates, and the backups `exported` from them, against the deployed model
+    on the test queries.
 
     Returns the milliseconds of the deployed model, and each candidate's measurements.
     """
     deployed, queries, metric = context.teacher.bundle, context.queries, context.data.metric
     assert context.level is not None
-    exported = [each.exported() for each in candidates]
     own = deployed.stored(deployed.manifest.deployed)
     backups = [made.backup for made in exported if made.backup is not None]
     models = [OnnxModel(each.onnx, signature=each.signature) for each in (own, *backups)]
@@ -535,10 +531,10 @@ def measure(
     sizes = commonest(queries.test, deployed.manifest.deployed.signature)
     base, *times = inference_times(models, sizes=sizes)
     predictions = deployed_predictor(deployed)(queries.test)
-    found = []
+    found = list[Finalist]()
     right, agreement = labels_from(predictions, metric), agreement_for(metric, predictions)
     of_classes = METRICS[metric].kind == "classes"
-    for candidate, made, backup, ms in zip(candidates, exported, backups, times, strict=True):
+    for candidate, backup, ms in zip(candidates, backups, times, strict=True):
         gave = predictor(load(backup.onnx, backup.signature))(queries.test)
         outputs, confidence = served(gave), suited(agreement.kind, gave)
         agreed = score(metric, outputs, right)
@@ -549,19 +545,19 @@ def measure(
         sure = confidences(confidence, gave)
         doubts = fit_doubt(sure, agreement(outputs, predictions)).of(sure)
         spread = np.quantile(doubts, np.linspace(0, 1, QUANTILES)).tolist()
-        finalist = Finalist(candidate.name, ms, ms / base, agreed, interval, covered, spread)
-        found.append(Contender(finalist, candidate, made))
+        name = candidate.name
+        found.append(Finalist(name, ms, ms / base, agreed, interval, covered, spread))
     return base, found
 
 
-def preferred(among: Sequence[Contender]) -> Contender:
+def preferred(among: Sequence[Finalist]) -> Finalist:
     """Return the finalist with the lowest simulated p99; of those that differ by chance, the one
     that saves a late query most."""
 
-    def p99(one: Contender) -> float:
-        assert one.finalist.outcome is not None
-        return one.finalist.outcome.p99_ms
+    def p99(one: Finalist) -> float:
+        assert one.outcome is not None
+        return one.outcome.p99_ms
 
     lowest = min(map(p99, among))
     alike = (one for one in among if p99(one) <= ALIKE * lowest)
-    return max(alike, key=lambda one: one.finalist.saving)
+    return max(alike, key=lambda one: one.saving)

@@ -95,8 +95,8 @@ def code_for(spec: CodeSpec, teacher: Teacher) -> Code:
 class TrainingContext:
     """All that the candidates for one deployed model have in common.
 
-    `model` is F as a module, and takes `row_seconds` for each of the `queries`, which `queried`
-    describes; `data` are its predictions. `level` is the agreement wanted, by default each of
+    `model` is F as a module, `queried` describes the `queries`, and `data` are F's predictions for
+    them. `level` is the agreement wanted, by default each of
     LEVELS; with `allowed` classes, it is that of answers in these.
     """
 
@@ -107,13 +107,7 @@ class TrainingContext:
     queried: Queried
     seed: int = 0
     level: float | None = None
-    row_seconds: float = 0.0
     allowed: tuple[AnsweredClass, ...] = ()
-
-    @property
-    def judging(self) -> float:
-        """Seconds that F takes for the queries that candidates are judged by."""
-        return self.row_seconds * len(self.queries.validation)
 
 
 class Candidate:
@@ -121,9 +115,8 @@ class Candidate:
     it is `trained`.
 
     A code's networks start from F's weights where layers are alike. Running it takes `share` of F's
-    time. `score` is the metric's, `covered` the estimated share of queries that it may answer, and
-    `judging` the seconds that judging it takes. Raises CodeError for an impossible code, and
-    TrainingError for an impossible network.
+    time. `score` is the metric's, and `covered` the estimated share of queries that it may answer.
+    Raises CodeError for an impossible code, and TrainingError for an impossible network.
     """
 
     def __init__(
@@ -137,7 +130,6 @@ class Candidate:
     ) -> None:
         self.share = share
         self.score = self.covered = self.seconds = 0.0
-        self.judging = share * context.judging
         self.epochs = 0
         self.trained = False
         self.context = context
@@ -223,13 +215,12 @@ class Candidate:
         return fitted
 
     def judge(self) -> None:
-        """Estimate, from held-out queries, the share that it may answer at the wanted level of
-        agreement; see `estimate_coverage`."""
-        began, context = time.monotonic(), self.context
+        """Estimate, from held-out queries, the share that a backup may answer at the wanted level
+        of agreement; see `estimate_coverage`."""
+        context = self.context
         assert context.level is not None
-        given, rows = map(np.concatenate, zip(*self._problem.answers(), strict=True))
-        predictions = self.data.held_out_predictions.cpu().numpy()[rows]
-        self.judging = time.monotonic() - began
+        ((given, _),) = self._problem.answers()
+        predictions = self.data.held_out_predictions.cpu().numpy()
         self.covered = estimate_coverage(
             given, predictions, self.data.metric, context.level, context.allowed
         )

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Self
 
 import torch
@@ -18,7 +19,7 @@ from parity_models.bundle.inference_time import inference_times
 from parity_models.bundle.onnx_model import OnnxModel
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import TrainingError
-from parity_models.progress import Callbacks, OnProgress, Progress
+from parity_models.progress import Callbacks, Progress
 from parity_models.tensors.signature import Array, Batch, Sizes, padded
 from parity_models.training.candidates import Candidate, Exported, TrainingContext, code_for
 from parity_models.training.device import Rows, choose_device
@@ -122,9 +123,6 @@ LEAST = (FINALISTS, 2, 1)
 LEAST_SECONDS = 1.0
 """The least time for a candidate in the first rung; if there is not enough, fewer are tried."""
 
-JUDGED = 2.0
-"""A candidate also needs at least this many times the seconds that judging it takes."""
-
 SHORTEST = 0.1
 """The shortest training in seconds, so that some steps are taken."""
 
@@ -213,30 +211,25 @@ class Search:
 
     def _entrants(self, proposals: Mapping[str, float]) -> list[Candidate]:
         """Return the candidates that there is time for in the first rung, at least two."""
-        entrants: list[Candidate] = []
-        left = RUNGS[0] * self._seconds
-        for network, share in proposals.items():
-            left -= max(LEAST_SECONDS, JUDGED * share * self._context.judging)
-            if left >= 0 or len(entrants) < 2:
-                entrants.append(Candidate(network, self._context, share=share))
-            else:
-                self.dropped[f"backup {network}"] = "not tried: there are not enough minutes"
-        return entrants
+        most = max(2, int(RUNGS[0] * self._seconds / LEAST_SECONDS))
+        for network in [*proposals][most:]:
+            self.dropped[f"backup {network}"] = "not tried: there are not enough minutes"
+        entrants = [*proposals.items()][:most]
+        return [Candidate(name, self._context, share=share) for name, share in entrants]
 
     def _rung(self, candidates: Sequence[Candidate], rung: int, end: float) -> None:
         """Train each until `end` at the latest; drop any that cannot be trained."""
         for place, candidate in enumerate(candidates):
             slot = max(0.0, (end - time.monotonic()) / (len(candidates) - place))
-            if rung > 0 and slot <= JUDGED * candidate.judging:  # it stays as it is
+            if rung > 0 and not slot:  # it stays as it is
                 continue
-            best = max((each.score for each in candidates[:place]), default=0.0)
             where = f"round {rung + 1}, {candidate.name} ({place + 1} of {len(candidates)})"
             first = not candidate.trained
             try:
                 fitted = candidate.fit(
-                    Budget(seconds=max(SHORTEST, slot - candidate.judging)),
+                    Budget(seconds=max(SHORTEST, slot)),
                     seed=self._context.seed + rung,
-                    on_progress=self._reporting(where, slot, best),
+                    on_progress=partial(self._report, where),
                 )
                 if first or fitted.best_epoch:
                     candidate.judge()
@@ -245,23 +238,13 @@ class Search:
             except TrainingError as error:
                 self.dropped[candidate.name] = str(error)
 
-    def _reporting(self, where: str, slot: float, best: float) -> OnProgress:
-        """Return a callback that turns reports of a training into reports of the search."""
-        before = time.monotonic() - self._began
-
-        def report(progress: Progress) -> None:
-            passed = before + progress.done * slot
-            report = replace(
-                progress,
-                work="search",
-                done=min(1.0, passed / self._seconds),
-                said=where,
-                seconds_left=max(0.0, self._seconds - passed),
-                best=max(best, progress.best or 0.0),
-            )
-            self._callbacks.on_progress(report)
-
-        return report
+    def _report(self, where: str, progress: Progress) -> None:
+        """Report the progress of a training as that of the search."""
+        passed = time.monotonic() - self._began
+        done, left = min(1.0, passed / self._seconds), max(0.0, self._seconds - passed)
+        self._callbacks.on_progress(
+            replace(progress, work="search", done=done, said=where, seconds_left=left)
+        )
 
     def _keep(self, candidates: list[Candidate], rung: int) -> list[Candidate]:
         dropped = drop(candidates, FINALISTS, MARGINS[rung], LEAST[rung])
