@@ -21,7 +21,6 @@ class SimulationOptionsFields(ScenarioOptionsFields, total=False):
     seed: int
     service_time: float | None
     backup_time: float | None
-    coverage: float
     differ: float | None
     agreement: float | None
 

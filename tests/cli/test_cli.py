@@ -203,8 +203,8 @@ def test_a_signal_stops_a_command_and_a_second_ends_it() -> None:
 def test_simulate_compares_settings_and_writes_json(parm_here: Here, tmp_path: Path) -> None:
     succeeded(parm_here(
         "simulate", "--queries", "1000", "--service-time", "25ms", "--backup-time", "5ms",
-        "--coverage", "50%", "--policy", "hedging", "--policy", "hedging@hedge-delay=5ms",
-        "--policy", "adaptive", "--policy", f"{POLICY}@again-after=1ms", "--dispatch=latency-aware",
+        "--policy", "hedging", "--policy", "hedging@hedge-delay=5ms", "--policy", "adaptive",
+        "--policy", f"{POLICY}@again-after=1ms", "--dispatch=latency-aware",
         "--json", tmp_path / "s.json",
     ))  # fmt: skip
     report = json.loads((tmp_path / "s.json").read_text())

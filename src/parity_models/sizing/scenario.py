@@ -104,13 +104,6 @@ class SimulationOptions(ScenarioOptions):
         unit="ms",
         gt=0,
     )
-    coverage: float = option(
-        1.0,
-        "The share of queries that stand-ins may answer, without a bundle.",
-        ge=0,
-        le=1,
-        unit="share",
-    )
     differ: Annotated[float | None, DIFFER_OR_DEFAULT] = None
     agreement: float | None = option(
         None,
@@ -198,8 +191,7 @@ def service_of(
         seconds[BACKUP] = options.backup_time
     stand_ins = StandIns(made, options.backup_time is not None)
     sources = {source_of(role) for role in seconds if role != DEPLOYED}
-    covered = dict.fromkeys(sources, options.coverage)
-    return Service(seconds, stand_ins, covered, covered, dict.fromkeys(sources, USUAL_DOUBTS))
+    return Service(seconds, stand_ins, doubts=dict.fromkeys(sources, USUAL_DOUBTS))
 
 
 def _measured(bundle: Bundle, options: SimulationOptions) -> Service:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from scipy.optimize import minimize
 from scipy.sparse import csr_matrix
+from scipy.special import softmax
 
 from parity_models.bundle.bundle import NewModel, Training
 from parity_models.bundle.onnx_model import TEXT_FEATURES
@@ -69,7 +70,7 @@ def fit_texts(
     of_classes = kind in ("logits", "probabilities")
     center, scale = np.zeros(targets.shape[1], np.float32), 1.0
     if kind == "logits":
-        targets = _softmax(targets)
+        targets = softmax(targets, axis=1)
     elif not of_classes:
         center, scale = targets.mean(axis=0), max(float(targets.std(axis=0).max()), 1e-6)
         targets = (targets - center) / scale
@@ -115,12 +116,6 @@ def _normalised(ids: Sequence[Array], rarity: Floats, buckets: int) -> csr_matri
     return rows
 
 
-def _softmax(scores: Floats) -> Floats:
-    powers: Floats = np.exp(scores - scores.max(axis=1, keepdims=True))
-    powers /= powers.sum(axis=1, keepdims=True)
-    return powers
-
-
 def _minimise(
     inputs: csr_matrix, targets: Floats, of_classes: bool, end: float, on_progress: OnProgress
 ) -> tuple[Floats, Floats]:
@@ -133,7 +128,7 @@ def _minimise(
         weights = parameters[:-1]
         outputs = inputs @ weights + parameters[-1]
         if of_classes:
-            shares = _softmax(outputs)
+            shares = softmax(outputs, axis=1)
             error = -float((targets * np.log(np.maximum(shares, 1e-30))).sum())
             off = shares - targets
         else:
