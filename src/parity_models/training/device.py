@@ -1,8 +1,8 @@
 """The device that trains: networks and queries on it, and models run over them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TypeVar
 
@@ -76,14 +76,14 @@ def computing(threaded: bool) -> Iterator[None]:
 class Rows:
     """A batch of n queries: `tensors` (n, ...) in the order of a signature's inputs.
 
-    `sizes` (n, axes) are the real sizes of each query along each dynamic axis; `places` are the
-    inputs that have such an axis, and its place there. A selection of rows is cut to its largest
-    sizes, so that nothing is computed for padding.
+    `sizes` (n,) are the real sizes of each query along each dynamic axis, and `axes` the places of
+    these axes in each input's shape. A selection of rows is cut to its largest sizes, so that
+    nothing is computed for padding.
     """
 
     tensors: tuple[Tensor, ...]
-    sizes: Tensor | None = None
-    places: tuple[tuple[tuple[int, int], ...], ...] = ()
+    sizes: Mapping[str, Tensor] = field(default_factory=dict)
+    axes: tuple[Mapping[str, int], ...] = ()
 
     @classmethod
     def of(cls, rows: Array, signature: Signature, device: torch.device) -> "Rows":
@@ -91,34 +91,27 @@ class Rows:
         arrays = signature.kind_of(rows[0, ...]).input.split(rows)
         tensors = (torch.from_numpy(_indexable(arrays[each.name])) for each in signature.inputs)
         on_device = tuple(each.to(device) for each in tensors)
-        if not signature.axes:
-            return cls(on_device)
-        found = sizes_in(arrays, signature.inputs)
-        sizes = np.stack([found[axis] for axis in signature.axes], axis=1)
-        having = [(i, each.axes) for i, each in enumerate(signature.inputs)]
-        places = (
-            tuple((i, 1 + axes[axis]) for i, axes in having if axis in axes)
-            for axis in signature.axes
-        )
-        return cls(on_device, torch.from_numpy(sizes), tuple(places))
+        sizes = sizes_in(arrays, signature.inputs).items()
+        axes = tuple(each.axes for each in signature.inputs)
+        return cls(on_device, {axis: torch.from_numpy(each) for axis, each in sizes}, axes)
 
     def __len__(self) -> int:
         return len(self.tensors[0])
 
     def __getitem__(self, which: Tensor | slice) -> "Rows":
-        tensors, sizes = list(self.tensors), None
-        if self.sizes is not None:
-            sizes = self.sizes[which.cpu() if isinstance(which, Tensor) else which]
-            longest = sizes.amax(0).tolist() if len(sizes) else ()
-            for size, places in zip(longest, self.places, strict=False):
-                for at, axis in places:
-                    tensors[at] = tensors[at].narrow(axis, 0, size)
-        return Rows(tuple(each[which] for each in tensors), sizes, self.places)
+        rows = which.cpu() if self.sizes and isinstance(which, Tensor) else which
+        tensors, sizes = list(self.tensors), {axis: each[rows] for axis, each in self.sizes.items()}
+        for number, axes in enumerate(self.axes):
+            for axis, at in axes.items():
+                if len(sizes[axis]):
+                    longest = int(sizes[axis].max())
+                    tensors[number] = tensors[number].narrow(1 + at, 0, longest)
+        return Rows(tuple(each[which] for each in tensors), sizes, self.axes)
 
     @property
     def is_array(self) -> bool:
         """True if each query is one array of floats, of fixed shape."""
-        return len(self.tensors) == 1 and self.sizes is None and self.tensors[0].is_floating_point()
+        return len(self.tensors) == 1 and not self.sizes and self.tensors[0].is_floating_point()
 
     @property
     def device(self) -> torch.device:
