@@ -84,9 +84,9 @@ class ResidualNetwork(nn.Module):
             stage, after = nn.Sequential(), planes * block.expansion
             for number in range(count):
                 stride = 2 if self.stages and not number else 1
-                same = before == after and stride == 1
-                shortcut = None if same else convolution(before, after, 1, stride)
-                stage.append(block(before, planes, stride, shortcut))
+                stage.append(made := block(before, planes, stride))
+                if before != after or stride != 1:
+                    made.downsample = convolution(before, after, 1, stride)
                 before = after
             self.stages.append(stage)
         self.head = nn.Linear(before * prod(grid), prod(outputs))
