@@ -446,8 +446,8 @@ def _affordable(
             f"the model takes too long to predict for all {len(queries.train):,} queries: {most:,} "
             "are used; give more minutes for more"
         )
-    judging = ("validation", "validation_labels", "test")
-    limits = {"train": most, "calibration": CALIBRATING}
+    judging = ("validation", "validation_labels")
+    limits = {"train": most, "calibration": CALIBRATING, "test": JUDGING}
     limits |= dict.fromkeys(judging, min(JUDGING, max(FEWEST, most // HELD_OUT)))
     some = {}
     for name, limit in limits.items():
