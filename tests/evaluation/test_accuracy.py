@@ -13,7 +13,7 @@ from linear_bundles import CLASSES, FEATURES, Array, linear_bundle
 from parity_models.bundle.bundle import Accuracy, Bundle
 from parity_models.codes import CodeSpec
 from parity_models.errors import DataError
-from parity_models.evaluation.accuracy import (
+from parity_models.evaluation.judging import (
     FEWEST,
     FRACTIONS,
     MOST_SETS,

@@ -15,7 +15,7 @@ from linear_bundles import WEIGHTS, linear_bundle
 from parity_models import SimulationOptions, UserError
 from parity_models.bundle.bundle import Accuracy, Bundle, with_measured
 from parity_models.codes import Code, CodeSpec
-from parity_models.evaluation.accuracy import replacement
+from parity_models.evaluation.judging import replacement
 from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role
 from parity_models.scheduling.policies import StandIns
 from parity_models.simulation.emulation import FaultPlan

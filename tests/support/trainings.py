@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from parity_models.bundle.bundle import Accuracy, Bundle
 from parity_models.codes import CodeSpec
-from parity_models.evaluation.accuracy import measure_accuracy
+from parity_models.evaluation.judging import measure_accuracy
 from parity_models.evaluation.outputs import Outputs
 from parity_models.progress import Callbacks, Progress
 from parity_models.training import Queries, Trained, TrainingOptions, open_teacher, train

@@ -13,8 +13,7 @@ from onnx_models import linear_model
 from parity_models import PolicyChoice, ServeOptions, Source, serve
 from parity_models.bundle.bundle import Bundle, NewModel, with_measured, write_bundle
 from parity_models.errors import BundleError, UserError
-from parity_models.evaluation.accuracy import measure_gates
-from parity_models.evaluation.judging import calibrate_gates
+from parity_models.evaluation.judging import calibrate_gates, measure_gates
 from parity_models.evaluation.outputs import Outputs
 from parity_models.tasks.metrics import METRICS, agreement_for, choose_metric
 from parity_models.training.distillation import Served

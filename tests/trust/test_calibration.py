@@ -20,8 +20,7 @@ from parity_models.bundle.bundle import Bundle, NewModel, open_bundle, with_meas
 from parity_models.bundle.onnx_model import run_options
 from parity_models.codes import CodeSpec
 from parity_models.errors import BundleError, DataError, UserError
-from parity_models.evaluation.accuracy import measure_gates
-from parity_models.evaluation.judging import calibrate, calibrate_gates, evaluate
+from parity_models.evaluation.judging import calibrate, calibrate_gates, evaluate, measure_gates
 from parity_models.evaluation.outputs import Outputs
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.options import ServeOptions

@@ -25,7 +25,7 @@ from scipy.interpolate import BarycentricInterpolator
 
 from parity_models.bundle.bundle import Bundle, open_bundle
 from parity_models.codes import Code, CodeSpec
-from parity_models.evaluation.accuracy import FRACTIONS, measure_accuracy, some_sets
+from parity_models.evaluation.judging import FRACTIONS, measure_accuracy, some_sets
 from parity_models.evaluation.outputs import Outputs, deployed_predictor, draw_groups
 from parity_models.options import option
 from parity_models.progress import progress_bars

@@ -10,7 +10,7 @@ from rich.console import RenderableType
 
 from parity_models.bundle.bundle import Bundle, open_bundle
 from parity_models.errors import UserError, spell
-from parity_models.evaluation.accuracy import replacement
+from parity_models.evaluation.judging import replacement
 from parity_models.options import gather, option
 from parity_models.printed import Printed
 from parity_models.scheduling.choice import PolicyChoice

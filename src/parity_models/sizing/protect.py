@@ -20,14 +20,15 @@ from parity_models.bundle.inference_time import inference_times
 from parity_models.bundle.onnx_model import OnnxModel
 from parity_models.bundle.servable import OWN
 from parity_models.errors import DataError, UserError, spell
-from parity_models.evaluation.accuracy import Interval, share_interval
 from parity_models.evaluation.judging import (
     GivenInputs,
+    Interval,
     accuracy_table,
     answered_classes,
     calibrate_gates,
     judge,
     load_queries,
+    share_interval,
 )
 from parity_models.evaluation.outputs import Outputs, deployed_predictor, load, predictor
 from parity_models.options import gather, option
