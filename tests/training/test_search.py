@@ -16,6 +16,7 @@ from parity_models.progress import Callbacks
 from parity_models.training import Queries, open_teacher, search
 from parity_models.training.candidates import Candidate, TrainingContext
 from parity_models.training.distillation import distill
+from parity_models.training.fit import Budget
 from parity_models.training.networks import Queried
 from parity_models.training.search import MARGINS, SLACK, propose
 from parity_models.trust.gate import AnsweredClass
@@ -166,8 +167,8 @@ def test_a_candidate_is_judged_by_the_classes_that_it_may_answer(context: Traini
         Candidate("linear", each)
         for each in (context, replace(context, allowed=(AnsweredClass(0, "0"),)))
     )
-    candidate.fit(None)
-    other.fit(None)
+    candidate.fit(Budget())
+    other.fit(Budget())
     share = float((context.data.held_out_predictions.argmax(1) == 0).float().mean())
     candidate.judge()
     assert candidate.covered > 2 * share > 0

@@ -105,12 +105,11 @@ def train_deployed(
     steps = recipe.steps_per_epoch(len(dataset.train))
     sha256 = queries_of(task, dataset).sha256
     checkpoint = out.with_name(f"{out.name}.checkpoint")
-    budget = Budget(options.epochs, options.seconds)
     with computing(recipe.threaded):
         run = Run(
             _Labelled(module, task, dataset, steps, mirrored),
             recipe,
-            Budget(recipe.usual_epochs(steps)) if budget == Budget() else budget,
+            Budget(options.epochs, options.seconds),
             seed=options.seed,
             checkpoint=checkpoint,
             options={"task": task.name, "inputs": sha256, "seed": options.seed, **said},

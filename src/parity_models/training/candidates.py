@@ -186,7 +186,7 @@ class Candidate:
 
     def fit(
         self,
-        budget: Budget | None,
+        budget: Budget,
         checkpoint: Path | None = None,
         *,
         options: RunOptions | None = None,
@@ -195,12 +195,12 @@ class Candidate:
         on_progress: OnProgress | None = None,
         began: float | None = None,
     ) -> Fitted:
-        """Train within the `budget`, by default the recipe's, and be no worse than before."""
+        """Train within the `budget`, and be no worse than before."""
         with computing(self.recipe.threaded):
             run = Run(
                 self._problem,
                 self.recipe,
-                budget or Budget(self.recipe.usual_epochs(self._problem.steps)),
+                budget,
                 seed=self.context.seed if seed is None else seed,
                 checkpoint=checkpoint,
                 options=self.options | (options or {}),

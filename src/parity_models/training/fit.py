@@ -38,7 +38,8 @@ REPORT_EVERY = 0.2
 
 @dataclass(frozen=True)
 class Budget:
-    """The end of training: after `epochs` or `seconds`, whichever comes first."""
+    """The end of training: after `epochs` or `seconds`, whichever comes first; with neither, after
+    the recipe's number of epochs."""
 
     epochs: int | None = None
     seconds: float | None = None
@@ -122,6 +123,8 @@ class Run:
 
     def __post_init__(self) -> None:
         self.module = self.problem.module
+        if self.budget == Budget():
+            self.budget = Budget(self.recipe.usual_epochs(self.problem.steps))
         self.optimizer = self.recipe.optimizer(self.module.parameters())
 
     def fit(self, *, resume: bool = False, known: float | None = None) -> Fitted:

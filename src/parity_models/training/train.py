@@ -209,9 +209,8 @@ def train(
     only = answered_classes(bundle, None)
     context = TrainingContext(teacher, model, queries, data, queried, options.seed, allowed=only)
     candidate = Candidate(network, context, code, plan=plan)
-    budget = Budget(options.epochs, options.seconds)
     fitted = candidate.fit(
-        None if budget == Budget() else budget,
+        Budget(options.epochs, options.seconds),
         checkpoint,
         options={"task": bundle.manifest.task, "inputs": queries.sha256, "seed": options.seed},
         resume=options.resume,
