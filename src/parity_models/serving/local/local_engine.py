@@ -9,7 +9,7 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from signal import SIGKILL, strsignal
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
@@ -21,6 +21,7 @@ from parity_models.serving.worker.supervised import (
     OnReport,
     SupervisedEngine,
     SupervisedInstance,
+    assign,
 )
 
 START_TIMEOUT = 60.0
@@ -147,7 +148,7 @@ class WorkerProcess(SupervisedInstance):
             stderr=PIPE,
             env={name: value for name, value in os.environ.items() if name.startswith(_INHERITED)}
             | _ONE_THREAD,
-            pass_fds=sorted({model.descriptor for model in self._models.values()} | {*ends}),
+            pass_fds=sorted({model.content for model in self._models.values()} | {*ends}),
             start_new_session=True,  # out of reach of the terminal's Ctrl-C
         )
 
@@ -216,32 +217,26 @@ class LocalEngine(SupervisedEngine[WorkerProcess]):
     def _prepare(
         self, models: Mapping[str, PinnedModel], instances: int
     ) -> Mapping[str, wire.AssignedModel]:
-        """Copy the models to files without a name, which workers inherit: later ones, too, load the
+        return assign(models, self._keep)
+
+    def _keep(self, model: PinnedModel) -> int:
+        """Copy a model to a file without a name, which workers inherit: later ones, too, load the
         checked content, even if the bundle's folder or the temporary folder is gone.
 
         Raises ModelError for a model that was changed since it was checked, and ServingError if it
         cannot be copied.
         """
-        copies: dict[str, IO[bytes]] = {}
-        assigned = {}
-        for role, model in models.items():
-            try:
-                if model.sha256 not in copies:
-                    copy = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the resources
-                    self._resources.enter_context(copy)
-                    copies[model.sha256] = copy
-                    copy.write(model.read())
-                    copy.flush()
-            except OSError as error:
-                raise ServingError(
-                    f"cannot keep a copy of {model.path} among temporary files: "
-                    f"{error.strerror}; set TMPDIR to a folder with room for it"
-                ) from error
-            descriptor = copies[model.sha256].fileno()
-            assigned[role] = wire.AssignedModel(
-                descriptor, model.sha256, f"{role} ({model.path})", model.signature
-            )
-        return assigned
+        try:
+            copy = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the resources
+            self._resources.enter_context(copy)
+            copy.write(model.read())
+            copy.flush()
+        except OSError as error:
+            raise ServingError(
+                f"cannot keep a copy of {model.path} among temporary files: {error.strerror}; set "
+                "TMPDIR to a folder with room for it"
+            ) from error
+        return copy.fileno()
 
     def _make(
         self, number: int, name: str, models: Mapping[str, wire.AssignedModel], on_report: OnReport

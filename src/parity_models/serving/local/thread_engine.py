@@ -58,9 +58,6 @@ class WorkerThread(SupervisedInstance):
         self._units.put(None)
         self._ended.set()
 
-    async def cleanup(self) -> None:
-        """Release nothing: the thread ends by itself."""
-
 
 class ThreadEngine(SupervisedEngine[WorkerThread]):
     """Runs models in threads of this process, each loaded once for all."""

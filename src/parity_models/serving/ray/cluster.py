@@ -7,7 +7,6 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from threading import Lock
 from typing import Any, ClassVar
 
@@ -21,7 +20,6 @@ from parity_models.serving.worker import wire
 from parity_models.serving.worker.supervised import OnReport, SupervisedInstance
 from parity_models.serving.worker.worker import Runner, warm_model
 from parity_models.simulation.emulation import FaultPlan
-from parity_models.tensors.signature import Signature
 
 CONNECT_TIMEOUT = 5.0
 """Seconds to wait for a connection to a cluster's address."""
@@ -31,15 +29,6 @@ ROOM_TIMEOUT = 5.0
 
 PING_INTERVAL = 0.5
 """Seconds between an instance's answer and the next ping."""
-
-
-@dataclass(frozen=True)
-class StoredModel:
-    """A model whose `content` is in Ray's object store; `name` is for people."""
-
-    content: "ray.ObjectRef[bytes]"
-    name: str
-    signature: Signature | None
 
 
 class Connection:
@@ -78,17 +67,10 @@ class Connection:
                 )
             time.sleep(0.1)
 
-    def store(self, models: Mapping[str, PinnedModel]) -> dict[str, StoredModel]:
-        """Put models into the object store. Raises ModelError if one was changed since it was
+    def store(self, model: PinnedModel) -> "ray.ObjectRef[bytes]":
+        """Put a model into the object store. Raises ModelError if it was changed since it was
         checked."""
-        contents: dict[str, ray.ObjectRef[bytes]] = {}
-        stored = {}
-        for role, model in models.items():
-            if model.sha256 not in contents:
-                contents[model.sha256] = ray.put(model.read())
-            name = f"{role} ({model.path})"
-            stored[role] = StoredModel(contents[model.sha256], name, model.signature)
-        return stored
+        return ray.put(model.read())
 
 
 def _connect(address: str | None) -> None:
@@ -123,7 +105,7 @@ def _connect(address: str | None) -> None:
 class Instance:
     """The actor: runs units on one thread; cancels them and answers pings on another."""
 
-    def load(self, models: Mapping[str, StoredModel]) -> tuple[wire.Hello, str]:
+    def load(self, models: Mapping[str, wire.AssignedModel]) -> tuple[wire.Hello, str]:
         """Load the models, by role; return their signatures and this node's id."""
         warm = {}
         for role, model in models.items():
@@ -163,7 +145,7 @@ class ActorInstance(SupervisedInstance):
         self,
         number: int,
         name: str,
-        models: Mapping[str, StoredModel],
+        models: Mapping[str, wire.AssignedModel],
         on_report: OnReport,
         cpus: float,
     ) -> None:
@@ -223,9 +205,6 @@ class ActorInstance(SupervisedInstance):
         if self._actor is not None:
             with suppress(Exception):  # if the cluster is gone, so is the actor
                 ray.kill(self._actor)
-
-    async def cleanup(self) -> None:
-        self._end()
 
 
 def _as_array(frame: wire.Frame) -> Any:

@@ -14,10 +14,11 @@ from parity_models.bundle.onnx_model import PinnedModel
 from parity_models.errors import UserError, install
 from parity_models.options import option
 from parity_models.serving.engine import Engine
-from parity_models.serving.worker.supervised import OnReport, SupervisedEngine
+from parity_models.serving.worker import wire
+from parity_models.serving.worker.supervised import OnReport, SupervisedEngine, assign
 
 if TYPE_CHECKING:
-    from parity_models.serving.ray.cluster import ActorInstance, StoredModel
+    from parity_models.serving.ray.cluster import ActorInstance
 
 START_TIMEOUT = 300.0
 """Seconds an instance has to start: images and models may have to reach new nodes."""
@@ -48,7 +49,7 @@ class RayEngine(SupervisedEngine["ActorInstance"]):
 
     def _prepare(
         self, models: Mapping[str, PinnedModel], instances: int
-    ) -> "Mapping[str, StoredModel]":
+    ) -> Mapping[str, wire.AssignedModel]:
         # Only now: without this engine, Ray need not be installed.
         try:
             from parity_models.serving.ray.cluster import Connection
@@ -59,10 +60,10 @@ class RayEngine(SupervisedEngine["ActorInstance"]):
         self._resources.push_async_callback(asyncio.to_thread, connection.close)
         self._cpus = self._options.cpus_per_instance if self._options.address else 0.0
         connection.check_room(instances * self._cpus)
-        return connection.store(models)
+        return assign(models, connection.store)
 
     def _make(
-        self, number: int, name: str, models: "Mapping[str, StoredModel]", on_report: OnReport
+        self, number: int, name: str, models: Mapping[str, wire.AssignedModel], on_report: OnReport
     ) -> "ActorInstance":
         from parity_models.serving.ray.cluster import ActorInstance
 

@@ -84,10 +84,6 @@ class SupervisedInstance(ABC):
         """
 
     @abstractmethod
-    async def cleanup(self) -> None:
-        """Release its process and sockets, even if `live` failed."""
-
-    @abstractmethod
     def send_unit(self, unit: wire.Unit, rows: Sequence[wire.Frame]) -> None:
         """Send it a unit, without waiting."""
 
@@ -99,6 +95,10 @@ class SupervisedInstance(ABC):
     def _end(self) -> None:
         """End it at once, if it has been started."""
 
+    async def cleanup(self) -> None:
+        """Release what it has, even if `live` failed; by default, end it."""
+        self._end()
+
     def kill(self, why: str) -> None:
         """End it at once, or as soon as it has started. The first `why` is reported."""
         self.why_killed = self.why_killed or why
@@ -106,6 +106,22 @@ class SupervisedInstance(ABC):
 
 
 AnyInstance = TypeVar("AnyInstance", bound=SupervisedInstance)
+
+
+def assign(
+    models: Mapping[str, PinnedModel], keep: Callable[[PinnedModel], Any]
+) -> Mapping[str, wire.AssignedModel]:
+    """Return the models, by role, for instances that load them. `keep` is called once for each
+    content, and returns where it is kept."""
+    kept: dict[str, Any] = {}
+    assigned = {}
+    for role, model in models.items():
+        sha256 = model.sha256
+        if sha256 not in kept:
+            kept[sha256] = keep(model)
+        name = f"{role} ({model.path})"
+        assigned[role] = wire.AssignedModel(kept[sha256], sha256, name, model.signature)
+    return assigned
 
 
 class SupervisedEngine(Engine, Generic[AnyInstance]):

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from struct import Struct
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -40,12 +40,13 @@ Frame = bytes | memoryview
 
 
 class AssignedModel(msgspec.Struct, frozen=True):
-    """A model for a worker: a file descriptor that it inherits, and the hash of the content.
+    """A model for an instance. `content`: a file descriptor that a worker inherits, or a reference
+    to Ray's object store; `sha256` is its hash.
 
     `name` is for people. `signature` is the model's; None: the one in its file.
     """
 
-    descriptor: int
+    content: Any
     sha256: str
     name: str
     signature: Signature | None = None

@@ -138,7 +138,7 @@ def load(assigned: wire.AssignedModel) -> OnnxModel:
     cannot be read.
     """
     # Processes that inherit a descriptor share its position, which a mapping does not use.
-    with mmap(assigned.descriptor, 0, access=ACCESS_READ) as copy:
+    with mmap(assigned.content, 0, access=ACCESS_READ) as copy:
         content = copy[:]
     check_sha256(assigned.name, assigned.sha256, hashlib.sha256(content).hexdigest())
     try:
