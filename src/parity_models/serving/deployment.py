@@ -20,7 +20,7 @@ from parity_models.serving.frontend import Frontend, Golden
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import VERSION, ServedModel, ServedVersion
 from parity_models.serving.options import EngineChoice, ServeOptions
-from parity_models.serving.page.feed import Feed
+from parity_models.serving.page.feed import follow
 from parity_models.serving.page.watch import Watch
 from parity_models.serving.request_log import request_id
 from parity_models.simulation.emulation import FaultPlan
@@ -193,11 +193,10 @@ class Deployment(ServedVersion):
         alike = Counter(" + ".join(sorted(roles)) for roles in self.roles)
         instances = ", ".join(f"{count} of {roles}" for roles, count in alike.items())
         self.description = f"policy {choice.name}; instances: {instances}"
-        self._feed: Feed | None = None
+        self._watch: Watch | None = None
         if options.ui:
-            watch = Watch(frontend, choice.name, time.monotonic())
-            frontend.observers.append(watch)
-            self._feed = Feed(watch)
+            self._watch = Watch(frontend, choice.name, time.monotonic())
+            frontend.observers.append(self._watch)
 
     async def start(self) -> None:
         """Start all instances; return when they are warm and verified.
@@ -206,25 +205,16 @@ class Deployment(ServedVersion):
             ServingError: An instance does not start. Nothing is left running.
 
         """
-        if self._feed is not None:
-            self._feed.start()
         golden = await asyncio.to_thread(golden_of, self._bundle, self._models, self.roles)
         await self.frontend.start(self.roles, golden)
 
-    def retire(self) -> None:
-        if self._feed is not None:
-            self._feed.close()
-        super().retire()
-
     async def stop(self) -> None:
-        if self._feed is not None:
-            self._feed.close()
         await super().stop()
         if self._journal is not None:
             self._journal.close()
 
     def frames(self) -> AsyncGenerator[bytes, None] | None:
-        return None if self._feed is None else self._feed.follow()
+        return None if self._watch is None else follow(self._watch)
 
     def switch_redundancy(self, on: bool) -> None:
         self.frontend.switch_redundancy(on)

@@ -189,6 +189,9 @@ class Observer:
     def unit_ended(self, now: float, unit: Run | Verify, *, finished: bool) -> None:
         """A unit is off its instance, with outputs or without."""
 
+    def ticked(self, now: float) -> None:
+        """Time passed; called every MEASURE_INTERVAL."""
+
     def headers(self, unit: Run) -> Mapping[str, str]:
         """Return headers for the request that sends this unit to another server."""
         return {}
@@ -621,12 +624,16 @@ class Frontend(Collector):
         )
 
     @property
+    def stopping(self) -> bool:
+        """True once clients are to go elsewhere."""
+        return self._retired or self._closing
+
+    @property
     def ready(self) -> bool:
         """True if a query would be answered."""
         return (
             self._started
-            and not self._closing
-            and not self._retired
+            and not self.stopping
             and (self.instances_up()[DEPLOYED] > 0 or self.scheduler.degraded)
         )
 
@@ -1022,6 +1029,7 @@ class Frontend(Collector):
         if self._ticks % CHECK_EVERY == 0:
             self.check_engine()
         self._ticks += 1
+        self._tell("ticked", at)
         self._carry_out(self.scheduler.process_measured(at, lag, busy))
         self.log_redundancy(at)
 

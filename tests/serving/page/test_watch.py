@@ -1,22 +1,20 @@
 """The watch of the live page, which hears of a server's events without a server."""
 
 import json
-from collections.abc import AsyncGenerator
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from msgspec import Struct
 
 from histories import check_nothing_is_left, observed_history
 from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.actions import Action, Answer, Fail, Reason
 from parity_models.scheduling.health import State
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.page.feed import Feed
+from parity_models.serving.page.feed import follow
 from parity_models.serving.page.watch import NOW, InstanceView, Watch
 from parity_models.trust.gates import UNKNOWN, Gate
 from parity_models.trust.judge import StandInJudge
@@ -35,7 +33,7 @@ class FakeFrontend:
     """The part of a frontend that a watch reads."""
 
     ready = True
-    degraded = False
+    stopping = degraded = False
     asked = 0
     redundancy = "redundant work: on"
     differing = ""
@@ -81,7 +79,7 @@ class Watched:
 
     def pass_time(self, seconds: float = 1.0) -> None:
         self.now += seconds
-        self.watch.tick(self.now)
+        self.watch.ticked(self.now)
 
     def kinds(self) -> list[str]:
         return [event.kind for event in self.watch.events]
@@ -153,41 +151,14 @@ def test_any_history_is_shown_as_it_happened_and_nothing_piles_up(seed: int) -> 
     assert watch.failed == len(world.failures)
 
 
-# Frames
-
-
-class Frame(Struct):
-    """A frame, by its number."""
-
-    at: float
-
-
-class Sampled:
-    """Numbers its frames."""
-
-    frames = 0
-
-    def frame(self, now: float) -> Frame:
-        self.frames += 1
-        return Frame(float(self.frames))
-
-
-async def read(events: AsyncGenerator[bytes, None]) -> float:
-    event = await anext(events)
+async def test_a_frame_is_made_once_for_all_browsers_until_the_server_stops() -> None:
+    watched = Watched()
+    one, other = follow(watched.watch), follow(watched.watch)
+    event = await anext(one)
+    assert await anext(other) is event
     assert event.startswith(b"data: ")
     assert event.endswith(b"\n\n")
-    at: float = json.loads(event[6:])["at"]
-    return at
-
-
-async def test_a_frame_is_made_once_for_all_and_slow_watchers_get_the_latest() -> None:
-    feed = Feed(cast(Any, Sampled()))
-    one, slow = feed.follow(), feed.follow()
-    assert [await read(one), await read(slow)] == [1, 2]
-    feed.sample()
-    assert await read(one) == 3
-    feed.sample()
-    assert [await read(one), await read(slow)] == [4, 4]
-    feed.sample()
-    feed.close()
-    assert [event async for event in slow] == []
+    assert json.loads(event[6:])["policy"] == "p"
+    assert await anext(one) is not event
+    watched.frontend.stopping = True
+    assert [event async for event in one] == []

@@ -1,7 +1,6 @@
 """The page over HTTP: its files, and frames as server-sent events, each made once for all browsers.
 
-The server is sampled even without watchers, so that the charts have a past. A slow watcher misses
-frames.
+A slow browser misses frames.
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 
 Only requests from this machine, to one of its own names, are answered, whatever their token: a
@@ -15,10 +14,8 @@ from functools import partial
 from importlib.resources import files
 from urllib.parse import parse_qsl, urlsplit
 
-import msgspec
-
 from parity_models.serving.models import Models
-from parity_models.serving.page.watch import Watch
+from parity_models.serving.page.watch import INTERVAL, Watch
 from parity_models.serving.rest import (
     Handler,
     Headers,
@@ -27,9 +24,6 @@ from parity_models.serving.rest import (
     error_response,
     json_response,
 )
-
-INTERVAL = 0.5
-"""Seconds between two frames."""
 
 _TYPES = {
     "html": b"text/html; charset=utf-8",
@@ -52,61 +46,15 @@ _FORWARDED = frozenset({"forwarded", "x-forwarded-for", "via"})
 """Headers of proxies, whose clients are elsewhere."""
 
 
-class Feed:
-    """The frames of one server, from `start` to `close`."""
-
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
-        self._watchers: set[asyncio.Queue[bytes | None]] = set()
-        self._sampling: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Sample the server from now on."""
-        self._sampling = asyncio.get_running_loop().create_task(self._sample_forever())
-
-    def close(self) -> None:
-        """End the streams of all watchers."""
-        if self._sampling is not None:
-            self._sampling.cancel()
-        self._send(None)
-
-    async def follow(self) -> AsyncGenerator[bytes, None]:
-        """Yield frames as server-sent events until the feed is closed."""
-        watcher: asyncio.Queue[bytes | None] = asyncio.Queue(1)
-        self._watchers.add(watcher)
-        try:
-            yield self._event()
-            while (event := await watcher.get()) is not None:
-                yield event
-        finally:
-            self._watchers.discard(watcher)
-
-    def sample(self) -> None:
-        """Sample the server once, and send a frame to the watchers."""
-        if self._watchers:
-            self._send(self._event())
-        else:
-            self._watch.tick(time.monotonic())
-
-    def _send(self, event: bytes | None) -> None:
-        """Send to all watchers, in place of an event that they have not taken yet."""
-        for watcher in self._watchers:
-            if watcher.full():
-                watcher.get_nowait()
-            watcher.put_nowait(event)
-
-    def _event(self) -> bytes:
-        frame = self._watch.frame(time.monotonic())
-        return b"data: " + msgspec.json.encode(frame) + b"\n\n"
-
-    async def _sample_forever(self) -> None:
-        while True:
-            await asyncio.sleep(INTERVAL)
-            self.sample()
+async def follow(watch: Watch) -> AsyncGenerator[bytes, None]:
+    """Yield frames as server-sent events until the server stops."""
+    while not watch.over:
+        yield watch.event(time.monotonic())
+        await asyncio.sleep(INTERVAL)
 
 
 class Page:
-    """The routes of the page of a server of these models, each of which has a feed."""
+    """The routes of the page of a server of these models, each of which is watched."""
 
     def __init__(self, models: Models) -> None:
         self._models = models

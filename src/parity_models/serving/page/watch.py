@@ -12,6 +12,7 @@ from datetime import datetime
 from statistics import median
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
@@ -25,8 +26,8 @@ from parity_models.serving.frontend import Observer
 if TYPE_CHECKING:
     from parity_models.serving.frontend import Frontend
 
-STEP = 1.0
-"""Seconds between two points of the charts."""
+STEP, INTERVAL = 1.0, 0.5
+"""Seconds between two points of the charts, and between two frames."""
 
 NOW, MINUTES = 10, 300
 """Points whose latencies count as present, and points that are kept."""
@@ -177,6 +178,7 @@ class Watch(Observer):
         self._closed: set[str] = set()
         self._points: deque[Point] = deque(maxlen=MINUTES)
         self._last_point = now
+        self._event, self._event_at = b"", -INTERVAL
         self._totals: dict[str, float] = {}
         """The counts at the last point: answers by source, queries, failures, busy seconds."""
 
@@ -231,8 +233,7 @@ class Watch(Observer):
 
     # Frames
 
-    def tick(self, now: float) -> None:
-        """Add a point to the charts, if it is time."""
+    def ticked(self, now: float) -> None:
         frontend, took = self._frontend, now - self._last_point
         if took < STEP:
             return
@@ -268,7 +269,7 @@ class Watch(Observer):
 
     def frame(self, now: float) -> Frame:
         """Return the present state, and the events and points that are kept."""
-        self.tick(now)
+        self.ticked(now)
         frontend = self._frontend
         redundant: dict[str, dict[str, int]] = {}
         for labels, value in _samples(frontend.metrics.redundant):
@@ -285,6 +286,19 @@ class Watch(Observer):
             events=tuple(self.events),
             points=tuple(self._points),
         )
+
+    @property
+    def over(self) -> bool:
+        """True once the server stops."""
+        return self._frontend.stopping
+
+    def event(self, now: float) -> bytes:
+        """Return the latest frame as a server-sent event, the same one for all browsers for a
+        while."""
+        if now >= self._event_at + INTERVAL / 2:
+            frame = msgspec.json.encode(self.frame(now))
+            self._event, self._event_at = b"data: " + frame + b"\n\n", now
+        return self._event
 
     def instances(self) -> tuple[InstanceView, ...]:
         """Return all instances that are up."""
