@@ -36,7 +36,6 @@ from parity_models.bundle.onnx_model import PinnedModel
 from parity_models.errors import FaultPlanError, ModelError, ServingError
 from parity_models.serving.backoff import FIRST, LONG_RUN, LONGEST, Backoff
 from parity_models.serving.engine import Engine, Placement
-from parity_models.serving.local import local_engine as local_engine_module
 from parity_models.serving.local.local_engine import LocalEngine, WorkerProcess
 from parity_models.serving.worker.wire import (
     Assignment,
@@ -266,7 +265,7 @@ def lacking(errors: list[Exception]) -> type[WorkerProcess]:
 
 async def test_failed_replacement_is_retried(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     errors: list[Exception] = []
-    monkeypatch.setattr(local_engine_module, "WorkerProcess", lacking(errors))
+    monkeypatch.setattr(LocalEngine, "instance_kind", lacking(errors))
     async with running(model) as (engine, events):
         errors += [TOO_MANY, BlockingIOError(), MemoryError()]
         os.kill(engine.pids()["0"], signal.SIGKILL)

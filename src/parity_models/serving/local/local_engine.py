@@ -80,15 +80,15 @@ class WorkerProcess(SupervisedInstance):
 
     def __init__(
         self,
+        engine: SupervisedEngine,
         number: int,
         name: str,
         models: Mapping[str, wire.AssignedModel],
-        on_report: OnReport,
-        placement: Placement,
     ) -> None:
-        super().__init__(number, name, models, on_report)
-        self.node = placement.node
-        self._placement = placement
+        super().__init__(engine, number, name, models)
+        placements = engine.parts.placements
+        self._placement = placements[number] if placements else Placement()
+        self.node = self._placement.node
         self._process: Process | None = None
         self._streams: list[EngineStream] = []
         """The control and the units stream; both are open once the worker has said hello."""
@@ -193,7 +193,7 @@ class WorkerProcess(SupervisedInstance):
         return stream
 
 
-class LocalEngine(SupervisedEngine[WorkerProcess]):
+class LocalEngine(SupervisedEngine):
     """Runs models in supervised worker processes on this machine.
 
     It copies the models when it starts, so workers run the pinned content even if the files
@@ -201,6 +201,7 @@ class LocalEngine(SupervisedEngine[WorkerProcess]):
     """
 
     name = "local"
+    instance_kind = WorkerProcess
     takes_placements = True
     same_clock = True
     grace = 3.0
@@ -211,7 +212,9 @@ class LocalEngine(SupervisedEngine[WorkerProcess]):
     def pids(self) -> dict[str, int]:
         """Return the process ids of the workers that are up, by instance."""
         return {
-            name: worker.pid for name, worker in self._instances.items() if worker.pid is not None
+            name: worker.pid
+            for name, worker in self._instances.items()
+            if isinstance(worker, WorkerProcess) and worker.pid is not None
         }
 
     def _prepare(
@@ -237,10 +240,3 @@ class LocalEngine(SupervisedEngine[WorkerProcess]):
                 "TMPDIR to a folder with room for it"
             ) from error
         return copy.fileno()
-
-    def _make(
-        self, number: int, name: str, models: Mapping[str, wire.AssignedModel], on_report: OnReport
-    ) -> WorkerProcess:
-        placements = self._parts.placements
-        placement = placements[number] if placements else Placement()
-        return WorkerProcess(number, name, models, on_report, placement)

@@ -12,11 +12,7 @@ from threading import Thread
 
 from parity_models.bundle.onnx_model import OnnxModel, PinnedModel
 from parity_models.serving.worker import wire
-from parity_models.serving.worker.supervised import (
-    OnReport,
-    SupervisedEngine,
-    SupervisedInstance,
-)
+from parity_models.serving.worker.supervised import SupervisedEngine, SupervisedInstance
 from parity_models.serving.worker.worker import Runner, warm_model
 
 
@@ -24,9 +20,9 @@ class WorkerThread(SupervisedInstance):
     """One life of an instance: a thread that runs models, which instances share."""
 
     def __init__(
-        self, number: int, name: str, models: Mapping[str, OnnxModel], on_report: OnReport
+        self, engine: SupervisedEngine, number: int, name: str, models: Mapping[str, OnnxModel]
     ) -> None:
-        super().__init__(number, name, models, on_report)
+        super().__init__(engine, number, name, models)
         self._hello = wire.Hello({role: model.signature for role, model in models.items()})
         self._runner = Runner(models)
         self._units: SimpleQueue[tuple[wire.Unit, wire.Frame] | None] = SimpleQueue()
@@ -59,10 +55,11 @@ class WorkerThread(SupervisedInstance):
         self._ended.set()
 
 
-class ThreadEngine(SupervisedEngine[WorkerThread]):
+class ThreadEngine(SupervisedEngine):
     """Runs models in threads of this process, each loaded once for all."""
 
     name = "threads"
+    instance_kind = WorkerThread
     takes_faults = False
     same_clock = True
     tolerance = 1e-5
@@ -74,8 +71,3 @@ class ThreadEngine(SupervisedEngine[WorkerThread]):
             role: warm_model(model.load(), f"{role} ({model.path})")
             for role, model in models.items()
         }
-
-    def _make(
-        self, number: int, name: str, models: Mapping[str, OnnxModel], on_report: OnReport
-    ) -> WorkerThread:
-        return WorkerThread(number, name, models, on_report)

@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError, RayError
 from parity_models.bundle.onnx_model import OnnxModel, PinnedModel
 from parity_models.errors import ServingError, UserError, spell
 from parity_models.serving.worker import wire
-from parity_models.serving.worker.supervised import OnReport, SupervisedInstance
+from parity_models.serving.worker.supervised import SupervisedEngine, SupervisedInstance
 from parity_models.serving.worker.worker import Runner, warm_model
 from parity_models.simulation.emulation import FaultPlan
 
@@ -139,18 +139,17 @@ _Actor = _remote(concurrency_groups={"control": 1})(Instance)
 
 
 class ActorInstance(SupervisedInstance):
-    """One life of an instance, as an actor that runs `models` and reserves `cpus`."""
+    """One life of an instance, as an actor."""
 
     def __init__(
         self,
+        engine: SupervisedEngine,
         number: int,
         name: str,
         models: Mapping[str, wire.AssignedModel],
-        on_report: OnReport,
-        cpus: float,
     ) -> None:
-        super().__init__(number, name, models, on_report)
-        self._cpus = cpus
+        super().__init__(engine, number, name, models)
+        self._cpus = engine.options.reserved_cpus
         self._actor: Any = None
         self._killed = asyncio.Event()
 

@@ -8,17 +8,13 @@ and give up, as the local engine does for processes.
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from parity_models.bundle.onnx_model import PinnedModel
 from parity_models.errors import UserError, install
 from parity_models.options import option
 from parity_models.serving.engine import Engine
 from parity_models.serving.worker import wire
-from parity_models.serving.worker.supervised import OnReport, SupervisedEngine, assign
-
-if TYPE_CHECKING:
-    from parity_models.serving.ray.cluster import ActorInstance
+from parity_models.serving.worker.supervised import SupervisedEngine, assign
 
 START_TIMEOUT = 300.0
 """Seconds an instance has to start: images and models may have to reach new nodes."""
@@ -27,7 +23,7 @@ HEARTBEAT_TIMEOUT = 5.0
 """Seconds without an answer before an instance, or its node, is considered dead."""
 
 
-class RayEngine(SupervisedEngine["ActorInstance"]):
+class RayEngine(SupervisedEngine):
     """Runs a bundle's models in actors on a Ray cluster. See SupervisedEngine for the rest."""
 
     name = "ray"
@@ -47,24 +43,22 @@ class RayEngine(SupervisedEngine["ActorInstance"]):
         )
         cpus_per_instance: float = option(1.0, "CPUs that Ray reserves for an instance.", ge=0)
 
+        @property
+        def reserved_cpus(self) -> float:
+            """The CPUs reserved for each instance; 0 on a cluster of this engine's own."""
+            return self.cpus_per_instance if self.address else 0.0
+
     def _prepare(
         self, models: Mapping[str, PinnedModel], instances: int
     ) -> Mapping[str, wire.AssignedModel]:
         # Only now: without this engine, Ray need not be installed.
         try:
-            from parity_models.serving.ray.cluster import Connection
+            from parity_models.serving.ray.cluster import ActorInstance, Connection
         except ImportError as error:
             raise UserError(f"the engine ray needs Ray; {install('ray')}") from error
 
-        connection = Connection(self._options.address)
+        self.instance_kind = ActorInstance
+        connection = Connection(self.options.address)
         self._resources.push_async_callback(asyncio.to_thread, connection.close)
-        self._cpus = self._options.cpus_per_instance if self._options.address else 0.0
-        connection.check_room(instances * self._cpus)
+        connection.check_room(instances * self.options.reserved_cpus)
         return assign(models, connection.store)
-
-    def _make(
-        self, number: int, name: str, models: Mapping[str, wire.AssignedModel], on_report: OnReport
-    ) -> "ActorInstance":
-        from parity_models.serving.ray.cluster import ActorInstance
-
-        return ActorInstance(number, name, models, on_report, self._cpus)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from math import inf
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
@@ -57,11 +57,11 @@ class SupervisedInstance(ABC):
     `silence` is the number of the engine's ticks since its last report. `signatures` are those of
     its models, by role, once it has joined. `why_killed` is set once it has been killed; later
     reports are ignored. `recycled` is true if it was killed without a known fault of its process.
-    Its reports go to `on_report`, with the bytes of a unit's outputs.
+    Its reports go to its `engine`, with the bytes of a unit's outputs.
     """
 
     def __init__(
-        self, number: int, name: str, models: Mapping[str, Any], on_report: OnReport
+        self, engine: "SupervisedEngine", number: int, name: str, models: Mapping[str, Any]
     ) -> None:
         self.number = number
         self.name = name
@@ -73,7 +73,7 @@ class SupervisedInstance(ABC):
         self.silence = 0
         self.running: RunningUnit | None = None
         self._models = models
-        self._on_report = on_report
+        self._on_report: OnReport = partial(engine.on_report, name)
         self.signatures: Mapping[str, Signature] = {}
 
     @abstractmethod
@@ -105,9 +105,6 @@ class SupervisedInstance(ABC):
         self._end()
 
 
-AnyInstance = TypeVar("AnyInstance", bound=SupervisedInstance)
-
-
 def assign(
     models: Mapping[str, PinnedModel], keep: Callable[[PinnedModel], Any]
 ) -> Mapping[str, wire.AssignedModel]:
@@ -124,15 +121,17 @@ def assign(
     return assigned
 
 
-class SupervisedEngine(Engine, Generic[AnyInstance]):
+class SupervisedEngine(Engine):
     """Instances of a bundle's models that are started, watched, and replaced when they end.
 
     An instance is killed if it has been silent for `heartbeat_timeout` seconds (`join_timeout`
     before its hello), or has had a unit for the parts' `unit_timeout`. One that ended is started
     again, after a back-off. Instance i runs the i-th of the roles that the engine is started with;
-    it is called "i", and "i.n" after n restarts. A subclass sets the timeouts, and whether all
-    instances have this machine's clock (`same_clock`).
+    it is called "i", and "i.n" after n restarts. A subclass sets the class of its instances, the
+    timeouts, and whether all instances have this machine's clock (`same_clock`).
     """
+
+    instance_kind: type[SupervisedInstance]
 
     takes_faults = True
     prefix = ""
@@ -142,20 +141,18 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
     join_timeout = inf
 
     def __init__(self, options: Any, parts: Parts) -> None:
-        self._options = options
-        self._parts = parts
+        self.options = options
+        self.parts = parts
         self._models: Mapping[str, Any] = {}
         self._resources = AsyncExitStack()
         """Resources that instances start from; closed when the engine has stopped."""
-        self._instances: dict[str, AnyInstance] = {}
+        self._instances: dict[str, SupervisedInstance] = {}
         self._to_join: set[int] = set()
         self._supervisors: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._faults: tuple[FaultPlan, float] | None = None
         self._kills: list[asyncio.Task[None]] = []
-
-    # For subclasses
 
     @abstractmethod
     def _prepare(self, models: Mapping[str, PinnedModel], instances: int) -> Mapping[str, Any]:
@@ -164,22 +161,16 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
         It runs in a thread of its own. Raises ServingError or UserError.
         """
 
-    @abstractmethod
-    def _make(
-        self, number: int, name: str, models: Mapping[str, Any], on_report: OnReport
-    ) -> AnyInstance:
-        """Return an instance's next life, to be started."""
-
     # Engine
 
     async def start(self, roles: Sequence[frozenset[str]], listener: EngineListener) -> None:
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._started: asyncio.Future[None] = self._loop.create_future()
-        self._slots = asyncio.Semaphore(self._parts.starts_at_once or len(roles))
+        self._slots = asyncio.Semaphore(self.parts.starts_at_once or len(roles))
         try:
             used = sorted(frozenset[str]().union(*roles))
-            models = {role: self._parts.models[role] for role in used}
+            models = {role: self.parts.models[role] for role in used}
             preparing = asyncio.ensure_future(asyncio.to_thread(self._prepare, models, len(roles)))
             try:
                 self._models = await asyncio.shield(preparing)
@@ -276,7 +267,8 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
 
     # Reports
 
-    def _on_report(self, name: str, report: wire.Report, outputs: wire.Frame) -> None:
+    def on_report(self, name: str, report: wire.Report, outputs: wire.Frame) -> None:
+        """Take a report of the instance of this name, and the bytes of a unit's outputs."""
         instance = self._instances.get(name)
         if instance is None or instance.why_killed is not None or self._stopping.is_set():
             return  # the report was in flight
@@ -303,7 +295,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
             if not instance.joined:
                 instance.kill(f"could not join: {error}")
 
-    def _join(self, instance: AnyInstance, hello: wire.Hello) -> None:
+    def _join(self, instance: SupervisedInstance, hello: wire.Hello) -> None:
         instance.signatures, instance.joined = hello.models, True
         if self._faults is not None:
             plan, start = self._faults
@@ -328,7 +320,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
             name = f"{self.prefix}{number}.{life}" if life else f"{self.prefix}{number}"
             began = self._loop.time()
             models = {role: self._models[role] for role in sorted(roles)}
-            instance = self._make(number, name, models, partial(self._on_report, name))
+            instance = self.instance_kind(self, number, name, models)
             self._instances[name] = instance
             try:
                 why = await instance.live()
@@ -360,7 +352,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
         for instance in list(self._instances.values()):
             self._check_timeouts(instance)
 
-    def _check_timeouts(self, instance: AnyInstance) -> None:
+    def _check_timeouts(self, instance: SupervisedInstance) -> None:
         """Kill the instance if it has been silent, or has had its unit, for too long."""
         limit = self.heartbeat_timeout if instance.joined else self.join_timeout
         silence = instance.silence * TICK
@@ -368,7 +360,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
         if silence >= limit:
             instance.kill(f"was not heard from for {limit:g} s")
             return
-        running, patience = instance.running, self._parts.unit_timeout
+        running, patience = instance.running, self.parts.unit_timeout
         if running is not None:
             age = running.age * TICK
             running.age += 1
