@@ -193,3 +193,22 @@ class Engine(ABC):
     def inject_faults(self, plan: FaultPlan) -> None:
         """Start the clock of a fault plan, in an engine that `takes_faults`."""
         raise NotImplementedError
+
+
+FIRST, LONGEST, LONG_RUN = 0.1, 10.0, 1.0
+
+
+class Backoff:
+    """The seconds before something that ended is started again: they double from FIRST to LONGEST,
+    and are FIRST again after a run of `long_run`."""
+
+    def __init__(self, long_run: float = LONG_RUN) -> None:
+        self._long_run = long_run
+        self._next = FIRST
+
+    def after(self, run: float) -> float:
+        """Return the seconds to wait after a run of `run` seconds."""
+        if run >= self._long_run:
+            self._next = FIRST
+        delay, self._next = self._next, min(2 * self._next, LONGEST)
+        return delay

@@ -29,7 +29,7 @@ from parity_models.serving.options import EngineChoice, ServeOptions
 from parity_models.serving.page.feed import Page
 from parity_models.serving.repository import Repository
 from parity_models.serving.rest import Rest
-from parity_models.serving.stand_in_only import CLASSIFY, Classify, stand_in_only
+from parity_models.serving.stand_in_only import CLASSIFY, Classify, StandInOnly
 from parity_models.tensors.signature import cut, padded
 from parity_models.tensors.texts import as_texts
 
@@ -288,7 +288,7 @@ def _models(
     if not isinstance(models, Bundle):
         return Repository(models, options, allow_code, tracing)
     if options.stand_in_only:
-        return stand_in_only(models, options)
+        return StandInOnly(models, options)
     return Deployment(models, options, tracing=tracing)
 
 

@@ -36,23 +36,38 @@ _WHY = {
 }
 
 
-class BackupPredictor:
-    """Answers by a bundle's backup, in `threads` threads of this process.
+class StandInOnly(ServedVersion):
+    """A bundle's backup, which answers by itself, in as many threads as the options' workers.
 
     There is no queue: a request is refused if all threads are busy, or if the backup may not answer
     each of its rows. It sees no model, so it compares nothing: it reads what servers and clients of
     the same bundle have learned, from their files.
+
+    Raises:
+        UserError: The bundle has no backup.
+
     """
 
     differ = None
     quarantined: Collection[str] = ()
 
-    def __init__(self, backup: GatedBackup, threads: int, metrics: Metrics) -> None:
-        self._backup = backup
-        self._metrics = metrics
+    def __init__(self, bundle: Bundle, options: ServeOptions) -> None:
+        evidence = evidence_of(bundle, options.state, keep=False)
+        self._backup = backup = GatedBackup(bundle, options.agreement, evidence=evidence)
+        model = ServedModel.of(
+            bundle,
+            options.name,
+            {Source.BACKUP: backup.gate},
+            max_rows=options.max_queue,
+            stood_in=frozenset({backup.output.name}),
+        )
+        super().__init__(self, model, Metrics(bundle.digest))
+        self.title = f"the stand-ins of {model.name}"
+        self.description = f"threads: {options.workers}"
+        self.notes = tuple(backup.notes)
         self._read_at = time.monotonic()
-        self._threads = ThreadPoolExecutor(threads, "parm-backup")
-        self._most, self._answering = threads, set[asyncio.Future[Any]]()
+        self._threads = ThreadPoolExecutor(options.workers, "parm-backup")
+        self._most, self._answering = options.workers, set[asyncio.Future[Any]]()
         self.ready = True
         """True until the server stops."""
         self._stopped = False
@@ -93,11 +108,11 @@ class BackupPredictor:
         if isinstance(answer, Judged) and answer.refusal is not None:
             answer = answer.refusal
         if isinstance(answer, Refusal):
-            self._metrics.refused_answers.labels(BACKUP, answer).inc(len(rows))
+            self.metrics.refused_answers.labels(BACKUP, answer).inc(len(rows))
             raise NoStandInError(_WHY[answer], answer)
         took = time.monotonic() - began
         for _ in rows:
-            self._metrics.latency(Source.BACKUP).observe(took)
+            self.metrics.latency(Source.BACKUP).observe(took)
         outputs, layout = answer.outputs, self._backup.signature.kind_of(rows[0, ...]).output
         if layout.is_record:  # requests for the other outputs are exact
             outputs = layout.zeros(len(rows))
@@ -105,11 +120,9 @@ class BackupPredictor:
         return Result(outputs, [Source.BACKUP] * len(rows), answer.doubts.tolist())
 
     def retire(self) -> None:
-        """Stop being ready, but still answer."""
         self.ready = False
 
     async def drain(self) -> None:
-        """Take no more requests; return when those in flight have ended."""
         self._stopped = True
         if self._answering:
             await asyncio.wait(self._answering)
@@ -118,30 +131,6 @@ class BackupPredictor:
         """End the threads, once they are idle."""
         self._stopped = True
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def stand_in_only(bundle: Bundle, options: ServeOptions) -> ServedVersion:
-    """Return a bundle's backup to be served alone, with as many threads as the options' workers.
-
-    Raises:
-        UserError: The bundle has no backup.
-
-    """
-    evidence = evidence_of(bundle, options.state, keep=False)
-    backup = GatedBackup(bundle, options.agreement, evidence=evidence)
-    metrics = Metrics(bundle.digest)
-    model = ServedModel.of(
-        bundle,
-        options.name,
-        {Source.BACKUP: backup.gate},
-        max_rows=options.max_queue,
-        stood_in=frozenset({backup.output.name}),
-    )
-    served = ServedVersion(BackupPredictor(backup, options.workers, metrics), model, metrics)
-    served.title = f"the stand-ins of {model.name}"
-    served.description = f"threads: {options.workers}"
-    served.notes = tuple(backup.notes)
-    return served
 
 
 CLASSIFY = "/classify"

@@ -34,8 +34,14 @@ from local_engines import FOREVER, local_engine, running
 from onnx_models import linear_model, moody_model, shrinking_model
 from parity_models.bundle.onnx_model import PinnedModel
 from parity_models.errors import FaultPlanError, ModelError, ServingError
-from parity_models.serving.backoff import FIRST, LONG_RUN, LONGEST, Backoff
-from parity_models.serving.engine import Engine, Placement
+from parity_models.serving.engine import (
+    FIRST,
+    LONG_RUN,
+    LONGEST,
+    Backoff,
+    Engine,
+    Placement,
+)
 from parity_models.serving.local.local_engine import LocalEngine, WorkerProcess
 from parity_models.serving.worker.wire import (
     Assignment,

@@ -34,8 +34,7 @@ from parity_models.bundle.onnx_model import ELSEWHERE, PinnedModel
 from parity_models.errors import UserError, spell
 from parity_models.options import option
 from parity_models.roles import BACKUP, DEPLOYED, parity_role
-from parity_models.serving.backoff import Backoff
-from parity_models.serving.engine import FIXED, Engine, EngineListener, Parts
+from parity_models.serving.engine import FIXED, Backoff, Engine, EngineListener, Parts
 from parity_models.serving.local.thread_engine import ThreadEngine
 from parity_models.serving.remote.upstream import (
     DOUBTS,

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 
 from parity_models.bundle.onnx_model import PinnedModel
 from parity_models.errors import ServingError
-from parity_models.serving.backoff import Backoff
-from parity_models.serving.engine import Engine, EngineListener, Parts
+from parity_models.serving.engine import Backoff, Engine, EngineListener, Parts
 from parity_models.serving.worker import wire
 from parity_models.simulation.emulation import FaultPlan
 from parity_models.tensors.signature import Layout, Signature, pack
