@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from parity_models import ApproximateBackup, NoRedundancy, Parity, Policy, Replication
 from parity_models.roles import DEPLOYED, Source
 from parity_models.scheduling.policies import Pool
-from parity_models.scheduling.work import SchedulerConfig
 from parity_models.serving.errors import (
     DeadlineError,
     InferenceError,
@@ -28,14 +27,13 @@ from parity_models.serving.errors import (
     UnavailableError,
 )
 from parity_models.serving.frontend import Frontend, Observer, PoisonedRows
-from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import Result
 from puppet_engine import (
     CODE,
-    SIGNATURE,
     WEIGHTS,
     Puppet,
     asked,
+    frontend_over,
     metric,
     queries,
     serving,
@@ -120,7 +118,7 @@ async def test_a_query_fails_at_its_deadline_and_the_shorter_one_counts() -> Non
 
 async def test_queries_are_taken_between_start_and_drain_only() -> None:
     engine = Puppet()
-    frontend = Frontend(engine, NoRedundancy(), SchedulerConfig(), SIGNATURE, None, Metrics())
+    frontend = frontend_over(engine, NoRedundancy())
     with pytest.raises(UnavailableError, match="starting"):
         await frontend.infer(queries(1))
     assert not frontend.ready

@@ -17,6 +17,7 @@ from parity_models.serving.engine import Engine, EngineListener
 from parity_models.serving.frontend import Frontend, Golden
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import Result
+from parity_models.serving.stand_ins import StandInOutputs
 from parity_models.simulation.emulation import FaultPlan
 from parity_models.tensors.signature import Signature, TensorSpec
 from parity_models.trust.evidence import EvidenceStore
@@ -108,6 +109,29 @@ class Puppet(Engine):
         self.join(replacement, self.leave(instance))
 
 
+def frontend_over(
+    engine: Engine,
+    policy: Policy,
+    gate: OutputGate | None = None,
+    store: EvidenceStore | None = None,
+    faults: FaultPlan | None = None,
+    **config: Any,
+) -> Frontend:
+    """A frontend that has not been started."""
+    code, metrics = CODE if isinstance(policy, Parity) else None, Metrics()
+    of_scheduler = SchedulerConfig(**config)
+    stand_ins = StandInOutputs(
+        code,
+        gate or OutputGate(),
+        metrics,
+        differ=policy.differ,
+        faults=faults or FaultPlan(),
+        one_in=of_scheduler.compare_one_in,
+        store=store,
+    )
+    return Frontend(engine, policy, of_scheduler, SIGNATURE, code, metrics, stand_ins)
+
+
 @asynccontextmanager
 async def serving(
     policy: Policy,
@@ -123,18 +147,7 @@ async def serving(
 ) -> AsyncIterator[tuple[Frontend, Puppet]]:
     """A frontend over a puppet. Scheduler and engine may differ as often as `repairs` says."""
     engine = Puppet()
-    code = CODE if isinstance(policy, Parity) else None
-    frontend = Frontend(
-        engine,
-        policy,
-        SchedulerConfig(**config),
-        SIGNATURE,
-        code,
-        Metrics(),
-        gate=gate,
-        store=store,
-        faults=faults,
-    )
+    frontend = frontend_over(engine, policy, gate, store, faults, **config)
     starting = asyncio.create_task(frontend.start(policy.roles(instances, extra_instances), golden))
     while not (starting.done() or engine.units):
         await asyncio.sleep(0)

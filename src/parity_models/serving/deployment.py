@@ -23,6 +23,7 @@ from parity_models.serving.options import EngineChoice, ServeOptions
 from parity_models.serving.page.feed import follow
 from parity_models.serving.page.watch import Watch
 from parity_models.serving.request_log import request_id
+from parity_models.serving.stand_ins import StandInOutputs
 from parity_models.simulation.emulation import FaultPlan
 from parity_models.simulation.journal import Journal
 from parity_models.trust.gates import (
@@ -167,11 +168,17 @@ class Deployment(ServedVersion):
             signature,
             code,
             metrics,
+            StandInOutputs(
+                code,
+                OutputGate(gates, envelope),
+                metrics,
+                differ=policy.differ,
+                faults=self._faults,
+                one_in=config.compare_one_in,
+                store=None if used == {DEPLOYED} else evidence_of(bundle, options.state),
+            ),
             imitated=bundle.manifest.imitated if len(signature.outputs) > 1 else None,
             dispatch=dispatch,
-            gate=OutputGate(gates, envelope),
-            store=None if used == {DEPLOYED} else evidence_of(bundle, options.state),
-            faults=self._faults,
         )
         imitated = bundle.manifest.imitated_output if used != {DEPLOYED} else None
         model = ServedModel.of(

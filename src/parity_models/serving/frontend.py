@@ -58,12 +58,9 @@ from parity_models.serving.limits import LARGE
 from parity_models.serving.metrics import ANSWERED, CANCELLED, COPY, PARITY, SENT, Metrics, labelled
 from parity_models.serving.models import Result
 from parity_models.serving.request_log import CURRENT, RequestLog, headers_for
-from parity_models.serving.stand_ins import Made, Outputs, StandIns
-from parity_models.simulation.emulation import FaultPlan
+from parity_models.serving.stand_ins import Made, Outputs, StandInOutputs
 from parity_models.tensors.signature import Signature, one_row, pack, tensors_in
-from parity_models.trust.evidence import EvidenceStore
 from parity_models.trust.gate import served
-from parity_models.trust.gates import OutputGate
 from parity_models.trust.golden import is_near
 
 # Not the loop's time(): uvloop's is cached and counts whole milliseconds.
@@ -229,13 +226,10 @@ class Frontend(Collector):
         signature: The deployed model's.
         code: Encodes and decodes, for a policy that uses a code.
         metrics: Count what happens.
+        stand_ins: Judges the outputs of stand-ins.
         imitated: The output that stand-ins give, if the deployed model has several: its predictions
             are then records with a field for each.
         dispatch: The dispatch rule; None for the policy's own choice.
-        gate: Decides which inputs are served exact, and which outputs of stand-ins may answer; by
-            default, all that are finite.
-        store: Keeps what is learned of stand-ins.
-        faults: A fault plan, which may set doubts, and bar stand-ins from answering.
 
     """
 
@@ -251,12 +245,10 @@ class Frontend(Collector):
         signature: Signature,
         code: Code | None,
         metrics: Metrics,
+        stand_ins: StandInOutputs,
         *,
         imitated: str | None = None,
         dispatch: Dispatch | None = None,
-        gate: OutputGate | None = None,
-        store: EvidenceStore | None = None,
-        faults: FaultPlan | None = None,
     ) -> None:
         self.metrics = metrics
         """The metrics that it updates."""
@@ -274,7 +266,6 @@ class Frontend(Collector):
         self._deadline = config.deadline
         self._signature = signature
         self._code = code
-        self._gate = OutputGate() if gate is None else gate
         self._imitated = imitated
         self._golden: Mapping[str, Golden] = {}
         self._roles: Sequence[str] = ()
@@ -294,20 +285,11 @@ class Frontend(Collector):
         """The first unit of the deployed model to run each query; a later one runs a copy."""
         self._redundant = cache(lambda kind, fate: metrics.redundant.labels(kind, fate).inc)
         self._timed = cache(lambda role: metrics.unit_run.labels(role).observe)
-        self._store = store
-        self.stand_ins = StandIns(
-            code,
-            self._gate,
-            metrics,
-            differ=policy.differ,
-            faults=faults or FaultPlan(),
-            gate_turned=lambda *turn: self._report(self.scheduler.gate_turned, *turn),
-            one_in=config.compare_one_in,
-            store=store,
-        )
+        self.stand_ins = stand_ins
         """Judges the outputs of stand-ins."""
+        stand_ins.on_gate_turned = lambda *turn: self._report(self.scheduler.gate_turned, *turn)
         self.scheduler.closed_gates.update(
-            source for source, judge in self.stand_ins.judges.items() if not judge.asks
+            source for source, judge in stand_ins.judges.items() if not judge.asks
         )
         self._failed_observers: set[Observer] = set()
         self._reports: deque[Callable[[], Sequence[Action] | None]] = deque()
@@ -498,7 +480,7 @@ class Frontend(Collector):
         """Return whether a query's inputs are unlike those that stand-ins learned from."""
         request = self.in_flight[query]
         row = query - request.first
-        unlike = bool(self._gate.unlike(request.rows[row : row + 1, ...]))
+        unlike = bool(self.stand_ins.gate.unlike(request.rows[row : row + 1, ...]))
         if unlike:
             self.metrics.unlike.inc()
         return unlike
@@ -591,8 +573,7 @@ class Frontend(Collector):
             request.fail(errors.UnavailableError("the server was stopped"))
         self._room_again.set()
         await self._engine.stop()
-        if self._store is not None:
-            self._store.close()
+        self.stand_ins.close()
 
     def switch_redundancy(self, on: bool) -> None:
         """Switch redundant work on or off."""

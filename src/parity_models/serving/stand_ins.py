@@ -42,16 +42,15 @@ def _number(query: int) -> int:
     return query - 1
 
 
-class StandIns:
+class StandInOutputs:
     """Judges the outputs of stand-ins, and compares them with predictions.
 
     Args:
         code: Reconstructs, if the policy uses a code.
-        gate: Knows the stand-ins' gates and calibrations, and which outputs are possible.
+        gate: Decides which inputs are served exact, and which outputs may answer.
         metrics: Count refusals and comparisons.
         differ: The share of all answers that may differ; None if the policy has no such budget.
         faults: A fault plan, which may set doubts, and bar stand-ins from answering.
-        gate_turned: Called when a gate has opened (True) or closed.
         one_in: One in this many outputs that happen to be known is compared: it takes time.
         store: Keeps what is learned.
 
@@ -65,12 +64,13 @@ class StandIns:
         *,
         differ: float | None,
         faults: FaultPlan,
-        gate_turned: Callable[[Source, bool], None],
         one_in: int,
         store: EvidenceStore | None = None,
     ) -> None:
         self._code = code
-        self._gate = gate
+        self.gate = gate
+        self.on_gate_turned: Callable[[Source, bool], None] = lambda *_: None
+        """Called when a gate has opened (True) or closed."""
         self._store = store
         self._metrics = metrics
         self._faults = faults
@@ -90,7 +90,6 @@ class StandIns:
         self.answers = 0
         """All answers since the budget last changed, the model's among them."""
         self._planned = 0.0
-        self._gate_turned = gate_turned
         self._one_in, self._random = one_in, Random(0)
         for source, judge in self.judges.items():
             self._export(source, judge)
@@ -112,7 +111,7 @@ class StandIns:
     ) -> tuple[Sequence[int], dict[int, float]]:
         """Return the queries that their `outputs` (n, *output shape) may not answer, and the
         probability, by query, that each differs from the model's prediction."""
-        impossible = self._gate.impossible(outputs)
+        impossible = self.gate.impossible(outputs)
         if impossible:
             self._metrics.impossible.inc(len(impossible))
         rows, judge, faults = {*impossible}, self.judges.get(source), self._faults
@@ -243,8 +242,13 @@ class StandIns:
 
     def _turned(self, source: Source, turn: Turn) -> None:
         judge = self.judges[source]
-        self._gate_turned(source, judge.asks)
+        self.on_gate_turned(source, judge.asks)
         self._metrics.gate_turns.labels(source, "open" if turn.opened else "back").inc()
         _log.log(turn.log_level, "the gate of the %s %s", source, turn)
         if self._store is not None:
             self._store.save()
+
+    def close(self) -> None:
+        """Write what is learned, and close its files."""
+        if self._store is not None:
+            self._store.close()

@@ -15,6 +15,7 @@ from parity_models.serving.grpc import protos as pb
 from parity_models.serving.grpc.codec import DETAILS, MODEL_SHA256, SERVICE, read_contents
 from parity_models.serving.protocol import OutputTensor, ServerMetadata, size_in_bytes
 from parity_models.serving.remote.upstream import (
+    MAX_TEXT,
     BusyError,
     Fault,
     Tensors,
@@ -28,9 +29,6 @@ from parity_models.serving.remote.upstream import (
 )
 from parity_models.serving.request_log import REQUEST_ID
 from parity_models.tensors.signature import Kind, pack
-
-MAX_TEXT = 300
-"""Characters of an error's text that are kept."""
 
 _MAX_MESSAGE = 2**31 - 1
 """The largest limit of a message, in bytes, that gRPC takes."""

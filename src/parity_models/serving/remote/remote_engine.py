@@ -36,6 +36,7 @@ from parity_models.options import option
 from parity_models.roles import BACKUP, DEPLOYED, parity_role
 from parity_models.serving.engine import FIXED, Backoff, Engine, EngineListener, Parts
 from parity_models.serving.local.thread_engine import ThreadEngine
+from parity_models.serving.protocol import answer_limit
 from parity_models.serving.remote.upstream import (
     DOUBTS,
     TOLERANCE,
@@ -61,9 +62,6 @@ PATIENCE = 5.0
 
 OWN = 2
 """Threads that run stand-ins in this process."""
-
-_OVERHEAD = 2**16
-"""Maximum bytes of an answer besides its outputs."""
 
 _IS_OUT = "upstream %s %s; it gets no units until it recovers"
 
@@ -248,9 +246,8 @@ class RemoteEngine(Engine):
                     role: replace(models[role], name=name, version=upstream.version)
                     for role, name in upstream.models.items()
                 }
-                outputs = [each.signature.largest.output for each in there.values()]
-                row = max(each.row_bytes + each.row_values for each in outputs)
-                most = _OVERHEAD + self.parts.max_batch * row
+                values = max(each.signature.largest.output.row_values for each in there.values())
+                most = answer_limit(self.parts.max_batch * values)
                 client = connect(upstream, self._options, most)
                 self._links.append(_Link(self, number, upstream, client, there))
             await asyncio.gather(*(link.check() for link in self._links))

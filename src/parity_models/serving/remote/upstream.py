@@ -22,8 +22,8 @@ TOLERANCE = 0.05
 """The largest difference between an upstream's prediction and the bundle's, as a share of the
 largest value: it allows for other precisions, not for other weights."""
 
-_MAX_TEXT = 300
-"""Characters of an upstream's description that are kept."""
+MAX_TEXT = 300
+"""Characters that are kept of what an upstream says."""
 
 _MAX_VERSIONS = 100
 """Versions of a model that are told apart."""
@@ -142,7 +142,7 @@ class UpstreamClient(ABC):
     def _answered(self, model: UpstreamModel, version: str | None) -> None:
         """Note the version of the model that gave an answer, if the answer names one."""
         known = self._versions.setdefault(model.name, [])
-        version = version and version[:_MAX_TEXT]
+        version = version and version[:MAX_TEXT]
         if not version or version in known or len(known) == _MAX_VERSIONS:
             return
         known.append(version)
@@ -214,7 +214,7 @@ class UpstreamClient(ABC):
         ]
         found = [(each.name, each.datatype, tuple(each.shape)) for each in outputs]
         if sorted(found) != sorted(wanted):
-            text = f"answered {str(found)[:_MAX_TEXT]}, where {wanted} was due"
+            text = f"answered {str(found)[:MAX_TEXT]}, where {wanted} was due"
             raise UpstreamError(Fault.GARBAGE, text)
         arrays = {}
         for output in outputs:
