@@ -5,7 +5,7 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from parity_models.bundle.bundle import Bundle
@@ -20,7 +20,6 @@ from parity_models.serving.frontend import Frontend, Golden
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import VERSION, ServedModel, ServedVersion
 from parity_models.serving.options import EngineChoice, ServeOptions
-from parity_models.serving.page.feed import follow
 from parity_models.serving.page.watch import Watch
 from parity_models.serving.request_log import request_id
 from parity_models.serving.stand_ins import StandInOutputs
@@ -220,8 +219,8 @@ class Deployment(ServedVersion):
         if self._journal is not None:
             self._journal.close()
 
-    def frames(self) -> AsyncGenerator[bytes, None] | None:
-        return None if self._watch is None else follow(self._watch)
+    def frame(self) -> bytes:
+        return b"" if self._watch is None else self._watch.encoded_frame(time.monotonic())
 
     def switch_redundancy(self, on: bool) -> None:
         self.frontend.switch_redundancy(on)

@@ -605,16 +605,12 @@ class Frontend(Collector):
         )
 
     @property
-    def stopping(self) -> bool:
-        """True once clients are to go elsewhere."""
-        return self._retired or self._closing
-
-    @property
     def ready(self) -> bool:
         """True if a query would be answered."""
         return (
             self._started
-            and not self.stopping
+            and not self._closing
+            and not self._retired
             and (self.instances_up()[DEPLOYED] > 0 or self.scheduler.degraded)
         )
 

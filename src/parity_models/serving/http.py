@@ -13,8 +13,8 @@ import socket
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
@@ -168,8 +168,7 @@ class HttpConnection(Connection):
         self._lingers = False
         """The client may still be sending a body that was refused."""
         self._reading = True
-        self._writable = asyncio.Event()
-        self._writable.set()
+        self._writable = True
         self._unread, self._unread_since = 0, 0.0
         self._requests = 0
         self._wait: tuple[str, int] = ("head_timeout", 0)
@@ -216,11 +215,11 @@ class HttpConnection(Connection):
             self._refuse(_head_too_long())
 
     def pause_writing(self) -> None:
-        self._writable.clear()
+        self._writable = False
         self._set_unread(self._transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
-        self._writable.set()
+        self._writable = True
         self._set_unread(0)
         self._answer_next()
 
@@ -401,7 +400,7 @@ class HttpConnection(Connection):
             self._requests += 1
             self._ended = self._ended or not whole.keeps
             self._waiting.append(whole)
-        while self._waiting and self._busy is None and self._writable.is_set():
+        while self._waiting and self._busy is None and self._writable:
             self._busy = request = self._waiting.popleft()
             if request.answer is not None and not request.answer.retry_after:
                 self._write(request, request.answer)
@@ -422,9 +421,6 @@ class HttpConnection(Connection):
             self._retry_at = now + wait + response.retry_after
             await asyncio.sleep(wait)
         try:
-            if response.pieces is not None:
-                await self._write_pieces(request, response, response.pieces)
-                return
             self._task = None
             self._write(request, response)
             if self._waiting or not self._reading:
@@ -434,8 +430,8 @@ class HttpConnection(Connection):
             self.abort()
 
     def _write(self, request: Request, response: Response) -> None:
-        """Write the answer to the busy request, which ends it unless it comes in pieces."""
-        self._busy = None if response.pieces is None else request
+        """Write the answer to the busy request, which ends it."""
+        self._busy = None
         self._wait_since = time.monotonic()
         request.release()
         if self._transport.is_closing():
@@ -447,8 +443,7 @@ class HttpConnection(Connection):
         lines = [_head_of(response.status, self._server.date, response.headers)]
         if request.method:
             lines.append(b"x-request-id: %b" % request.log.id.encode())
-        if response.pieces is None:
-            lines.append(b"content-length: %d" % size)
+        lines.append(b"content-length: %d" % size)
         if last:
             lines.append(b"connection: close")
         elif "connection" in request.headers:
@@ -461,21 +456,8 @@ class HttpConnection(Connection):
             self._transport.write(b"".join((head, *content)))
         else:
             self._transport.writelines((head, *content))
-        if last and response.pieces is None:
+        if last:
             self.end(_LINGER if self._lingers else _PARTING)
-
-    async def _write_pieces(
-        self, request: Request, response: Response, pieces: AsyncGenerator[bytes, None]
-    ) -> None:
-        """Write an answer that ends with the connection, each piece once the client has read those
-        before, so that little is kept for a slow client."""
-        self._ended, request.keeps = True, False
-        self._write(request, response)
-        async with aclosing(pieces):
-            async for piece in pieces:
-                await self._writable.wait()
-                self._transport.write(piece)
-        self.end()
 
 
 @lru_cache(256)

@@ -7,7 +7,7 @@ protobuf, arrays).
 """
 
 from collections import Counter
-from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
@@ -478,9 +478,9 @@ class ServedVersion(Models):
     def begin_faults(self) -> None:
         """Start the clock of its fault plan, if it has one."""
 
-    def frames(self) -> AsyncGenerator[bytes, None] | None:
-        """Return its frames for the live page; None if it has none."""
-        return None
+    def frame(self) -> bytes:
+        """Return its state for the live page, as JSON; empty if it is not watched."""
+        return b""
 
     # Models of one bundle
 

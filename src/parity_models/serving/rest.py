@@ -9,14 +9,7 @@ import logging
 import re
 import time
 import zlib
-from collections.abc import (
-    AsyncGenerator,
-    Awaitable,
-    Callable,
-    Collection,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
@@ -87,16 +80,14 @@ _DECOMPRESS_STEP = 2**20
 class Response:
     """An answer without its framing: `content`, and the `more` that follows it.
 
-    If there are `pieces`, they are the content, and the connection ends with them. With
-    `retry_after`, a request that comes earlier on the connection is refused only after that many
-    seconds.
+    With `retry_after`, a request that comes earlier on the connection is refused only after that
+    many seconds.
     """
 
     status: int
     content: bytes
     headers: Headers = JSON
     more: Sequence[bytes | memoryview] = ()
-    pieces: AsyncGenerator[bytes, None] | None = None
     retry_after: float = 0.0
 
 
@@ -225,7 +216,10 @@ def error_response(text: str, status: int, headers: Headers = ()) -> Response:
 _PATH = 200
 """Characters of a path that an error repeats."""
 
-_QUIET = (*HEALTH, METRICS)
+FRAME = "/ui/frame"
+"""The path of the live page's state."""
+
+_QUIET = (*HEALTH, METRICS, FRAME)
 """Paths that are polled, and left out of the access log."""
 
 _OF_MODEL = re.compile(

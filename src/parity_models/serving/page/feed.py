@@ -1,22 +1,18 @@
-"""The page over HTTP: its files, and frames as server-sent events, each made once for all browsers.
-
-A slow browser misses frames.
-https://html.spec.whatwg.org/multipage/server-sent-events.html
+"""The page over HTTP: its files, and the present frame, made once for all browsers.
 
 Only requests from this machine, to one of its own names, are answered, whatever their token: a
 foreign page whose name resolves to this machine (DNS rebinding) is refused.
 """
 
-import asyncio
-import time
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import Collection
 from functools import partial
 from importlib.resources import files
 from urllib.parse import parse_qsl, urlsplit
 
 from parity_models.serving.models import Models
-from parity_models.serving.page.watch import INTERVAL, Watch
 from parity_models.serving.rest import (
+    FRAME,
+    JSON,
     Handler,
     Headers,
     Request,
@@ -39,18 +35,11 @@ _SAFE: Headers = (
     (b"cache-control", b"no-cache"),
 )
 
-_EVENTS: Headers = ((b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"))
+_STATE: Headers = (*JSON, (b"cache-control", b"no-store"))
 
 _HERE = frozenset({"localhost", "127.0.0.1", "::1"})
 _FORWARDED = frozenset({"forwarded", "x-forwarded-for", "via"})
 """Headers of proxies, whose clients are elsewhere."""
-
-
-async def follow(watch: Watch) -> AsyncGenerator[bytes, None]:
-    """Yield frames as server-sent events until the server stops."""
-    while not watch.over:
-        yield watch.event(time.monotonic())
-        await asyncio.sleep(INTERVAL)
 
 
 class Page:
@@ -73,7 +62,7 @@ class Page:
 
     def routes(self) -> dict[str, tuple[str, Handler]]:
         """Return method and handler by path, for Rest."""
-        paths = (*self._answers, "/ui/events")
+        paths = (*self._answers, FRAME)
         return {path: ("GET", partial(self._handle, path)) for path in paths}
 
     async def _handle(self, path: str, request: Request) -> Response:
@@ -91,6 +80,4 @@ class Page:
         version = self._models.only or self._models.find(
             asked.get("model", ""), asked.get("version")
         )
-        frames = version.frames()
-        pieces = None if request.method == "HEAD" else frames
-        return Response(200, b"", _EVENTS, pieces=pieces)
+        return Response(200, version.frame(), _STATE)

@@ -26,8 +26,8 @@ from parity_models.serving.frontend import Observer
 if TYPE_CHECKING:
     from parity_models.serving.frontend import Frontend
 
-STEP, INTERVAL = 1.0, 0.5
-"""Seconds between two points of the charts, and between two frames."""
+STEP, FRESH = 1.0, 0.25
+"""Seconds between two points of the charts, and for which a frame is the present one."""
 
 NOW, MINUTES = 10, 300
 """Points whose latencies count as present, and points that are kept."""
@@ -178,7 +178,7 @@ class Watch(Observer):
         self._closed: set[str] = set()
         self._points: deque[Point] = deque(maxlen=MINUTES)
         self._last_point = now
-        self._event, self._event_at = b"", -INTERVAL
+        self._encoded, self._encoded_at = b"", -FRESH
         self._totals: dict[str, float] = {}
         """The counts at the last point: answers by source, queries, failures, busy seconds."""
 
@@ -287,18 +287,12 @@ class Watch(Observer):
             points=tuple(self._points),
         )
 
-    @property
-    def over(self) -> bool:
-        """True once the server stops."""
-        return self._frontend.stopping
-
-    def event(self, now: float) -> bytes:
-        """Return the latest frame as a server-sent event, the same one for all browsers for a
-        while."""
-        if now >= self._event_at + INTERVAL / 2:
-            frame = msgspec.json.encode(self.frame(now))
-            self._event, self._event_at = b"data: " + frame + b"\n\n", now
-        return self._event
+    def encoded_frame(self, now: float) -> bytes:
+        """Return the present frame as JSON; it is made once for all browsers that ask for it within
+        FRESH seconds."""
+        if now >= self._encoded_at + FRESH:
+            self._encoded, self._encoded_at = msgspec.json.encode(self.frame(now)), now
+        return self._encoded
 
     def instances(self) -> tuple[InstanceView, ...]:
         """Return all instances that are up."""

@@ -3,7 +3,7 @@
 import { el } from "./dom.js";
 
 const KEY = "parm-token";
-const RETRY = 500; // milliseconds
+const INTERVAL = 500; // milliseconds
 
 // The token comes from the page's address, after #token=, or is typed. It is kept for this tab; it
 // goes into headers, and never into an address that is sent or logged.
@@ -46,26 +46,14 @@ async function typed(wrong) {
   form.remove();
 }
 
-// Follows a server, connection after connection, until the signal (of an AbortController) ends it.
+// Shows a server's frames, one after another, until the signal (of an AbortController) ends it.
 export async function follow(url, show, away, signal) {
   while (!signal.aborted) {
-    for await (const data of events(url, signal)) show(JSON.parse(data));
-    if (!signal.aborted) away();
-    await new Promise((done) => { setTimeout(done, RETRY); });
-  }
-}
-
-// The data of server-sent events, until they end. Not by EventSource, which sends no token.
-async function* events(url, signal) {
-  const answer = await ask(url, { signal }).catch(() => null); // there is no server
-  if (!answer?.ok) return;
-  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-  let text = "";
-  for (;;) {
-    const piece = await reader.read().catch(() => ({ done: true }));
-    if (piece.done) return;
-    const parts = (text + piece.value).split("\n\n");
-    text = parts.pop();
-    for (const part of parts) yield part.replace(/^data: /, "");
+    const answer = await ask(url, { signal }).catch(() => null); // there is no server
+    const frame = answer?.ok ? await answer.json().catch(() => null) : null;
+    if (signal.aborted) return;
+    if (frame) show(frame);
+    else away();
+    await new Promise((done) => { setTimeout(done, INTERVAL); });
   }
 }

@@ -12,7 +12,7 @@ document.getElementById("title").textContent = about.title;
 const main = document.getElementById("server");
 
 if (about.repository) showModels();
-else showServer("events", "");
+else showServer("frame", "");
 
 // Shows a server; what is returned shows it no more.
 function showServer(url, name) {
@@ -51,7 +51,7 @@ function showModels() {
     if (query === followed) return;
     followed = query;
     end();
-    end = current ? showServer(`events?${query}`, `version ${current.version}`) : () => {};
+    end = current ? showServer(`frame?${query}`, `version ${current.version}`) : () => {};
   }
 
   async function refresh() {
