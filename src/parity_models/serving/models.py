@@ -180,25 +180,21 @@ class ServedModel:
         return Fitting(rows, tuple(map(sizes.__getitem__, self.signature.axes)), asked)
 
     def check_parameters(
-        self, inputs: Iterable[TensorParameters | None], outputs: Iterable[RequestedOutput]
+        self, inputs: Iterable[TensorParameters | None], outputs: Sequence[RequestedOutput]
     ) -> None:
         """Raise InvalidRequestError for tensors in shared memory, and for classifications."""
-        for each in inputs:
-            self._check_memory(each)
+        for each in (*inputs, *(output.parameters for output in outputs)):
+            if each is not None and each.shared_memory_region is not None:
+                raise InvalidRequestError(
+                    f"a tensor of model {self.name!r} is in shared memory, which this server "
+                    "neither reads nor writes; leave it in the messages"
+                )
         for output in outputs:
-            self._check_memory(output.parameters)
             if output.parameters is not None and output.parameters.classification:
                 raise InvalidRequestError(
                     f"output {output.name!r} is requested as classifications; this server "
                     "returns the tensor itself"
                 )
-
-    def _check_memory(self, parameters: TensorParameters | None) -> None:
-        if parameters is not None and parameters.shared_memory_region is not None:
-            raise InvalidRequestError(
-                f"a tensor of model {self.name!r} is in shared memory, which this server "
-                "neither reads nor writes; leave it in the messages"
-            )
 
     def _refuse_names(self, role: str, tensors: Mapping[str, Tensor], given: Sequence[str]) -> None:
         """Raise InvalidRequestError for unknown, repeated or missing names."""

@@ -22,11 +22,12 @@ from parity_models.serving.access import HEALTH, METRICS, watch
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.errors import InvalidRequestError, UnavailableError
 from parity_models.serving.http import GRACE, HttpServer, listen, url_of
-from parity_models.serving.inference import AskedOutput, Call, Inference, InferRequest
+from parity_models.serving.inference import Call, Inference, InferRequest, request_of
 from parity_models.serving.limits import ByteBudget, allow_descriptors
 from parity_models.serving.models import Models, Result, ServedModel
 from parity_models.serving.options import EngineChoice, ServeOptions
 from parity_models.serving.page.feed import Page
+from parity_models.serving.protocol import RequestParameters
 from parity_models.serving.repository import Repository
 from parity_models.serving.rest import Rest
 from parity_models.serving.stand_in_only import CLASSIFY, Classify, StandInOnly
@@ -317,18 +318,13 @@ class _Predict(Call[Predictions]):
         )
         rows = padded(arrays, signature, fitting.sizes)
         self.hold(rows.nbytes)
-        return InferRequest(
-            model,
-            fitting.rows,
-            id=None,
-            timeout=None,
-            outputs=[AskedOutput(each, binary=True) for each in fitting.outputs],
-            exact=self.exact or model.is_exact(fitting.outputs),
-            tenant=self.tenant,
-            sizes=fitting.sizes,
-            tensors={},
-            rows=rows,
+        redundancy = "exact" if self.exact else None
+        given = RequestParameters(
+            binary_data_output=True, redundancy=redundancy, tenant=self.tenant
         )
+        asked = request_of(model, fitting, {}, id=None, parameters=given, outputs=())
+        asked.rows = rows
+        return asked
 
     async def write(self, asked: InferRequest, result: Result) -> Predictions:
         outputs = cut(result.outputs, asked.model.signature, asked.sizes)
