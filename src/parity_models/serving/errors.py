@@ -54,7 +54,7 @@ class RequestError(ParityModelsError):
     `why`: the reason of a refusal, by default its class's; None: it was not refused.
     """
 
-    status: int
+    status = 500
     refused: ClassVar[Refused | None] = None
 
     def __init__(
@@ -121,8 +121,6 @@ class TooLargeError(RequestError, UserError):
 class InferenceError(RequestError):
     """A query that failed on every instance that it was tried on."""
 
-    status = 500
-
 
 class UnavailableError(RequestError):
     """A server that is starting or stopping and takes no queries."""
@@ -143,13 +141,9 @@ class NoStandInError(UnavailableError):
 class InternalError(RequestError):
     """A query that the server itself failed to handle."""
 
-    status = 500
-
 
 class PoisonError(RequestError):
     """A query that ends the instances that run it."""
-
-    status = 500
 
 
 class AbandonedError(RequestError):

@@ -212,9 +212,9 @@ class Call(ABC, Generic[Answer]):
 
         """
 
-    @abstractmethod
     def values(self, header: str) -> Sequence[str]:
-        """Return all values of a header, as they were given."""
+        """Return all values of a header, as they were given; by default none."""
+        return ()
 
     @abstractmethod
     async def write(self, asked: InferRequest, result: Result) -> Answer:

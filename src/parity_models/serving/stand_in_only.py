@@ -22,7 +22,7 @@ from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import Result, ServedModel, ServedVersion
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.protocol import read_json
-from parity_models.serving.rest import JSON, Request, Response
+from parity_models.serving.rest import JSON, Request, Response, encoded
 from parity_models.tensors.signature import Signature
 from parity_models.tensors.texts import BYTES, as_texts
 from parity_models.trust.evidence import WRITE_EVERY
@@ -181,9 +181,6 @@ class _Classification(Call[Response]):
         self.body, self.budget = request.body, request.budget
         self._labels, self._signature = labels, signature
 
-    def values(self, header: str) -> Sequence[str]:
-        return ()  # no header names a tenant here
-
     def read(self, model: ServedModel) -> InferRequest:
         given = read_json(_TEXTS, memoryview(self.body), "the request").inputs
         self._is_list, (tensor,) = isinstance(given, list), self._signature.inputs
@@ -206,5 +203,4 @@ class _Classification(Call[Response]):
             answers.append(msgspec.json.encode(said))
             await self.budget.turn()
         content = b"[%s]" % b",".join(answers) if self._is_list else answers[0]
-        headers = ((name.encode(), value.encode()) for name, value in result.headers)
-        return Response(200, content, (*JSON, *headers))
+        return Response(200, content, JSON + encoded(result.headers))

@@ -75,7 +75,6 @@ class InstanceView(Struct, frozen=True):
 class Event(Struct, frozen=True):
     """An event for operators, `at` seconds since 1970."""
 
-    number: int
     at: float
     kind: str
     text: str
@@ -172,7 +171,6 @@ class Watch(Observer):
         self._earlier: deque[NDArray[np.float64]] = deque(maxlen=NOW)
         """The latencies of the last points."""
         self._roles: set[str] = set()
-        self._last_number = 0
         self._last_failure = -QUIET
         self._ejected: set[str] = set()
         self._closed: set[str] = set()
@@ -228,8 +226,7 @@ class Watch(Observer):
         instance.unit = None
 
     def _happened(self, now: float, kind: str, text: str) -> None:
-        self._last_number += 1
-        self.events.append(Event(self._last_number, self._epoch + now, kind, text))
+        self.events.append(Event(self._epoch + now, kind, text))
 
     # Frames
 

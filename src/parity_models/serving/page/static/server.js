@@ -105,7 +105,7 @@ export class Server {
   }
 
   showEvents(events) {
-    const key = events.at(-1)?.number;
+    const key = events.at(-1)?.at;
     if (this.events.dataset.key === String(key)) return;
     this.events.dataset.key = key;
     this.events.replaceChildren(...events.toReversed().map((event) => el("li", { "data-kind": event.kind },
