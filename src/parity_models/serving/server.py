@@ -3,7 +3,6 @@
 import asyncio
 import threading
 from collections.abc import Collection, Coroutine, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import isnan
 from pathlib import Path
@@ -259,16 +258,13 @@ class Server:
             self._https[-1].serve(of_metrics)
             self.metrics_url = url_of(of_metrics) + METRICS
         files = (self._certificate, self._clients.tokens, self._clients.administrators)
-        watched = [each for each in files if each is not None]
-        if watched:
-            self._watching = asyncio.create_task(watch(*watched))
+        watched = (each for each in files if each is not None)
+        self._watching = asyncio.create_task(watch(*watched))
 
     async def _close(self) -> None:
         """Close what is open, after the answers that are under way, and send all spans."""
         if self._watching is not None:
             self._watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._watching
         await self._stop_listening(GRACE)
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
