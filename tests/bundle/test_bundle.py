@@ -61,8 +61,8 @@ def test_a_bundle_opens_as_it_was_written(original: Bundle) -> None:
 
 def test_optional_fields_of_a_manifest_may_be_missing(bundle: Path) -> None:
     def change(content: dict[str, Any]) -> None:
-        del content["backups"], content["backup_trainings"]
-        del content["accuracy"]["backup_accuracies"]
+        del content["backup"], content["backup_training"]
+        del content["accuracy"]["backup_accuracy"]
         del content["envelope"]
 
     tamper(bundle, change)
@@ -201,8 +201,8 @@ def places(content: Any, prefix: str = "") -> list[str]:
     ("place", "value", "reason"),
     [
         ("format", "zip", "has format 'zip', not 'parity-models-bundle'"),
-        ("format_version", 4, "format version 4, .* reads 3; install a newer"),
-        ("format_version", 2, "format version 2, .* reads 3; make the bundle again"),
+        ("format_version", 5, "format version 5, .* reads 4; install a newer"),
+        ("format_version", 3, "format version 3, .* reads 4; make the bundle again"),
         ("colour", "red", "unknown field `colour`"),
         ("code/colour", "red", r"unknown field `colour` - at `\$.code`"),
         ("deployed/sha256", "0" * 64, "deployed.onnx is damaged or was changed"),
@@ -214,7 +214,7 @@ def places(content: Any, prefix: str = "") -> list[str]:
         ("deployed/signature/inputs/0/name", "image", "has input 'input' .*'image' .* is promised"),
         ("deployed/signature/outputs/0/datatype", "INT64", "decoders compute with predictions"),
         ("parity/0/signature/inputs/0/shape", [4], r"needs FP32 \[8\]"),
-        ("backups/0/signature/inputs/0/shape", [5], r"for the deployed model needs FP32 \[4\]"),
+        ("backup/signature/inputs/0/shape", [5], r"for the deployed model needs FP32 \[4\]"),
         ("code/k", 1, "names a code that cannot be built: k must be 2 or more"),
         ("code/encoder", "product", "names a code that cannot be built: there is no encoder"),
         ("code/encoder_options", {"colour": 1}, "colour is not an option of the encoder stack"),

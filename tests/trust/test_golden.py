@@ -107,8 +107,7 @@ def test_a_bundle_whose_stand_ins_differ_is_refused(bundle: Bundle, tmp_path: Pa
     other = (copy / "backup.onnx").read_bytes()
 
     def change(manifest: dict[str, Any]) -> None:
-        (backup,) = manifest["backups"]
-        backup |= {"sha256": sha256(other).hexdigest(), "size": len(other)}
+        manifest["backup"] |= {"sha256": sha256(other).hexdigest(), "size": len(other)}
 
     tamper(copy, change)
     with pytest.raises(BundleError, match=r"backup model's 'output' is not the one .* make the"):

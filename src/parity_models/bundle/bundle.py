@@ -52,7 +52,7 @@ MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 2**20
 
 FORMAT: Final = "parity-models-bundle"
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 
 PROBABILITIES: Final = "probabilities"
 """Marks, in the recipe of parity models, that the deployed model gives probabilities."""
@@ -93,19 +93,7 @@ class ModelFile(StoredFile, frozen=True, forbid_unknown_fields=True, omit_defaul
         return self.sha256 == ELSEWHERE
 
 
-class EnvelopeFile(StoredFile, frozen=True, forbid_unknown_fields=True):
-    """The file of an envelope, and the share of `held_out` honest inputs that it rejects."""
-
-    false_alarms: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
-    held_out: Count
-
-
-class Accuracy(
-    msgspec.Struct,
-    frozen=True,
-    forbid_unknown_fields=True,
-    rename={"backup_accuracy": "backup_accuracies"},
-):
+class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Accuracies on the whole test set of the bundle's task: values of `metric` over `queries`.
 
     `available_accuracy` is A_a; `degraded_accuracy` A_d, of reconstructions alone; `overall` is A_o
@@ -144,9 +132,7 @@ MAX_BATCH = 16
 """The largest batch size by default."""
 
 
-class InferenceTimes(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"backup": "backups"}
-):
+class InferenceTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Median milliseconds for a batch of one on one thread, where the bundle was made.
 
     All parity models have one network, so one time; `deployed_batch` is the deployed model's for a
@@ -172,13 +158,7 @@ class InferenceTimes(
         return min(most, MAX_BATCH) if most >= BATCH else 1
 
 
-class Manifest(
-    msgspec.Struct,
-    frozen=True,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    rename={"backup": "backups", "backup_training": "backup_trainings"},
-):
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The content of a bundle: the deployed model, its code and one parity model per row of it, and
     a backup, a cheaper network for the same queries.
 
@@ -190,7 +170,7 @@ class Manifest(
     """
 
     format: Literal["parity-models-bundle"] = FORMAT
-    format_version: Literal[3] = FORMAT_VERSION
+    format_version: Literal[4] = FORMAT_VERSION
     name: ModelName = "model"
     created: str
     deployed: ModelFile
@@ -199,7 +179,7 @@ class Manifest(
     code: CodeSpec | None = None
     parity: tuple[ModelFile, ...] = ()
     backup: ModelFile | None = None
-    envelope: EnvelopeFile | None = None
+    envelope: StoredFile | None = None
     files: tuple[StoredFile, ...] = ()
     deployed_training: Training | None = None
     parity_training: Training | None = None
@@ -235,24 +215,9 @@ class Manifest(
         return next((each for each in outputs if each.name == self.imitated), None)
 
 
-def _lists(content: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield the fields of a manifest's JSON that hold one backup or none in a list: the object that
-    has the field, and its name."""
-    for part, name in (
-        (content, "backups"),
-        (content, "backup_trainings"),
-        (content.get("accuracy"), "backup_accuracies"),
-        (content.get("inference_times"), "backups"),
-    ):
-        if isinstance(part, dict):
-            yield part, name
-
-
 def encode_manifest(manifest: Manifest) -> bytes:
     """Return the manifest as indented JSON, with its digest."""
     content: dict[str, Any] = msgspec.to_builtins(manifest)
-    for part, name in _lists(content):
-        part[name] = [] if part[name] is None else [part[name]]
     return msgspec.json.format(
         msgspec.json.encode({**content, "digest": _digest(content)}), indent=2
     )
@@ -278,9 +243,6 @@ def decode_manifest(text: bytes) -> tuple[Manifest, str]:
         )
     digest, expected = content.pop("digest", None), _digest(content)
     code = content.get("code")
-    for part, name in _lists(content):
-        if isinstance(given := part.get(name), list) and len(given) < 2:
-            part[name] = given[0] if given else None
     try:
         manifest = msgspec.convert(content, Manifest)
         # msgspec ignores unknown fields of a dataclass.
@@ -489,13 +451,7 @@ def write_bundle(
         deployed=new.add_model(DEPLOYED, deployed),
         parity=tuple(new.add_model(parity_role(j), model) for j, model in enumerate(parity)),
         backup=None if backup is None else new.add_model(BACKUP, backup),
-        envelope=None
-        if envelope is None
-        else EnvelopeFile(
-            **msgspec.structs.asdict(new.add(ENVELOPE, encode_envelope(envelope))),
-            false_alarms=envelope.false_alarms,
-            held_out=envelope.held_out,
-        ),
+        envelope=None if envelope is None else new.add(ENVELOPE, encode_envelope(envelope)),
         files=tuple(
             new.add(file, content) for file, content in (files or {}).items() if file != GOLDEN_FILE
         ),

@@ -63,13 +63,8 @@ _Id = Annotated[int, msgspec.Meta(ge=-FARTHEST, le=FARTHEST)]
 _Range = Annotated[tuple[_Id, ...], msgspec.Meta(min_length=1, max_length=2**16)]
 
 
-class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The largest statistics (see this module) of an input of numbers like the training inputs."""
-
-    energy: float
-    tails: float
-    roughness: float
-    distance: float
+Statistics = tuple[float, float, float, float]
+"""Energy, tails, roughness and distance of an input of numbers (see this module)."""
 
 
 class Numbers(
@@ -86,18 +81,17 @@ class Numbers(
     center: Floats
     spread: Floats
     components: Floats
-    limits: Limits
+    limits: Statistics = (0.0, 0.0, 0.0, 0.0)
 
     def like(self, row: Array) -> bool:
         """Return whether an input (*shape), of any number type, is like the training inputs.
 
         An input with values that are not finite is not. NumPy may warn of overflow.
         """
-        limits = msgspec.structs.astuple(self.limits)
-        return all(map(operator.le, self.measure(row), limits))  # NaN is below no limit
+        return all(map(operator.le, self.measure(row), self.limits))  # NaN is below no limit
 
-    def measure(self, row: Array) -> tuple[float, float, float, float]:
-        """Return energy, tails, roughness and distance of an input (*shape).
+    def measure(self, row: Array) -> Statistics:
+        """Return the statistics of an input (*shape).
 
         Products of vectors take less time than reductions of a small table, so one row at a time.
         """
@@ -327,7 +321,7 @@ def _fit(
         return Ids(tuple(map(int, low)), tuple(map(int, high)))
     # If an axis is dynamic, all values are of one kind.
     center, spread = map(np.asarray, _spread(values, (), by_channel=False))
-    blank = Numbers(center, spread, np.empty((0, 1), np.float32), Limits(0, 0, 0, 0))
+    blank = Numbers(center, spread, np.empty((0, 1), np.float32))
     return msgspec.structs.replace(blank, limits=_limits(_measure(blank, rows), share))
 
 
@@ -341,7 +335,7 @@ def _fit_numbers(inputs: Array, share: float, mirrored: bool) -> Numbers:
     alike = () if channels is None else tuple(set(range(1, some.ndim)) - {1 + channels})
     by_channel = channels is not None and values > MAX_SEPARATE
     center, spread = _spread(some, alike, by_channel=by_channel)
-    blank = Numbers(center, spread, np.empty((0, values), np.float32), Limits(0, 0, 0, 0))
+    blank = Numbers(center, spread, np.empty((0, values), np.float32))
     components = _components(blank, some)
     if not len(components):
         measured = _measure(blank, spaced(inputs, MEASURED))
@@ -396,7 +390,7 @@ def _measure(numbers: Numbers, rows: Iterable[Array]) -> Array:
         return np.array([numbers.measure(row) for row in rows])
 
 
-def _limits(measured: Array, false_alarms: float) -> Limits:
+def _limits(measured: Array, false_alarms: float) -> Statistics:
     # Stand-ins should not be asked about inputs that lie far beyond all others.
     farness = np.sqrt(np.sqrt(measured[:, 1]))
     usual, far = np.quantile(farness, (0.5, COMMON))
@@ -404,8 +398,8 @@ def _limits(measured: Array, false_alarms: float) -> Limits:
     share = false_alarms / measured.shape[1]
     reached = np.quantile(measured, 1 - share, axis=0, method="higher")
     middle = np.median(measured, axis=0)
-    limits: Sequence[float] = (middle + MARGIN * (reached - middle) + NEGLIGIBLE).tolist()
-    return Limits(*limits)
+    energy, tails, roughness, distance = middle + MARGIN * (reached - middle) + NEGLIGIBLE
+    return float(energy), float(tails), float(roughness), float(distance)
 
 
 def _components(numbers: Numbers, rows: Array) -> Array:

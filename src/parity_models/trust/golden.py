@@ -158,19 +158,13 @@ def _rows(spec: TensorSpec, part: Part | None, count: int, seed: int) -> Array:
 # In a bundle
 
 
-class _Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    inputs: Named
-    outputs: Named
-
-
 # Made here, and not by the threads that open bundles: see bundle.py.
-_FILE = msgspec.msgpack.Decoder(dict[str, _Case], dec_hook=load_array)
+_FILE = msgspec.msgpack.Decoder(dict[str, tuple[Named, Named]], dec_hook=load_array)
 
 
 def encode_golden(found: Mapping[str, tuple[Named, Named]]) -> bytes:
     """Return the content of the file of golden queries and outputs, by role: MessagePack."""
-    cases = {role: _Case(*both) for role, both in found.items()}
-    return msgspec.msgpack.encode(cases, enc_hook=store_array)
+    return msgspec.msgpack.encode(found, enc_hook=store_array)
 
 
 def check_golden(content: bytes, models: Mapping[str, Model]) -> None:
@@ -181,14 +175,14 @@ def check_golden(content: bytes, models: Mapping[str, Model]) -> None:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BundleError(f"is damaged or holds no golden queries: {error}") from error
     for role in cases.keys() & models.keys():
-        inputs = cases[role].inputs
+        inputs, outputs = cases[role]
         try:
             # One by one, as they were made: a dynamically quantised model's scales are of a batch.
             each = [models[role](take(inputs, slice(i, i + 1))) for i in range(rows_in(inputs))]
         except Exception as error:  # ONNX Runtime's errors share no base class but this
             raise BundleError(f"holds a query that the {role} model cannot run") from error
         found = {name: np.concatenate([run[name] for run in each]) for name in each[0]}
-        for name, stored in cases[role].outputs.items():
+        for name, stored in outputs.items():
             if name not in found or not is_near(found[name], stored, TOLERANCE):
                 raise BundleError(
                     f"shows that the {role} model's {name!r} is not the one it gave where the "
