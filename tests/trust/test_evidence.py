@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parity_models.documents import MAX_BYTES
 from parity_models.roles import Source
 from parity_models.trust import evidence as evidences
 from parity_models.trust.evidence import (
-    MAX_BYTES,
     WRITE_EVERY,
     Evidence,
     EvidenceStore,
@@ -190,7 +190,7 @@ def test_a_turn_is_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             "its format is 2, and this version reads 1",
         ),
         (lambda content: content.replace(DIGEST.encode(), b"another"), "is about another bundle"),
-        (lambda content: b" " * MAX_BYTES + content, "it is too large"),
+        (lambda content: b" " * MAX_BYTES + content, "it has more than 1 MiB"),
     ],
     ids=["torn", "empty", "newer", "foreign", "huge"],
 )

@@ -17,13 +17,8 @@ from parity_models.tensors.queries import as_batch
 from parity_models.tensors.signature import Batch, padded
 from parity_models.trust.evidence import EvidenceStore
 from parity_models.trust.gate import served
-from parity_models.trust.gates import (
-    OutputGate,
-    choose_gates,
-    closed,
-    doubtful,
-)
-from parity_models.trust.judge import StandInJudge, Turn
+from parity_models.trust.gates import OutputGate, choose_gates, closed, doubtful
+from parity_models.trust.judge import StandInJudge
 
 Array = NDArray[Any]
 
@@ -107,21 +102,14 @@ class GatedBackup:
         """Its gate."""
         self._screen = OutputGate(envelope=bundle.envelope())
         self._differ: float | None = None
-        self._judge = self._new_judge()
+        self._new_judge()
         self._model = bundle.pinned(manifest.backup).load()
         zeros = self.signature.smallest.input.zeros(1)
         # The first run is slower than later ones.
         self._model(self._model.signature.smallest.input.split(zeros))
 
-    def _new_judge(self) -> StandInJudge:
-        store = self._store
-        return StandInJudge(
-            self.gate,
-            self._differ,
-            None if store is None else store.learned(Source.BACKUP),
-            () if store is None else store.learned_by_others(Source.BACKUP),
-            self._turned,
-        )
+    def _new_judge(self) -> None:
+        self._judge = StandInJudge.of(Source.BACKUP, self.gate, self._differ, self._store)
 
     @property
     def notes(self) -> list[str]:
@@ -140,13 +128,13 @@ class GatedBackup:
         """Read again what others have learned."""
         if self._store is not None:
             self._store.read()
-            self._judge = self._new_judge()
+            self._new_judge()
 
     def after_fork(self) -> None:
         """Keep what a forked process learns apart from what its parent learns."""
         if self._store is not None:
             self._store = self._store.reopened()
-            self._judge = self._new_judge()
+            self._new_judge()
 
     def close(self) -> None:
         """Keep what it has learned."""
@@ -210,8 +198,3 @@ class GatedBackup:
             self._store.save(now=False)
         compared = [each for each in found if each is not None]
         return all(compared) if compared else None
-
-    def _turned(self, turn: Turn) -> None:
-        _log.log(turn.log_level, "the gate of the backup %s", turn)
-        if self._store is not None:
-            self._store.save()

@@ -19,7 +19,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
@@ -242,12 +242,8 @@ def decode_manifest(text: bytes) -> tuple[Manifest, str]:
             + ("install a newer parity-models" if newer else "make the bundle again")
         )
     digest, expected = content.pop("digest", None), _digest(content)
-    code = content.get("code")
     try:
         manifest = msgspec.convert(content, Manifest)
-        # msgspec ignores unknown fields of a dataclass.
-        for name in code.keys() - {each.name for each in fields(CodeSpec)} if code else ():
-            raise msgspec.ValidationError(f"Object contains unknown field `{name}` - at `$.code`")
     except msgspec.ValidationError as error:
         raise BundleError(f"does not follow the schema: {error}") from error
     if digest != expected:
@@ -517,15 +513,8 @@ class _Contents:
         except ModelError as error:
             raise BundleError(f"the model for {file} cannot be used: {error}") from error
         self.models[role] = runnable
-        return ModelFile(
-            stored.file,
-            stored.sha256,
-            stored.size,
-            runnable.signature,
-            model.network,
-            model.slotwise,
-            model.slot,
-        )
+        kind = runnable.signature, model.network, model.slotwise, model.slot
+        return ModelFile(*msgspec.structs.astuple(stored), *kind)
 
 
 def _versions() -> dict[str, str]:

@@ -1,10 +1,10 @@
 """A code: an encoder and a decoder that make sense together."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,8 +27,7 @@ REMEMBERED = 256
 """Maximum number of cached encoders, one for each shape of an input."""
 
 
-@dataclass(frozen=True)
-class CodeSpec:
+class CodeSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The description of a code: the names of its encoder and decoder, k, r, and their options.
 
     A name is in `ENCODERS` or `DECODERS`, or one of the user's classes as package.module:Class.
@@ -38,8 +37,8 @@ class CodeSpec:
     decoder: str
     k: int
     r: int = 1
-    encoder_options: Mapping[str, Value] = field(default_factory=dict)
-    decoder_options: Mapping[str, Value] = field(default_factory=dict)
+    encoder_options: Mapping[str, Value] = {}
+    decoder_options: Mapping[str, Value] = {}
 
     @property
     def own(self) -> set[str]:

@@ -4,7 +4,6 @@ Outputs are compared with predictions if both are known. A disagreement may also
 instance that answers wrongly, which is not held against the stand-in.
 """
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from random import Random
@@ -33,8 +32,6 @@ class Made(NamedTuple):
 
 Outputs = Sequence[Made | None]
 """None for an output that is missing."""
-
-_log = logging.getLogger(__name__)
 
 
 def _number(query: int) -> int:
@@ -77,13 +74,7 @@ class StandInOutputs:
         self.differ = differ
         """The share of all answers that may differ; None without a budget."""
         self.judges = {
-            source: StandInJudge(
-                each,
-                differ,
-                None if store is None else store.learned(source),
-                () if store is None else store.learned_by_others(source),
-                partial(self._turned, source),
-            )
+            source: StandInJudge.of(source, each, differ, store, partial(self._turned, source))
             for source, each in gate.gates.items()
         }
         """The judge of each stand-in's outputs."""
@@ -244,9 +235,6 @@ class StandInOutputs:
         judge = self.judges[source]
         self.on_gate_turned(source, judge.asks)
         self._metrics.gate_turns.labels(source, "open" if turn.opened else "back").inc()
-        _log.log(turn.log_level, "the gate of the %s %s", source, turn)
-        if self._store is not None:
-            self._store.save()
 
     def close(self) -> None:
         """Write what is learned, and close its files."""

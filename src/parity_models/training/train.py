@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Unpack
 
+import msgspec
 from rich.console import RenderableType
 
 from parity_models.bundle.bundle import Bundle, check_replaceable, write_bundle
@@ -131,7 +132,7 @@ def train_parity(
     spec = code or BEST
     with open_teacher(model, inputs, chosen.output) as teacher:
         if spec.encoder == "stack" and not (spec.encoder_options or teacher.plain):
-            spec = replace(spec, encoder_options={"new_axis": True})
+            spec = msgspec.structs.replace(spec, encoder_options={"new_axis": True})
         queries = find_queries(teacher, inputs, chosen, k=spec.k)
         return train(teacher, queries, out, network, spec, chosen, callbacks=callbacks)
 

@@ -20,13 +20,11 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from parity_models.documents import content_of
 from parity_models.roles import Source
 
 SLOTS: Final = 32
 """The most servers and clients that keep evidence in one folder."""
-
-MAX_BYTES: Final = 1 << 20
-"""Larger files hold no evidence."""
 
 WRITE_EVERY: Final = 60.0
 """Seconds between two writes of a file while evidence grows."""
@@ -312,11 +310,7 @@ class EvidenceStore:
         self.others = [each.stand_ins for each in files.values() if each.written >= changed]
 
     def _decoded(self, path: Path) -> _File:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise ValueError("it is too large")
-        found = msgspec.json.decode(content, type=_File)
+        found = msgspec.json.decode(content_of(path), type=_File)
         if found.format != _FORMAT:
             raise ValueError(f"its format is {found.format}, and this version reads {_FORMAT}")
         if found.bundle != self._digest:

@@ -12,7 +12,7 @@ from dataclasses import astuple, dataclass
 from itertools import product
 from math import isnan
 from time import time
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 from msgspec.structs import replace
@@ -22,7 +22,13 @@ from parity_models.roles import Source
 from parity_models.tasks.metrics import Agreement
 from parity_models.trust.agreement import LEARNED_RISK, Comparison, LearningGate
 from parity_models.trust.doubt import Doubts, fit_doubt
-from parity_models.trust.evidence import DoubtCurve, Evidence, GateState, Learned
+from parity_models.trust.evidence import (
+    DoubtCurve,
+    Evidence,
+    EvidenceStore,
+    GateState,
+    Learned,
+)
 from parity_models.trust.gate import (
     AGREEMENT,
     EVERYTHING,
@@ -36,6 +42,8 @@ from parity_models.trust.gate import (
 from parity_models.trust.gates import Gate, StandInBundle, evidence_of
 
 Array = NDArray[Any]
+
+_log = logging.getLogger(__name__)
 
 FIRST: Final = 200
 """Comparisons of a stand-in without a calibration from which thresholds are taken."""
@@ -81,11 +89,6 @@ class Turn(NamedTuple):
     def coverage(self) -> float:
         """The share of queries that it may answer; 0 if it stepped back, as that is to be seen."""
         return self.answers / self.total if self.opened and self.total else 0.0
-
-    @property
-    def log_level(self) -> int:
-        """The level of a log message about it."""
-        return logging.INFO if self.opened else logging.WARNING
 
     def __str__(self) -> str:
         if not self.opened:
@@ -140,6 +143,30 @@ class StandInJudge:
             self._begin(calibration.curve)
         elif kept:
             self._begin_unknown(kept[0].thresholds)
+
+    @classmethod
+    def of(
+        cls,
+        source: Source,
+        gate: Gate,
+        differ: float | None = None,
+        store: EvidenceStore | None = None,
+        on_turn: Callable[[Turn], None] = lambda turn: None,
+    ) -> Self:
+        """Return the judge of the stand-in `source`. It logs the turns of the gate; what it learns
+        is kept in the `store`, if there is one."""
+
+        def turned(turn: Turn) -> None:
+            level = logging.INFO if turn.opened else logging.WARNING
+            _log.log(level, "the gate of the %s %s", source, turn)
+            if store is not None:
+                store.save()
+            on_turn(turn)
+
+        if store is None:
+            return cls(gate, differ, on_turn=turned)
+        learned, others = store.learned(source), store.learned_by_others(source)
+        return cls(gate, differ, learned, others, turned)
 
     def _begin(self, calibrated: DoubtCurve) -> None:
         """Judge outputs by this curve and its thresholds."""
