@@ -18,8 +18,8 @@ from parity_models.serving.deployment import Deployment
 from parity_models.serving.server import ServeOptions, Server
 from parity_models.simulation.emulation import FaultPlan
 from parity_models.trust.evidence import DoubtCurve
-from parity_models.trust.gate import Calibration
-from parity_models.trust.gates import Gate, OutputGate
+from parity_models.trust.gate import Calibration, Gate
+from parity_models.trust.gates import OutputGate
 from puppet_engine import WEIGHTS, asked, metric, queries, serving, settle
 from repositories import ADMINISTRATOR, administered
 

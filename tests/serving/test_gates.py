@@ -15,8 +15,8 @@ from parity_models.tensors.signature import Batch
 from parity_models.training.export import floats
 from parity_models.trust.envelope import Envelope
 from parity_models.trust.evidence import DoubtCurve
-from parity_models.trust.gate import Calibration, GateLevel, confidences
-from parity_models.trust.gates import Gate, OutputGate
+from parity_models.trust.gate import Calibration, Gate, GateLevel, confidences
+from parity_models.trust.gates import OutputGate
 from puppet_engine import CODE, WEIGHTS, Puppet, asked, metric, queries, serving, settle, sources
 
 ONE_IN = 20

@@ -19,7 +19,6 @@ from parity_models.bundle.bundle import Bundle
 from parity_models.bundle.onnx_model import run_options
 from parity_models.serving.errors import NoStandInError
 from parity_models.trust.gate import confidences
-from parity_models.trust.gates import evidence_of
 from served import INFER, ServerProcess, gated_bundle, infer_message, predictions, queries
 from string_models import CLASSES, log_bundle, texts
 from triton_requests import grpc_input
@@ -106,7 +105,7 @@ async def test_it_learns_from_what_servers_keep(bundle: Bundle, tmp_path: Path) 
                 return str(error)
 
     assert await said() == "the stand-in no longer agrees with the model"
-    other = GatedBackup(bundle, 0.98, evidence=evidence_of(bundle, state))
+    other = GatedBackup(bundle, 0.98, evidence=bundle.gates.evidence(state))
     (note,) = other.notes
     assert note.startswith("the gate of the backup starts closed")
     rows = queries(3000, 1)

@@ -318,16 +318,15 @@ def test_a_further_calibration_keeps_to_the_classes_unless_that_is_lifted(tmp_pa
 def test_a_one_sided_stand_in_never_answers_without_its_gate(tmp_path: Path) -> None:
     bundle = calibrate(named_bundle(tmp_path), inputs(4000), answer_only="spam")
     roles = ["deployed", "backup"]
-    (chosen,) = choose_gates(bundle, roles, None).values()
+    (chosen,) = choose_gates(bundle.gates, roles, None).values()
     assert chosen.shown is not None
     assert chosen.classes == {"spam": chosen.shown.classes[0].level}
     assert [each.number for each in chosen.shown.classes] == [1]
     with pytest.raises(UserError, match="may answer spam only, and without a gate"):
-        choose_gates(bundle, roles, 0)
+        choose_gates(bundle.gates, roles, 0)
     none = Calibration("classes", 0.0, "scores", 9, 0.05, (), (AnsweredClass(1, "spam"),))
-    (later,) = choose_gates(
-        with_measured(bundle, calibration={"backup": none}), roles, 0.9
-    ).values()
+    bundle = with_measured(bundle, calibration={"backup": none})
+    (later,) = choose_gates(bundle.gates, roles, 0.9).values()
     assert later.starts == {1: (0.9, NOTHING)}, "it starts closed, and opens for this class alone"
     with pytest.raises(UserError, match="r2 does not judge classes"):
         calibrate_gates(Outputs(bundle, inputs(100)), metric="r2", allowed=[AnsweredClass(0, "0")])

@@ -38,31 +38,31 @@ def bundle(folder: Path, **calibrations: Calibration) -> Bundle:
 
 def test_without_a_word_the_highest_level_up_to_99_is_taken(tmp_path: Path) -> None:
     held = bundle(tmp_path, reconstruction=calibration(0.9, 0.98, 0.995), backup=calibration(0.995))
-    found = choose_gates(held, ROLES, None)
+    found = choose_gates(held.gates, ROLES, None)
     levels = {source: (gate.level, gate.coverage) for source, gate in found.items()}
     assert levels == {Source.RECONSTRUCTION: (0.98, 0.8), Source.BACKUP: (0.99, 0.0)}
     (note,) = closed(found)
     assert note.startswith("the gate of the backup starts closed, as 400 queries of calibration")
-    chosen = choose_gates(held, ROLES, None, budgeted=True)
+    chosen = choose_gates(held.gates, ROLES, None, budgeted=True)
     assert {gate.level for gate in chosen.values()} == {None}
 
 
 def test_the_lowest_level_is_taken_that_promises_what_is_asked_for(tmp_path: Path) -> None:
     held = bundle(tmp_path, reconstruction=calibration(0.9, 0.98, 0.995), backup=calibration(0.97))
-    found = choose_gates(held, ROLES, 0.985)
+    found = choose_gates(held.gates, ROLES, 0.985)
     assert {source: gate.level for source, gate in found.items()} == dict.fromkeys(found, 0.985)
     shown = found[Source.RECONSTRUCTION].shown
     assert shown is not None
     assert shown.level == 0.995
     assert found[Source.RECONSTRUCTION].starts == {None: (0.985, 0.0)}
     assert found[Source.BACKUP].starts == {None: (0.985, NOTHING)}
-    assert {gate.level for gate in choose_gates(held, ROLES, 0).values()} == {None}
-    assert choose_gates(held, {"deployed"}, None) == {}
+    assert {gate.level for gate in choose_gates(held.gates, ROLES, 0).values()} == {None}
+    assert choose_gates(held.gates, {"deployed"}, None) == {}
 
 
 def test_gate_without_evidence_starts_closed_and_may_open_later(tmp_path: Path) -> None:
     held = bundle(tmp_path, reconstruction=calibration(0.9))
-    found = choose_gates(held, ROLES, 0.98)
+    found = choose_gates(held.gates, ROLES, 0.98)
     assert {gate.coverage for gate in found.values()} == {0.0}
     some, none = closed(found)
     assert "do not show an agreement of 0.98; it may open after some" in some
@@ -72,7 +72,7 @@ def test_gate_without_evidence_starts_closed_and_may_open_later(tmp_path: Path) 
     )
     wrong = DoubtCurve((0.0, 1.0), (0.8, 0.5), 400, ((200, 160, 160.0), (200, 99, 100.0)))
     known = msgspec.structs.replace(calibration(), curve=wrong)
-    (note,) = closed(choose_gates(bundle(tmp_path, backup=known), {"backup"}, 0.98))
+    (note,) = closed(choose_gates(bundle(tmp_path, backup=known).gates, {"backup"}, 0.98))
     assert note.endswith("nor do they tell when it may open: calibrate with more queries")
 
 
@@ -81,11 +81,11 @@ def test_only_a_stand_in_of_some_classes_keeps_its_gate_with_a_budget(tmp_path: 
     known = msgspec.structs.replace(calibration(), answer_only=only)
     held = bundle(tmp_path, backup=known)
     for agreement in (None, 0.9):
-        (gate,) = choose_gates(held, {"backup"}, agreement, budgeted=True).values()
+        (gate,) = choose_gates(held.gates, {"backup"}, agreement, budgeted=True).values()
         assert gate.classes == {"spam": 0.995, "news": agreement or 0.99}
         assert gate.starts == {1: (0.995, NOTHING), 2: (agreement or 0.99, NOTHING)}
     with pytest.raises(UserError, match="without a gate it would answer every class"):
-        choose_gates(held, {"backup"}, 0)
+        choose_gates(held.gates, {"backup"}, 0)
 
 
 async def test_a_server_says_the_level_and_the_coverage_of_its_gates(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """A stand-in's judge learns from comparisons, of queries in time and of late ones."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -12,9 +11,16 @@ from numpy.typing import NDArray
 from parity_models.roles import Source
 from parity_models.trust.doubt import fit_doubt
 from parity_models.trust.evidence import Learned
-from parity_models.trust.gate import NOTHING, AnsweredClass, Calibration, GateLevel, confidences
-from parity_models.trust.gates import UNKNOWN, Gate, evidence_of
-from parity_models.trust.judge import FIRST, StandInJudge, learned_in_service
+from parity_models.trust.gate import (
+    NOTHING,
+    AnsweredClass,
+    Calibration,
+    Gate,
+    GateLevel,
+    confidences,
+)
+from parity_models.trust.gates import UNKNOWN, Calibrations
+from parity_models.trust.judge import FIRST, StandInJudge
 
 CLASSES = 3
 LEVEL = 0.9
@@ -340,10 +346,10 @@ def test_evidence_of_other_thresholds_is_ignored() -> None:
 
 def test_gates_report_what_service_added(tmp_path: Path) -> None:
     known = calibration()
-    bundle: Any = SimpleNamespace(path=tmp_path, gates={"backup": known}, stand_ins_digest="d")
-    assert list(learned_in_service(bundle)) == []
-    store = evidence_of(bundle)
+    gates = Calibrations({"backup": known}, tmp_path, "d")
+    assert list(gates.learned()) == []
+    store = gates.evidence()
     learn(judge(known, 0.99, learned=store.learned(Source.BACKUP)), outputs(3000))
     store.close()
-    (note,) = learned_in_service(bundle)
+    (note,) = gates.learned()
     assert note.startswith("backup: service has added 3,000 comparisons; a gate of 0.99 now lets")

@@ -97,7 +97,7 @@ class GatedBackup:
         self.labels: Sequence[str] = bundle.labels
         """The labels of the classes, if the bundle has them."""
         self._bundle, self._store = bundle, evidence
-        self._gates = choose_gates(bundle, [BACKUP], agreement, budgeted=budgeted)
+        self._gates = choose_gates(bundle.gates, [BACKUP], agreement, budgeted=budgeted)
         self.gate = self._gates[Source.BACKUP]
         """Its gate."""
         self._screen = OutputGate(envelope=bundle.envelope())

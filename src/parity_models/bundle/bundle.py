@@ -21,7 +21,6 @@ import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -46,7 +45,6 @@ from parity_models.trust.envelope import ENVELOPE, Envelope, decode_envelope, en
 from parity_models.trust.gate import HEAD, Calibration, StandIn
 from parity_models.trust.gates import Calibrations
 from parity_models.trust.golden import GOLDEN_FILE, STORED, check_golden, encode_golden, golden
-from parity_models.trust.judge import learned_in_service
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 2**20
@@ -299,20 +297,13 @@ class Bundle:
     allowed: frozenset[str] = frozenset()
 
     @property
-    def stand_ins_digest(self) -> str:
-        """SHA-256 of what evidence on its stand-ins depends on: models, code, and calibration."""
-        manifest = self.manifest
-        models = [each.sha256 for each in manifest.models.values()]
-        about = msgspec.json.encode((models, manifest.code, manifest.calibration), order="sorted")
-        return hashlib.sha256(about).hexdigest()
-
-    @property
     def gates(self) -> Calibrations:
         """The levels of agreement that stand-ins are calibrated for, and their coverage; printed,
         also what service has taught of them."""
-        gates = Calibrations(self.manifest.calibration)
-        gates.service = partial(learned_in_service, self)
-        return gates
+        manifest = self.manifest
+        models = [each.sha256 for each in manifest.models.values()]
+        about = msgspec.json.encode((models, manifest.code, manifest.calibration), order="sorted")
+        return Calibrations(manifest.calibration, self.path, hashlib.sha256(about).hexdigest())
 
     @property
     def labels(self) -> tuple[str, ...]:

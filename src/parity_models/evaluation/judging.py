@@ -48,7 +48,6 @@ from parity_models.trust.gate import (
     refused,
     suited,
 )
-from parity_models.trust.judge import learned_in_service
 
 GivenInputs = Path | str | ArrayLike | Mapping[str, ArrayLike]
 """Queries: a file, an array (n, ...), or an array for each input by name."""
@@ -97,7 +96,7 @@ class Evaluation(Printed):
         parts.append(accuracy_table(self.bundle, self.accuracy))
         if self.gates:
             parts.append(gate_table(self.gates, self.accuracy.metric))
-        parts += learned_in_service(self.bundle)
+        parts += self.bundle.gates.learned()
         if self.bundle.manifest.inference_times is not None:
             parts.append(inference_table(self.bundle))
         return parts

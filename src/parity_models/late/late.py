@@ -23,7 +23,6 @@ from parity_models.late.driver import Call, Driver, LateAnswer, awaitable
 from parity_models.late.values import Form
 from parity_models.roles import Source
 from parity_models.tensors.signature import Batch
-from parity_models.trust.gates import evidence_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -112,7 +111,7 @@ class Late:
         if isinstance(bundle, Path | str):
             bundle = open_bundle(bundle)
         if isinstance(bundle, Bundle):
-            kept = None if state is None else evidence_of(bundle, Path(state))
+            kept = None if state is None else bundle.gates.evidence(Path(state))
             bundle = GatedBackup(bundle, agreement, budgeted=True, evidence=kept)
         self._client = Client(bundle, copies, cpu, not_before, servers, errors, form, on_event)
         self.counts = self._client.counts

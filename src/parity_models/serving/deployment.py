@@ -25,13 +25,7 @@ from parity_models.serving.request_log import request_id
 from parity_models.serving.stand_ins import StandInOutputs
 from parity_models.simulation.emulation import FaultPlan
 from parity_models.simulation.journal import Journal
-from parity_models.trust.gates import (
-    OutputGate,
-    choose_gates,
-    closed,
-    doubtful,
-    evidence_of,
-)
+from parity_models.trust.gates import OutputGate, choose_gates, closed, doubtful
 from parity_models.trust.golden import golden
 
 if TYPE_CHECKING:
@@ -111,7 +105,7 @@ class Deployment(ServedVersion):
         """The roles of each instance."""
         used = frozenset[str]().union(*self.roles)
         budgeted = policy.differ is not None
-        gates = choose_gates(bundle, used, options.agreement, budgeted=budgeted)
+        gates = choose_gates(bundle.gates, used, options.agreement, budgeted=budgeted)
         envelope = bundle.envelope()
         notes = [*closed(gates), *doubtful(gates, bundle.path, policy.differ or 0.0)]
         if envelope is None and parity_role(0) in used and not bundle.isolated:
@@ -174,7 +168,7 @@ class Deployment(ServedVersion):
                 differ=policy.differ,
                 faults=self._faults,
                 one_in=config.compare_one_in,
-                store=None if used == {DEPLOYED} else evidence_of(bundle, options.state),
+                store=None if used == {DEPLOYED} else bundle.gates.evidence(options.state),
             ),
             imitated=bundle.manifest.imitated if len(signature.outputs) > 1 else None,
             dispatch=dispatch,

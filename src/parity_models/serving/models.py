@@ -33,7 +33,7 @@ from parity_models.serving.protocol import (
 from parity_models.tensors.pairs import Labels
 from parity_models.tensors.signature import Signature, Sizes, Tensor
 from parity_models.tensors.texts import BYTES
-from parity_models.trust.gates import Gate
+from parity_models.trust.gate import Gate
 
 VERSION = "1"
 """The version of a bundle that is served on its own."""

@@ -26,7 +26,6 @@ from parity_models.serving.rest import JSON, Request, Response, encoded
 from parity_models.tensors.signature import Signature
 from parity_models.tensors.texts import BYTES, as_texts
 from parity_models.trust.evidence import WRITE_EVERY
-from parity_models.trust.gates import evidence_of
 
 _WHY = {
     Refusal.UNLIKE: "an input is unlike those that the stand-in learned from",
@@ -52,7 +51,7 @@ class StandInOnly(ServedVersion):
     quarantined: Collection[str] = ()
 
     def __init__(self, bundle: Bundle, options: ServeOptions) -> None:
-        evidence = evidence_of(bundle, options.state, keep=False)
+        evidence = bundle.gates.evidence(options.state, keep=False)
         self._backup = backup = GatedBackup(bundle, options.agreement, evidence=evidence)
         model = ServedModel.of(
             bundle,

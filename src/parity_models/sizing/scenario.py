@@ -218,7 +218,7 @@ def _measured(bundle: Bundle, options: SimulationOptions) -> Service:
     roles = list(manifest.models)
     level = options.agreement if stand_ins else None
     gates, floors = (
-        choose_gates(bundle, roles, level, budgeted=budgeted) for budgeted in (False, True)
+        choose_gates(bundle.gates, roles, level, budgeted=budgeted) for budgeted in (False, True)
     )
     coverage, floor = (
         {source: each.coverage for source, each in chosen.items() if each.level is not None}

@@ -5,8 +5,9 @@ queries (`trust.calibration`), for each of some levels of agreement.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
 import numpy as np
@@ -114,6 +115,49 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     def at_least(self, level: float) -> GateLevel | None:
         """Return the lowest calibrated level that is not below `level`, which promises as much."""
         return next((each for each in self.levels if each.level >= level), None)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The gate of a stand-in: its `level`, and what calibration has `shown` of it, if anything.
+
+    Without a level, there is no gate: every output may answer.
+    """
+
+    calibration: Calibration
+    level: float | None = None
+    shown: GateLevel | None = None
+
+    @classmethod
+    def at(cls, calibration: Calibration, level: float = AGREEMENT) -> Self:
+        """Return the gate of a level, with the lowest calibrated one that promises as much."""
+        return cls(calibration, level, calibration.at_least(level))
+
+    @property
+    def coverage(self) -> float:
+        """The share of queries that it lets through at first."""
+        return 0.0 if self.shown is None else self.shown.coverage
+
+    @property
+    def classes(self) -> dict[str, float]:
+        """The levels of the classes that it lets through, by name; empty if it lets all through."""
+        names = self.calibration.allowed
+        return {names[each]: level for each, (level, _) in self.starts.items() if each is not None}
+
+    @property
+    def starts(self) -> Mapping[int | None, tuple[float, float]]:
+        """The level and the first threshold of each class that may answer, by number; of all by
+        None, if all may."""
+        level, shown, only = self.level, self.shown, self.calibration.answer_only
+        if level is None:
+            return {}
+        if not only:
+            return {None: (level, NOTHING if shown is None else shown.threshold)}
+        starts: dict[int | None, tuple[float, float]]
+        starts = {each.number: (max(level, each.level), NOTHING) for each in only}
+        if shown is not None:
+            starts |= {each.number: (each.level, each.threshold) for each in shown.classes}
+        return starts
 
 
 def confidences(kind: Confidence, outputs: Array) -> NDArray[np.float64]:

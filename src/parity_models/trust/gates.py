@@ -1,10 +1,9 @@
 """The gates of a bundle's and a server's stand-ins: the level of agreement that each must keep."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,8 @@ from parity_models.trust.agreement import comparisons_to_open
 from parity_models.trust.doubt import Doubts, queries_to_show
 from parity_models.trust.envelope import Envelope
 from parity_models.trust.evidence import EvidenceStore
-from parity_models.trust.gate import AGREEMENT, NOTHING, Calibration, GateLevel, StandIn, served
+from parity_models.trust.gate import AGREEMENT, Calibration, Gate, StandIn, served
+from parity_models.trust.judge import StandInJudge
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,89 +25,88 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 
-class StandInBundle(Protocol):
-    """A bundle: its folder, the calibrations of its stand-ins, and a digest of all that evidence on
-    these depends on."""
-
-    @property
-    def path(self) -> Path: ...
-
-    @property
-    def gates(self) -> Mapping[StandIn, Calibration]: ...
-
-    @property
-    def stand_ins_digest(self) -> str: ...
-
-
-def evidence_of(
-    bundle: StandInBundle, folder: Path | None = None, *, keep: bool = True
-) -> EvidenceStore:
-    """Return the evidence on the stand-ins of `bundle`, kept in `folder`, by default within it."""
-    folder = bundle.path / "evidence" if folder is None else folder
-    return EvidenceStore(folder, bundle.stand_ins_digest, keep=keep)
-
-
 UNKNOWN: Final = Calibration("classes", 0.0, "scores", 0, 0.0)
 """Of a stand-in that is not calibrated: classes are compared."""
 
 
-@dataclass(frozen=True)
-class Gate:
-    """The gate of a stand-in: its `level`, and what calibration has `shown` of it, if anything.
+class Calibrations(Printed, dict[StandIn, Calibration]):
+    """The calibrations of a bundle's stand-ins, printed as the gates that they allow.
 
-    Without a level, there is no gate: every output may answer.
+    Args:
+        calibrations: The calibration of each stand-in.
+        path: The bundle's folder.
+        digest: A digest of all that evidence on the stand-ins depends on.
+
     """
 
-    calibration: Calibration
-    level: float | None = None
-    shown: GateLevel | None = None
+    def __init__(
+        self, calibrations: Mapping[StandIn, Calibration], path: Path, digest: str
+    ) -> None:
+        super().__init__(calibrations)
+        self.path, self._digest = path, digest
 
-    @classmethod
-    def at(cls, calibration: Calibration, level: float = AGREEMENT) -> Self:
-        """Return the gate of a level, with the lowest calibrated one that promises as much."""
-        return cls(calibration, level, calibration.at_least(level))
+    def evidence(self, folder: Path | None = None, *, keep: bool = True) -> EvidenceStore:
+        """Return the evidence on the stand-ins, kept in `folder`, by default within the bundle."""
+        return EvidenceStore(folder or self.path / "evidence", self._digest, keep=keep)
+
+    def learned(self) -> Iterator[str]:
+        """Yield what service has taught of each stand-in, if it was compared."""
+        store = self.evidence(keep=False)
+        for name, calibration in self.items():
+            others = store.learned_by_others(Source(name))
+            judge = StandInJudge(Gate.at(calibration), others=others)
+            total = sum(each.comparisons.total for each in others if each.comparisons is not None)
+            if total:
+                yield (
+                    f"{name}: service has added {total:,} comparisons; a gate of {AGREEMENT:g} now "
+                    f"lets {judge.coverage:.1%} of the queries be answered"
+                )
 
     @property
-    def coverage(self) -> float:
-        """The share of queries that it lets through at first."""
-        return 0.0 if self.shown is None else self.shown.coverage
+    def parts(self) -> "Sequence[RenderableType]":
+        """A table, and sentences on stand-ins without a gate."""
+        from rich.table import Table  # here: a server prints no gates
 
-    @property
-    def classes(self) -> dict[str, float]:
-        """The levels of the classes that it lets through, by name; empty if it lets all through."""
-        names = self.calibration.allowed
-        return {names[each]: level for each, (level, _) in self.starts.items() if each is not None}
-
-    @property
-    def starts(self) -> Mapping[int | None, tuple[float, float]]:
-        """The level and the first threshold of each class that may answer, by number; of all by
-        None, if all may."""
-        level, shown, only = self.level, self.shown, self.calibration.answer_only
-        if level is None:
-            return {}
-        if not only:
-            return {None: (level, NOTHING if shown is None else shown.threshold)}
-        starts: dict[int | None, tuple[float, float]]
-        starts = {each.number: (max(level, each.level), NOTHING) for each in only}
-        if shown is not None:
-            starts |= {each.number: (each.level, each.threshold) for each in shown.classes}
-        return starts
+        table = Table(title="gates: where stand-ins may answer", title_justify="left")
+        table.add_column("stand-in", min_width=14)
+        for column in ("level", "agreement", "coverage", "queries"):
+            table.add_column(column, justify="right")
+        for stand_in, calibration in self.items():
+            name, queries = str(stand_in), f"{calibration.queries:,}"
+            for level in calibration.levels:
+                for each in (level, *level.classes):
+                    if each.number is not None:
+                        name = f"  {calibration.allowed[each.number]}"
+                    shares = f"{each.agreement:.4f}", f"{each.coverage:.1%}"
+                    table.add_row(name, f"{each.level:g}", *shares, queries)
+                    name = queries = ""
+        notes = [*closed({Source(name): Gate.at(each) for name, each in self.items()})]
+        notes += (
+            f"{name}: {each.curve.queries:,} queries show budgets from "
+            f"{each.curve.smallest_shown:.2%} of all answers on ({spell('differ')})"
+            for name, each in self.items()
+            if each.curve is not None
+        )
+        notes += self.learned()
+        if not self:
+            notes.append("no stand-in is calibrated, so none answers until enough were compared")
+        return [*([table] if any(each.levels for each in self.values()) else []), *notes]
 
 
 def choose_gates(
-    bundle: StandInBundle,
+    calibrations: Calibrations,
     roles: Collection[str],
     agreement: float | None,
     *,
     budgeted: bool = False,
 ) -> dict[Source, Gate]:
-    """Choose the gate of each stand-in of `bundle` that instances with these `roles` run.
+    """Choose the gate of each stand-in of a bundle that instances with these `roles` run.
 
     A gate whose level calibration has not shown starts closed, and opens on evidence. A stand-in
     that is not calibrated has the calibration UNKNOWN.
 
     Args:
-        bundle: Has the calibrations.
+        calibrations: The bundle's.
         roles: The roles of all instances.
         agreement: The level; 0 for no gates. None for the highest calibrated level up to AGREEMENT,
             or AGREEMENT if there is none.
@@ -129,13 +128,13 @@ def choose_gates(
         )
     chosen = {}
     for stand_in in stand_ins:
-        source, calibration = Source(stand_in), bundle.gates.get(stand_in, UNKNOWN)
+        source, calibration = Source(stand_in), calibrations.get(stand_in, UNKNOWN)
         if agreement == 0 and calibration.allowed:
             classes = ", ".join(calibration.allowed.values())
             raise UserError(
-                f"the {source} of {bundle.path} may answer {classes} only, and without a gate it "
+                f"the {source} of {calibrations.path} may answer {classes} only, and without a gate it "
                 f"would answer every class; leave {spell('agreement')} out, or let it answer "
-                f"every class: parm calibrate {bundle.path} --inputs FILE --answer-only all"
+                f"every class: parm calibrate {calibrations.path} --inputs FILE --answer-only all"
             )
         if agreement == 0 or (budgeted and agreement is None and not calibration.allowed):
             chosen[source] = Gate(calibration)
@@ -197,43 +196,6 @@ def closed(gates: Mapping[Source, Gate]) -> Iterator[str]:
                 else f"it may open after some {after:,} comparisons in service"
             )
         )
-
-
-class Calibrations(Printed, dict[StandIn, Calibration]):
-    """The calibrations of a bundle's stand-ins, printed as the gates that they allow."""
-
-    service: Callable[[], Iterable[str]] = tuple
-    """Says what service has taught of each stand-in."""
-
-    @property
-    def parts(self) -> "Sequence[RenderableType]":
-        """A table, and sentences on stand-ins without a gate."""
-        from rich.table import Table  # here: a server prints no gates
-
-        table = Table(title="gates: where stand-ins may answer", title_justify="left")
-        table.add_column("stand-in", min_width=14)
-        for column in ("level", "agreement", "coverage", "queries"):
-            table.add_column(column, justify="right")
-        for stand_in, calibration in self.items():
-            name, queries = str(stand_in), f"{calibration.queries:,}"
-            for level in calibration.levels:
-                for each in (level, *level.classes):
-                    if each.number is not None:
-                        name = f"  {calibration.allowed[each.number]}"
-                    shares = f"{each.agreement:.4f}", f"{each.coverage:.1%}"
-                    table.add_row(name, f"{each.level:g}", *shares, queries)
-                    name = queries = ""
-        notes = [*closed({Source(name): Gate.at(each) for name, each in self.items()})]
-        notes += (
-            f"{name}: {each.curve.queries:,} queries show budgets from "
-            f"{each.curve.smallest_shown:.2%} of all answers on ({spell('differ')})"
-            for name, each in self.items()
-            if each.curve is not None
-        )
-        notes += self.service()
-        if not self:
-            notes.append("no stand-in is calibrated, so none answers until enough were compared")
-        return [*([table] if any(each.levels for each in self.values()) else []), *notes]
 
 
 class OutputGate:

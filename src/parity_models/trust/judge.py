@@ -7,7 +7,7 @@ which the stand-in was asked, as they were late. The gate's promise holds for bo
 
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import astuple, dataclass
 from itertools import product
 from math import isnan
@@ -30,16 +30,15 @@ from parity_models.trust.evidence import (
     Learned,
 )
 from parity_models.trust.gate import (
-    AGREEMENT,
     EVERYTHING,
     NOTHING,
+    Gate,
     classes_of,
     confidences,
     refused,
     served,
     suited,
 )
-from parity_models.trust.gates import Gate, StandInBundle, evidence_of
 
 Array = NDArray[Any]
 
@@ -354,17 +353,3 @@ class StandInJudge:
         gates = [(number, gate, late[number]) for number, gate in self._gates[False].items()]
         self._limits = {number: max(one.threshold, other.threshold) for number, one, other in gates}
         self._barred = {each for _, *both in gates for gate in both for each in gate.barred}
-
-
-def learned_in_service(bundle: StandInBundle) -> Iterator[str]:
-    """Yield what service has taught of each stand-in of `bundle`, if it was compared."""
-    store = evidence_of(bundle, keep=False)
-    for name, calibration in bundle.gates.items():
-        others = store.learned_by_others(Source(name))
-        judge = StandInJudge(Gate.at(calibration), others=others)
-        total = sum(each.comparisons.total for each in others if each.comparisons is not None)
-        if total:
-            yield (
-                f"{name}: service has added {total:,} comparisons; a gate of {AGREEMENT:g} now "
-                f"lets {judge.coverage:.1%} of the queries be answered"
-            )

@@ -15,7 +15,8 @@ from parity_models.scheduling.actions import Action, Answer, Fail, Reason
 from parity_models.scheduling.health import State
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.page.watch import NOW, InstanceView, Watch
-from parity_models.trust.gates import UNKNOWN, Gate
+from parity_models.trust.gate import Gate
+from parity_models.trust.gates import UNKNOWN
 from parity_models.trust.judge import StandInJudge
 
 BOTH = frozenset({DEPLOYED, BACKUP})
