@@ -235,7 +235,7 @@ def check_spec(spec: CodeSpec) -> tuple[type[Encoder], type[Decoder], Any, Any]:
         raise CodeError(f"k can be {MAX_K} at most, got {spec.k}; take smaller groups")
     if not 1 <= spec.r <= spec.k:
         raise CodeError(f"r must be from 1 to k={spec.k}, got {spec.r}")
-    if encoder.symmetric and decoder.tells_slots:
+    if encoder.symmetric and decoder.reads_off:
         raise CodeError(
             f"the {spec.encoder} of queries is the same in any order, so {spec.decoder} outputs "
             f"could not tell the slots apart; use subtraction with {spec.encoder}, or "

@@ -23,14 +23,13 @@ class Decoder(Coder):
     A subclass defines its `name`, its `Options`, the methods, and these flags. `apart`: a
     reconstruction depends on its own slot of parity outputs alone. `reads_off`: parity outputs are
     k predictions, (k, *output_shape), in the deployed model's form, and are read off unchanged.
-    `sums`: parity outputs are sums of predictions, which take longer to learn. `tells_slots`:
-    parity outputs must tell the slots apart, which is impossible after a symmetric encoder.
+    They must tell the slots apart, which is impossible after a symmetric encoder. `sums`: parity
+    outputs are sums of predictions, which take longer to learn.
     """
 
     apart: ClassVar[bool] = False
     reads_off: ClassVar[bool] = False
     sums: ClassVar[bool] = False
-    tells_slots: ClassVar[bool] = False
 
     def __init__(self, k: int, r: int, output_shape: Shape, options: Any = None) -> None:
         super().__init__(k, r, options)
@@ -145,7 +144,6 @@ class SeparateDecoder(Decoder):
     name = "separate"
     apart = True
     reads_off = True
-    tells_slots = True
 
     def shape(self) -> Shape:
         return (self.k, *self.output_shape)

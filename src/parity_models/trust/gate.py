@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import UserError
+from parity_models.options import Option
 from parity_models.tasks.metrics import AgreementKind
 from parity_models.trust.evidence import DoubtCurve
 
@@ -43,6 +44,13 @@ AGREEMENT = 0.99
 
 LEAST_LEVEL = 0.01
 """The lowest level of agreement."""
+
+AGREEMENT_OPTION = Option(
+    "Minimum agreement of single answers of stand-ins: a gate. 0: no gates.",
+    unit="share",
+    ge=0,
+    lt=1,
+)
 
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 

@@ -146,7 +146,7 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def code(self) -> Code:
-        encoder = "stack" if DECODERS.find(self.decoder).tells_slots else "sum"
+        encoder = "stack" if DECODERS.find(self.decoder).reads_off else "sum"
         return Code(CodeSpec(encoder, self.decoder, self.k), QUERY_SHAPE, OUTPUT_SHAPE)
 
     @property
