@@ -41,7 +41,7 @@ def bundle(folder: Path) -> pm.Bundle:
 def test_a_log_becomes_a_calibrated_stand_in(bundle: pm.Protected) -> None:
     assert agreement_in(bundle) > 0.95
     assert some(bundle.gates["backup"].at_least(0.9)).coverage > 0.9
-    assert bundle.labels == CLASSES
+    assert bundle.manifest.labels == CLASSES
     assert "1,200 lines" in str(bundle)
 
 

@@ -201,7 +201,7 @@ def test_the_queries_of_calibration_are_the_first_comparisons() -> None:
     calibrated = LearningGate(0.99, NOTHING, known)
     assert BINS[0] <= calibrated.threshold < NOTHING
     assert calibrated.threshold == pytest.approx(served.threshold, abs=0.2)
-    assert calibrated.seen(0.5) == served.seen(0.5)
+    assert calibrated.evidence.since(0.5) == served.evidence.since(0.5)
     assert calibrated.state.evidence.total == 0, "its own are those of service"
     sooner, later = LearningGate(0.99, 0.9, known), LearningGate(0.99, 0.9, nothing())
     assert sooner.threshold == calibrated.threshold < later.threshold == 0.9
@@ -217,8 +217,8 @@ def test_it_steps_back_to_a_higher_threshold_and_forgets() -> None:
     opened, threshold = turns[0]
     assert not opened
     assert 0.1 < threshold < 1
-    assert gate.total <= 1000
-    assert gate.state.evidence.total == gate.total
+    assert gate.evidence.total <= 1000
+    assert gate.state.evidence.total == gate.evidence.total
     assert gate.state.changed > 0
 
 
@@ -252,10 +252,10 @@ def test_evidence_is_kept_if_only_a_class_was_barred() -> None:
     gate = LearningGate(0.95, 0.5, nothing())
     show(gate, of_classes(400, 1, 0.9))
     assert gate.state.barred == [2]
-    restarts, total = gate.state.restarts, gate.total
+    restarts, total = gate.state.restarts, gate.evidence.total
     show(gate, of_classes(4000, 2, 0.9))
     assert gate.state.restarts == restarts == 1
-    assert gate.total > total
+    assert gate.evidence.total > total
 
 
 def test_answers_before_it_steps_back_are_few() -> None:
@@ -295,13 +295,13 @@ def test_a_kept_state_restores_the_gate() -> None:
     show(first, stream(3000, 0, 0.1))
     again = LearningGate(0.95, NOTHING, nothing(), first.state)
     assert NOTHING > again.threshold == first.threshold
-    assert again.total == first.total == 3000
+    assert again.evidence.total == first.evidence.total == 3000
     show(again, of_classes(2000, 1, 0.9))
     assert [*again.barred] == [2]
     third = LearningGate(0.95, EVERYTHING, nothing(), again.state)
     assert [*third.barred] == [2]
     assert third.threshold == again.threshold, "calibration was before the change"
-    assert third.total == again.total
+    assert third.evidence.total == again.evidence.total
 
 
 @given(
@@ -315,7 +315,7 @@ def test_whatever_it_sees_its_state_says_what_it_does(
 ) -> None:
     gate = LearningGate(level, threshold, nothing())
     show(gate, (Comparison(c, agreed, ("a",), None, said) for c, agreed, said in seen * times))
-    assert gate.state.evidence.total == gate.total
+    assert gate.state.evidence.total == gate.evidence.total
     again = LearningGate(level, threshold, nothing(), gate.state)
     # What it has seen since it last looked is looked at.
     assert again.threshold <= gate.threshold

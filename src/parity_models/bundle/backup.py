@@ -94,7 +94,7 @@ class GatedBackup:
         """The deployed model's."""
         self.other_outputs = {each.name for each in self.signature.outputs} - {output.name}
         """The names of the deployed model's other outputs."""
-        self.labels: Sequence[str] = bundle.labels
+        self.labels: Sequence[str] = manifest.labels
         """The labels of the classes, if the bundle has them."""
         self._bundle, self._store = bundle, evidence
         self._gates = choose_gates(bundle.gates, [BACKUP], agreement, budgeted=budgeted)

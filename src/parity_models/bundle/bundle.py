@@ -306,11 +306,6 @@ class Bundle:
         return Calibrations(manifest.calibration, self.path, hashlib.sha256(about).hexdigest())
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        """The labels that a model which is elsewhere answers with, if it does."""
-        return self.manifest.labels
-
-    @property
     def isolated(self) -> bool:
         """True if it was tested that one query cannot change another's reconstruction."""
         code = self.code()
@@ -337,7 +332,7 @@ class Bundle:
 
     def pinned(self, model: ModelFile) -> PinnedModel:
         """Return a model of this bundle, to be loaded later."""
-        labels = self.labels if model.elsewhere else ()
+        labels = self.manifest.labels if model.elsewhere else ()
         return PinnedModel(self.path / model.file, model.sha256, model.signature, labels)
 
     def envelope(self) -> Envelope | None:

@@ -448,7 +448,7 @@ def _names_of_classes(bundle: Bundle) -> tuple[str, ...]:
     """Return the names of the model's classes, if they have some."""
     deployed, shape = bundle.manifest.deployed, judged_shape(bundle)
     if deployed.elsewhere or len(shape) != 1:
-        return bundle.labels
+        return bundle.manifest.labels
     return class_names(bundle.content(deployed), shape[0])
 
 

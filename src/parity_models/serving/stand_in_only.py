@@ -151,7 +151,8 @@ class Classify:
 
     def __init__(self, inference: Inference, bundle: Bundle, max_json: int) -> None:
         self._inference, self._max_json = inference, max_json
-        self._labels, self._signature = bundle.labels, bundle.manifest.deployed.signature
+        self._labels = bundle.manifest.labels
+        self._signature = bundle.manifest.deployed.signature
         only = inference.models.only
         assert only is not None, "it is of one bundle"
         self._model = only.model.name

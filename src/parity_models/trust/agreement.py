@@ -206,9 +206,10 @@ class LearningGate:
         self.level, self._risk = level, risk
         self.state = state or GateState(Evidence(known.thresholds), threshold)
         """Its threshold, its own comparisons, and the classes that it bars."""
-        self._evidence = Evidence(known.thresholds)
-        self._evidence += self.state.evidence
-        self._evidence += known
+        self.evidence = Evidence(known.thresholds)
+        """All comparisons since it last stepped back."""
+        self.evidence += self.state.evidence
+        self.evidence += known
         if not self.state.changed:
             self.state.threshold = min(self.state.threshold, threshold)
         self._test = AgreementTest(level)
@@ -229,19 +230,8 @@ class LearningGate:
         """The classes that it does not let answer."""
         return self._barred
 
-    @property
-    def total(self) -> int:
-        """The number of comparisons since it last stepped back."""
-        return self._evidence.total
-
-    def seen(self, threshold: float) -> tuple[int, int]:
-        """Return how many outputs with at least this confidence were compared, and how many
-        agreed."""
-        return self._evidence.since(threshold)
-
     def saw(self, comparison: Comparison, floor: float | None = None) -> bool:
-        """Add a comparison. Return whether the gate has opened further (see `threshold`, `barred`)
-        or stepped back.
+        """Add a comparison. Return whether the gate has opened further or stepped back.
 
         Outputs with a confidence of at least `floor` may answer; by default, of `threshold`.
         """
@@ -253,7 +243,7 @@ class LearningGate:
             del self._barred[said]
             self.state.barred = [*self._barred]
             return True
-        for evidence in (self._evidence, self.state.evidence):
+        for evidence in (self.evidence, self.state.evidence):
             evidence.add(confidence, differed=not agreed)
         if confidence >= floor and self._test.saw(comparison):
             self._step_back(floor)
@@ -266,7 +256,7 @@ class LearningGate:
     def _learn(self) -> bool:
         """Open as far as the evidence suffices. Return whether that is further than before."""
         self._until_check = CHECK_EVERY
-        compared, differed, _ = self._evidence.above
+        compared, differed, _ = self.evidence.above
         bets = np.outer(compared - differed, self._gains[0]) + np.outer(differed, self._gains[1])
         capital = np.logaddexp.reduce(bets, axis=1) - log(len(STAKES))
         self._capital = np.maximum(self._capital, capital)
@@ -280,7 +270,7 @@ class LearningGate:
         best = int(reached[reached > starts].max(initial=0))
         threshold = NOTHING
         if best:
-            threshold = EVERYTHING if best == bins else self._evidence.thresholds[bins - best]
+            threshold = EVERYTHING if best == bins else self.evidence.thresholds[bins - best]
         if threshold >= self.threshold:
             return False
         self.state.threshold = threshold
@@ -296,7 +286,7 @@ class LearningGate:
             self._barred[worst] = AgreementTest(self.level, failed=True)
             self.state.barred = [*self._barred]
         else:
-            higher = [each for each in self._evidence.thresholds if each > floor]
+            higher = [each for each in self.evidence.thresholds if each > floor]
             self.state.threshold = next(
                 (at for at in higher if test.holds([x for x in seen if x.confidence >= at])),
                 NOTHING,
@@ -315,6 +305,6 @@ class LearningGate:
 
     def _forget(self) -> None:
         self.state.restarts += 1
-        self._evidence.clear()
+        self.evidence.clear()
         self.state.evidence.clear()
         self._capital[:] = -np.inf

@@ -340,7 +340,7 @@ class StandInJudge:
         gate = self._gates[False].get(None)
         self._seen = Seen()
         if gate is not None and not self._barred:
-            self._seen = Seen(gate.total, *gate.seen(self._limits[None]))
+            self._seen = Seen(gate.evidence.total, *gate.evidence.since(self._limits[None]))
 
     def _confidences(self, outputs: Array) -> NDArray[np.float64]:
         if self._confidence is None:
