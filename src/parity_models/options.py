@@ -18,7 +18,17 @@ from enum import StrEnum
 from inspect import Parameter
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from msgspec import Meta, ValidationError, convert
 
@@ -123,7 +133,7 @@ class OptionField:
     """A declared option.
 
     `kind` is its type: bool, int, float, str, Path or a StrEnum, or, with `several`, that of each
-    value. With `optional`, its default is None: not given.
+    value. With `optional`, it may be None. Programs may give one of the `words` in its place.
     """
 
     name: str
@@ -132,6 +142,7 @@ class OptionField:
     several: bool
     default: Any
     option: Option
+    words: tuple[str, ...] = ()
 
     @property
     def unit(self) -> Unit:
@@ -153,8 +164,8 @@ class OptionField:
     @property
     def default_in_words(self) -> str:
         """The default as users write it; empty if there is none."""
-        absent = self.default is None or self.default is False or self.required
-        return "" if absent or self.several else self.write(self.default)
+        absent = self.default is None or self.default is False or self.default in self.words
+        return "" if absent or self.required or self.several else self.write(self.default)
 
     def write(self, value: Any) -> str:
         """Return a value as a user types it."""
@@ -181,8 +192,8 @@ class OptionField:
         Raises UserError, with a message that begins with "must", if it is of another type or out
         of bounds.
         """
-        if value is None and self.optional:
-            return None
+        if (value is None and self.optional) or (isinstance(value, str) and value in self.words):
+            return value
         try:
             return self._convert(value.item() if hasattr(value, "item") else value, strict=True)
         except ValidationError:
@@ -241,14 +252,16 @@ def declared_by(name: str, hint: Any, default: Any) -> OptionField | None:
     option = next((mark for mark in marks if isinstance(mark, Option)), None)
     if option is None:
         return None
-    types = set(get_args(plain)) if isinstance(plain, UnionType) else {plain}
+    types = set(get_args(plain)) if get_origin(plain) in (Union, UnionType) else {plain}
     optional = NoneType in types
-    (plain,) = types - {NoneType}
+    literals = {each for each in types if get_origin(each) is Literal}
+    words = tuple(word for each in literals for word in get_args(each))
+    (plain,) = types - literals - {NoneType}
     several = get_origin(plain) is list
     plain = get_args(plain)[0] if several else plain
     if plain not in UNITS and not issubclass(plain, StrEnum):
         raise TypeError(f"{name} cannot be a {plain}")
-    return OptionField(name, plain, optional, several, default, option)
+    return OptionField(name, plain, optional, several, default, option, words)
 
 
 def gather(kind: type[T], options: T | None, given: Mapping[str, Any]) -> T:

@@ -318,7 +318,7 @@ def test_a_further_calibration_keeps_to_the_classes_unless_that_is_lifted(tmp_pa
 def test_a_one_sided_stand_in_never_answers_without_its_gate(tmp_path: Path) -> None:
     bundle = calibrate(named_bundle(tmp_path), inputs(4000), answer_only="spam")
     roles = ["deployed", "backup"]
-    (chosen,) = choose_gates(bundle.gates, roles, None).values()
+    (chosen,) = choose_gates(bundle.gates, roles).values()
     assert chosen.shown is not None
     assert chosen.classes == {"spam": chosen.shown.classes[0].level}
     assert [each.number for each in chosen.shown.classes] == [1]

@@ -12,7 +12,7 @@ from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models import CodeSpec, PolicyChoice, ServeOptions, Server, Source, UserError
 from parity_models.bundle.bundle import Bundle, with_measured
 from parity_models.trust.evidence import DoubtCurve
-from parity_models.trust.gate import NOTHING, AnsweredClass, Calibration, GateLevel
+from parity_models.trust.gate import DEFAULT, NOTHING, AnsweredClass, Calibration, GateLevel
 from parity_models.trust.gates import choose_gates, closed
 
 ROLES = {"deployed", "parity-0", "backup"}
@@ -38,12 +38,12 @@ def bundle(folder: Path, **calibrations: Calibration) -> Bundle:
 
 def test_without_a_word_the_highest_level_up_to_99_is_taken(tmp_path: Path) -> None:
     held = bundle(tmp_path, reconstruction=calibration(0.9, 0.98, 0.995), backup=calibration(0.995))
-    found = choose_gates(held.gates, ROLES, None)
+    found = choose_gates(held.gates, ROLES)
     levels = {source: (gate.level, gate.coverage) for source, gate in found.items()}
     assert levels == {Source.RECONSTRUCTION: (0.98, 0.8), Source.BACKUP: (0.99, 0.0)}
     (note,) = closed(found)
     assert note.startswith("the gate of the backup starts closed, as 400 queries of calibration")
-    chosen = choose_gates(held.gates, ROLES, None, budgeted=True)
+    chosen = choose_gates(held.gates, ROLES, budgeted=True)
     assert {gate.level for gate in chosen.values()} == {None}
 
 
@@ -56,8 +56,9 @@ def test_the_lowest_level_is_taken_that_promises_what_is_asked_for(tmp_path: Pat
     assert shown.level == 0.995
     assert found[Source.RECONSTRUCTION].starts == {None: (0.985, 0.0)}
     assert found[Source.BACKUP].starts == {None: (0.985, NOTHING)}
-    assert {gate.level for gate in choose_gates(held.gates, ROLES, 0).values()} == {None}
-    assert choose_gates(held.gates, {"deployed"}, None) == {}
+    for none in (None, 0):
+        assert {gate.level for gate in choose_gates(held.gates, ROLES, none).values()} == {None}
+    assert choose_gates(held.gates, {"deployed"}) == {}
 
 
 def test_gate_without_evidence_starts_closed_and_may_open_later(tmp_path: Path) -> None:
@@ -80,12 +81,13 @@ def test_only_a_stand_in_of_some_classes_keeps_its_gate_with_a_budget(tmp_path: 
     only = (AnsweredClass(1, "spam", 0.995), AnsweredClass(2, "news"))
     known = msgspec.structs.replace(calibration(), answer_only=only)
     held = bundle(tmp_path, backup=known)
-    for agreement in (None, 0.9):
+    for agreement, level in ((DEFAULT, 0.99), (0.9, 0.9)):
         (gate,) = choose_gates(held.gates, {"backup"}, agreement, budgeted=True).values()
-        assert gate.classes == {"spam": 0.995, "news": agreement or 0.99}
-        assert gate.starts == {1: (0.995, NOTHING), 2: (agreement or 0.99, NOTHING)}
-    with pytest.raises(UserError, match="without a gate it would answer every class"):
-        choose_gates(held.gates, {"backup"}, 0)
+        assert gate.classes == {"spam": 0.995, "news": level}
+        assert gate.starts == {1: (0.995, NOTHING), 2: (level, NOTHING)}
+    for none in (None, 0):
+        with pytest.raises(UserError, match="without a gate it would answer every class"):
+            choose_gates(held.gates, {"backup"}, none)
 
 
 async def test_a_server_says_the_level_and_the_coverage_of_its_gates(tmp_path: Path) -> None:

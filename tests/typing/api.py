@@ -43,6 +43,8 @@ async def serve(bundle: pm.Bundle) -> None:
         assert_type(server.predict(rows[:2]).sources, tuple[str, ...])
     async with pm.serve("bundle", pm.ServeOptions(port=None)) as other:
         await other.predict(rows[:2])
+    pm.serve(bundle, agreement=None)
+    pm.serve(bundle, agreement="none")  # type: ignore[arg-type]
     pm.serve(bundle, extra_instance=1)  # type: ignore[call-arg]
 
 

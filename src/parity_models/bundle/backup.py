@@ -16,7 +16,7 @@ from parity_models.roles import BACKUP, Source
 from parity_models.tensors.queries import as_batch
 from parity_models.tensors.signature import Batch, padded
 from parity_models.trust.evidence import EvidenceStore
-from parity_models.trust.gate import served
+from parity_models.trust.gate import DEFAULT, Asked, served
 from parity_models.trust.gates import OutputGate, choose_gates, closed, doubtful
 from parity_models.trust.judge import StandInJudge
 
@@ -61,10 +61,8 @@ class GatedBackup:
 
     Args:
         bundle: Has a backup.
-        agreement: The level of its gate; 0 for none. None for the highest calibrated level up to
-            99 %, or 99 %.
-        budgeted: Answers have a budget of differences. Then None is for no gate, except for a
-            backup that may answer some classes only.
+        agreement: The level of its gate; see `choose_gates`.
+        budgeted: Answers have a budget of differences.
         evidence: Where what it learns is kept; None: nowhere.
 
     Raises:
@@ -75,7 +73,7 @@ class GatedBackup:
     def __init__(
         self,
         bundle: Bundle,
-        agreement: float | None = None,
+        agreement: Asked = DEFAULT,
         *,
         budgeted: bool = False,
         evidence: EvidenceStore | None = None,

@@ -23,6 +23,7 @@ from parity_models.late.driver import Call, Driver, LateAnswer, awaitable
 from parity_models.late.values import Form
 from parity_models.roles import Source
 from parity_models.tensors.signature import Batch
+from parity_models.trust.gate import DEFAULT, Asked
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -65,7 +66,8 @@ class Late:
             copies.
         differ: The share of all answers that may differ from the model's; 0: only copies.
         agreement: Minimum calibrated agreement with the model for each of the stand-in's answers.
-            None: no minimum, unless the backup is limited to some classes.
+            None: no minimum; nor is there one by default, unless the backup is limited to some
+            classes.
         state: The folder in which what is learned of the stand-in is kept, for the next Late and
             other servers; None: nowhere.
         copies: Maximum copies per call, on average.
@@ -88,7 +90,7 @@ class Late:
         bundle: Bundle | GatedBackup | Path | str | None = None,
         *,
         differ: float = 0.001,
-        agreement: float | None = None,
+        agreement: Asked = DEFAULT,
         state: Path | str | None = None,
         copies: float = 0.1,
         cpu: float = 0.5,
@@ -106,7 +108,7 @@ class Late:
         if isinstance(servers, str):
             raise UserError(f"servers are a sequence of servers; give [{servers!r}] for one")
         errors = errors if isinstance(errors, tuple) else (errors,)
-        if agreement is not None and not isinstance(bundle, Bundle | Path | str):
+        if agreement != DEFAULT and not isinstance(bundle, Bundle | Path | str):
             raise UserError("an agreement needs a bundle with a backup; give one, or leave it out")
         if isinstance(bundle, Path | str):
             bundle = open_bundle(bundle)

@@ -24,6 +24,7 @@ from parity_models.sizing.scenario import (
     outcome_table,
     service_of,
 )
+from parity_models.trust.gate import DEFAULT, Asked
 
 if TYPE_CHECKING:
     from parity_models.fields import GoalFields
@@ -69,16 +70,16 @@ class Plan:
     missed: tuple[str, ...]
     excess: float
     max_batch: int
-    agreement: float | None = None
+    agreement: Asked = DEFAULT
 
     @property
     def flags(self) -> str:
         """The options of parm serve for this plan."""
-        dispatch = self.policy.dispatch
+        dispatch, level = self.policy.dispatch, self.agreement
         return (
             f"--policy {self.policy} --instances {self.instances} --max-batch {self.max_batch}"
             f"{'' if dispatch is None else f' --dispatch {dispatch}'}"
-            f"{'' if self.agreement is None else f' --agreement {self.agreement:g}'}"
+            f"{'' if isinstance(level, str) else f' --agreement {level or 0:g}'}"
         )
 
 
@@ -244,7 +245,7 @@ class Planner:
             f"{1 - outcome.answered:.1%} without an answer": ANSWERED / outcome.answered,
         }
         missed = tuple(said for said, factor in factors.items() if factor > 1)
-        agreement = goal.agreement if choice.has_budget else None
+        agreement = goal.agreement if choice.has_budget else DEFAULT
         return Plan(
             choice, instances, outcome, missed, max(factors.values()), service.max_batch, agreement
         )

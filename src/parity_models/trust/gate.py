@@ -7,7 +7,7 @@ queries (`trust.calibration`), for each of some levels of agreement.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import msgspec
 import numpy as np
@@ -41,6 +41,12 @@ ANY_CLASS = "all"
 
 AGREEMENT = 0.99
 """The level of a gate unless an agreement is asked for."""
+
+DEFAULT: Final = "default"
+"""In place of an agreement: the policy decides about gates, as `trust.gates.choose_gates` says."""
+
+Asked = float | Literal["default"] | None
+"""The agreement of gates that is asked for; None or 0: no gates."""
 
 LEAST_LEVEL = 0.01
 """The lowest level of agreement."""

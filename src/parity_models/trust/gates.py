@@ -16,7 +16,15 @@ from parity_models.trust.agreement import comparisons_to_open
 from parity_models.trust.doubt import Doubts, queries_to_show
 from parity_models.trust.envelope import Envelope
 from parity_models.trust.evidence import EvidenceStore
-from parity_models.trust.gate import AGREEMENT, Calibration, Gate, StandIn, served
+from parity_models.trust.gate import (
+    AGREEMENT,
+    DEFAULT,
+    Asked,
+    Calibration,
+    Gate,
+    StandIn,
+    served,
+)
 from parity_models.trust.judge import StandInJudge
 
 if TYPE_CHECKING:
@@ -96,7 +104,7 @@ class Calibrations(Printed, dict[StandIn, Calibration]):
 def choose_gates(
     calibrations: Calibrations,
     roles: Collection[str],
-    agreement: float | None,
+    agreement: Asked = DEFAULT,
     *,
     budgeted: bool = False,
 ) -> dict[Source, Gate]:
@@ -108,9 +116,9 @@ def choose_gates(
     Args:
         calibrations: The bundle's.
         roles: The roles of all instances.
-        agreement: The level; 0 for no gates. None for the highest calibrated level up to AGREEMENT,
-            or AGREEMENT if there is none.
-        budgeted: The policy has a budget of answers that may differ. Then None is for no gate,
+        agreement: The level; None or 0 for no gates. By default the highest calibrated level up to
+            AGREEMENT, or AGREEMENT if there is none.
+        budgeted: The policy has a budget of answers that may differ. The default is no gate then,
             except for stand-ins that may answer some classes only.
 
     Raises:
@@ -120,7 +128,7 @@ def choose_gates(
     """
     used = {source_of(role) for role in roles}
     stand_ins = [each for each in get_args(StandIn) if each in used]
-    if agreement and not stand_ins:
+    if agreement and agreement != DEFAULT and not stand_ins:
         raise UserError(
             "this policy has no stand-in whose agreement could be chosen; leave "
             f"{spell('agreement')} out, or serve with a policy that uses the bundle's parity "
@@ -129,19 +137,20 @@ def choose_gates(
     chosen = {}
     for stand_in in stand_ins:
         source, calibration = Source(stand_in), calibrations.get(stand_in, UNKNOWN)
-        if agreement == 0 and calibration.allowed:
+        if not agreement and calibration.allowed:
             classes = ", ".join(calibration.allowed.values())
             raise UserError(
                 f"the {source} of {calibrations.path} may answer {classes} only, and without a gate it "
                 f"would answer every class; leave {spell('agreement')} out, or let it answer "
                 f"every class: parm calibrate {calibrations.path} --inputs FILE --answer-only all"
             )
-        if agreement == 0 or (budgeted and agreement is None and not calibration.allowed):
+        if not agreement or (agreement == DEFAULT and budgeted and not calibration.allowed):
             chosen[source] = Gate(calibration)
-            continue
-        shown = calibration.at_least(agreement) if agreement else calibration.at_most(AGREEMENT)
-        level = agreement or (AGREEMENT if shown is None else shown.level)
-        chosen[source] = Gate(calibration, level, shown)
+        elif isinstance(agreement, str):
+            shown = calibration.at_most(AGREEMENT)
+            chosen[source] = Gate(calibration, AGREEMENT if shown is None else shown.level, shown)
+        else:
+            chosen[source] = Gate.at(calibration, agreement)
     return chosen
 
 
