@@ -97,7 +97,6 @@ def test_a_policy_with_instances_of_its_own_has_them_within_the_total(tmp_path: 
     bundle = linear_bundle(tmp_path, WEIGHTS, backup=WEIGHTS)
     with pytest.raises(pm.UserError, match="give more instances="):
         pm.simulate(bundle, rate=20, instances=1, policies=["approximate-backup"], queries=1000)
-    load = {"rate": 20, "instances": 3, "queries": 1000}
-    options = pm.SimulationOptions(**load, agreement=None)
+    options = pm.SimulationOptions(rate=20, instances=3, queries=1000, agreement=None)
     found = pm.simulate(bundle, policies=["approximate-backup"], options=options)
     assert found.policies[-1].outcome.stood_in > 0
