@@ -90,7 +90,8 @@ class Option:
     """The description of an option, beyond its type and default.
 
     `ge`, `gt`, `le` and `lt` bound a number, as in `msgspec.Meta`, in the unit of programs. `unit`
-    is a key of UNITS. `metavar` stands for the value in help.
+    is a key of UNITS. `metavar` stands for the value in help. An `argument` of a command is given
+    by its place, not by a flag.
     """
 
     help: str
@@ -101,6 +102,7 @@ class Option:
     le: float | None = None
     lt: float | None = None
     metavar: str = ""
+    argument: bool = False
 
     @property
     def scale(self) -> float:
@@ -121,10 +123,10 @@ class Option:
         return " and ".join(found)
 
 
-def option(default: T, help: str, *, kind: type[Option] = Option, **more: Any) -> T:
+def option(default: T, help: str, **more: Any) -> T:
     """Return the default of a field, or of a parameter of a command, that is an option; `more` are
     fields of Option."""
-    made: T = field(default=default, metadata={Option: kind(help, **more)})
+    made: T = field(default=default, metadata={Option: Option(help, **more)})
     return made
 
 

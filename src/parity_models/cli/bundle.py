@@ -7,7 +7,6 @@ from typing import Annotated, TypeVar
 import click
 
 from parity_models.bundle.servable import make_bundle
-from parity_models.cli.flags import Argument
 from parity_models.errors import UserError
 from parity_models.options import Option, option
 from parity_models.tensors.signature import Axis
@@ -16,7 +15,7 @@ V = TypeVar("V")
 
 
 def bundle(
-    model: Annotated[Path, Argument("The model, an ONNX file.")],
+    model: Annotated[Path, Option("The model, an ONNX file.", argument=True)],
     *,
     out: Annotated[Path, Option("The bundle's folder.", metavar="BUNDLE")],
     inputs: Path | None = option(

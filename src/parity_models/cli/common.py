@@ -9,14 +9,13 @@ from typing import Annotated
 
 import msgspec
 
-from parity_models.cli.flags import Argument
 from parity_models.documents import why_not_writable
 from parity_models.errors import UserError
 from parity_models.options import Option
 
 OWN = "or your own as package.module:Class"
 
-BundleFolder = Annotated[Path, Argument("The bundle's folder.")]
+BundleFolder = Annotated[Path, Option("The bundle's folder.", argument=True)]
 
 AllowCode = Annotated[
     list[str] | None,

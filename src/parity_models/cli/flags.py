@@ -12,14 +12,13 @@ The parameter gets the dataclass, made of the given options.
 import inspect
 import tomllib
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import click
 
 from parity_models.errors import UserError, as_flag, suggest
-from parity_models.options import Option, OptionField, declared_by, declared_in, option
+from parity_models.options import Option, OptionField, declared_by, declared_in
 
 PREFIX = "PARM"
 """The prefix of variables that give options."""
@@ -31,14 +30,6 @@ ConfigPath = Annotated[
         metavar="FILE",
     ),
 ]
-
-
-class Argument(Option):
-    """An option that is given by its place, not by a flag."""
-
-
-argument = partial(option, kind=Argument)
-"""Returns the default of a parameter that is an argument, as `option` does."""
 
 
 class Without:
@@ -88,7 +79,7 @@ def _parameter(field: OptionField, configured: bool) -> click.Parameter:
         "help": field.option.help + (f" [default: {default}]" if default else ""),
         "required": field.required,
     }
-    if isinstance(field.option, Argument):
+    if field.option.argument:
         variable = f"{PREFIX}_{field.name.upper()}" if configured else None
         nargs = -1 if field.several else 1
         return click.Argument([field.name], type=_Type(field), envvar=variable, nargs=nargs, **more)

@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from parity_models.cli.common import Json, check_file, stop_on_signals, write_json
-from parity_models.cli.flags import Argument, Without
+from parity_models.cli.flags import Without
 from parity_models.load import LoadSpec, offer_load
 from parity_models.load.generator import run_precisely
 from parity_models.load.result import LoadReport, LoadResult, report_of
+from parity_models.options import Option
 from parity_models.progress import EVERY, Progress
 from parity_models.serving.client import Credentials
 
@@ -31,7 +32,10 @@ Load = Annotated[LoadSpec, Without("warm_up", "connections", "timeout", "seed")]
 
 def load(
     url: Annotated[
-        str, Argument("A server of the Open Inference Protocol, as http://127.0.0.1:8000.")
+        str,
+        Option(
+            "A server of the Open Inference Protocol, as http://127.0.0.1:8000.", argument=True
+        ),
     ],
     *,
     options: Load,

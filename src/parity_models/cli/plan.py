@@ -6,14 +6,15 @@ from typing import Annotated
 from rich.console import Console
 
 from parity_models.cli.common import Json, write_json
-from parity_models.cli.flags import Without, argument
+from parity_models.cli.flags import Without
 from parity_models.errors import UserError
+from parity_models.options import option
 from parity_models.sizing.plan import Goal
 from parity_models.sizing.plan import plan as find_plan
 
 
 def plan(
-    bundle: Path | None = argument(None, "The bundle to be served."),
+    bundle: Path | None = option(None, "The bundle to be served.", argument=True),
     *,
     goal: Annotated[Goal, Without("queries", "seed")],
     json: Json = None,

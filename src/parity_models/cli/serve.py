@@ -15,7 +15,7 @@ import uvloop
 
 from parity_models.bundle.bundle import Bundle, open_bundle
 from parity_models.cli.common import OWN, AllowCode, stop_on_signals
-from parity_models.cli.flags import ConfigPath, Without, argument
+from parity_models.cli.flags import ConfigPath, Without
 from parity_models.cli.policies import DispatchName, PolicyName
 from parity_models.errors import UserError, spell
 from parity_models.options import option
@@ -34,7 +34,7 @@ from parity_models.simulation.emulation import load_fault_plan
 
 
 def serve(
-    bundle: Path | None = argument(None, "The bundle's folder."),
+    bundle: Path | None = option(None, "The bundle's folder.", argument=True),
     *,
     repository: Path | None = option(
         None,

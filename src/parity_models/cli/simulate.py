@@ -6,7 +6,7 @@ from typing import Annotated
 import click
 
 from parity_models.cli.common import Json, write_json
-from parity_models.cli.flags import Without, argument
+from parity_models.cli.flags import Without
 from parity_models.cli.policies import DispatchName, PolicyNames
 from parity_models.errors import UserError
 from parity_models.options import option
@@ -17,7 +17,7 @@ from parity_models.sizing.scenario import SimulationOptions
 
 
 def simulate(
-    bundle: Path | None = argument(None, "The bundle to be served."),
+    bundle: Path | None = option(None, "The bundle to be served.", argument=True),
     *,
     policy: PolicyNames = None,
     dispatch: DispatchName = None,
