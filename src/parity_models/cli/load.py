@@ -33,9 +33,7 @@ Load = Annotated[LoadSpec, Without("warm_up", "connections", "timeout", "seed")]
 def load(
     url: Annotated[
         str,
-        Option(
-            "A server of the Open Inference Protocol, as http://127.0.0.1:8000.", argument=True
-        ),
+        Option("A server of the Open Inference Protocol, as http://127.0.0.1:8000.", argument=True),
     ],
     *,
     options: Load,

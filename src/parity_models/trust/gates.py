@@ -140,9 +140,10 @@ def choose_gates(
         if not agreement and calibration.allowed:
             classes = ", ".join(calibration.allowed.values())
             raise UserError(
-                f"the {source} of {calibrations.path} may answer {classes} only, and without a gate it "
-                f"would answer every class; leave {spell('agreement')} out, or let it answer "
-                f"every class: parm calibrate {calibrations.path} --inputs FILE --answer-only all"
+                f"the {source} of {calibrations.path} may answer {classes} only, and without a "
+                f"gate it would answer every class; leave {spell('agreement')} out, or let it "
+                f"answer every class: parm calibrate {calibrations.path} --inputs FILE "
+                "--answer-only all"
             )
         if not agreement or (agreement == DEFAULT and budgeted and not calibration.allowed):
             chosen[source] = Gate(calibration)
