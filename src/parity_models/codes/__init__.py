@@ -4,27 +4,8 @@ Arrays in, arrays out, batched. The same code runs on NumPy arrays (serving) and
 tensors (training): it uses the namespace of the arrays it is given and imports no framework.
 """
 
-from parity_models.codes.code import Code, CodeSpec, NamedShape
-from parity_models.codes.decoders import DECODERS, Decoder, SeparateDecoder, SubtractionDecoder
-from parity_models.codes.encoders import (
-    ENCODERS,
-    ConcatenationEncoder,
-    Encoder,
-    StackEncoder,
-    SumEncoder,
-)
+from parity_models.codes.code import Code, CodeSpec
+from parity_models.codes.decoders import DECODERS, Decoder
+from parity_models.codes.encoders import ENCODERS, Encoder
 
-__all__ = [
-    "DECODERS",
-    "ENCODERS",
-    "Code",
-    "CodeSpec",
-    "ConcatenationEncoder",
-    "Decoder",
-    "Encoder",
-    "NamedShape",
-    "SeparateDecoder",
-    "StackEncoder",
-    "SubtractionDecoder",
-    "SumEncoder",
-]
+__all__ = ["DECODERS", "ENCODERS", "Code", "CodeSpec", "Decoder", "Encoder"]
