@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from parity_models.codes import Code, CodeSpec, Encoder
-from parity_models.codes.decoders import SubtractionDecoder
 from parity_models.codes.coder import Array, Coder, Shape
+from parity_models.codes.decoders import SubtractionDecoder
 from parity_models.options import option
 from parity_models.training.network_plans import Factory, NetworkPlan, parity_network
 
