@@ -500,7 +500,7 @@ class _Contents:
             raise BundleError(f"the model for {file} cannot be used: {error}") from error
         self.models[role] = runnable
         kind = runnable.signature, model.network, model.slotwise, model.slot
-        return ModelFile(*msgspec.structs.astuple(stored), *kind)
+        return ModelFile(stored.file, stored.sha256, stored.size, *kind)
 
 
 def _versions() -> dict[str, str]:
