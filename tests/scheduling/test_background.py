@@ -2,17 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 import adaptive_world
 import scheduling_world
-from parity_models import Adaptive, ApproximateBackup, Parity, Policy
+from parity_models import Adaptive, ApproximateBackup, Policy
 from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role
 from parity_models.scheduling.actions import Compare, Encode, Run
 from parity_models.scheduling.comparison import MAX_WAIT
-from parity_models.scheduling.policies import Pool, StandIns
+from parity_models.scheduling.policies import StandIns
 from parity_models.scheduling.race import KNOWN
 from parity_models.scheduling.work import SchedulerConfig
 from scheduling_world import World, code
@@ -131,32 +130,6 @@ def test_stand_ins_take_turns_and_those_that_nobody_runs_are_passed_over() -> No
     assert len(found) >= 4
 
 
-ONE_IN = 5
-
-
-def compared(world: World, units: int) -> list[int]:
-    """Return which of so many units run on after the model's answer; each ends before the next."""
-    numbers = []
-    for number in range(1, units + 1):
-        world.arrive(2)
-        for instance in [each for each, run in world.running.items() if run.role == DEPLOYED]:
-            world.finish(instance)
-        (instance,) = world.running
-        if world.running[instance].unit in world.compared:
-            numbers.append(number)
-        world.finish(instance)
-    return numbers
-
-
-def test_one_parity_unit_in_many_runs_on() -> None:
-    policy = Parity(code(), Parity.Options(pool=Pool.DEDICATED))
-    instances = scheduling_world.numbered(policy.roles(2, 1))
-    world = scheduling_world.world_of(instances, policy, code=code(), compare_one_in=ONE_IN)
-    assert compared(world, 3 * ONE_IN) == [ONE_IN, 2 * ONE_IN, 3 * ONE_IN]
-    late = [each.late for each in world.log if isinstance(each, Compare)]
-    assert late == [True] * 3, "they are of late queries"
-
-
 def test_single_queries_do_not_keep_batches_from_being_compared() -> None:
     world = world_of(adaptive(parity=True))
     answer(world, "alone")
@@ -170,30 +143,14 @@ def test_single_queries_do_not_keep_batches_from_being_compared() -> None:
 # Audits of answers that stand-ins gave
 
 
-def audited(instances: str = "ab", **config: Any) -> tuple[World, int]:
-    """The backup has answered a query, whose original runs if there are two instances."""
-    roles = dict.fromkeys(instances, frozenset({DEPLOYED, BACKUP}))
-    policy = ApproximateBackup()
-    world = scheduling_world.world_of(roles, policy, compare_one_in=1, compare=0, **config)
-    (query,) = world.arrive(1)
-    return world, query
-
-
-def test_the_model_runs_on_to_be_compared_with_an_answer_of_a_stand_in() -> None:
-    world, query = audited()
-    world.finish("b")
-    assert world.answers == {query: Source.BACKUP}
-    assert not world.cancelled
-    assert query in world.inputs
-    world.finish("a")
-    assert world.audited == {query}
-    assert not world.inputs
-
-
 @pytest.mark.parametrize("lose", ["fail", "leave"])
 def test_an_audit_ends_with_the_unit_or_the_instance(lose: str) -> None:
-    world, _ = audited()
+    roles = dict.fromkeys("ab", frozenset({DEPLOYED, BACKUP}))
+    world = scheduling_world.world_of(roles, ApproximateBackup(), compare_one_in=1, compare=0)
+    (query,) = world.arrive(1)
     world.finish("b")
+    assert world.answers == {query: Source.BACKUP}
+    assert query in world.inputs, "the model runs on, to be compared"
     getattr(world, lose)("a")
     assert not world.running
     assert not world.inputs | world.audited
