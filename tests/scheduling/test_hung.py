@@ -6,7 +6,6 @@ import pytest
 
 from parity_models.roles import DEPLOYED
 from parity_models.scheduling.actions import Reason, RecycleReason
-from parity_models.scheduling.dispatch import RULES, SINGLE_QUEUE, Dispatch
 from parity_models.scheduling.policies import EqualResources
 from parity_models.scheduling.work import SchedulerConfig
 from parity_models.simulation.arrivals import poisson_arrivals
@@ -24,32 +23,15 @@ from parity_models.simulation.simulation import Simulation
 from scheduling_world import ORIGINALS, World, world_of
 
 
-def experienced(
-    instances: int, seconds: float = 0.01, rule: str = SINGLE_QUEUE, **config: Any
-) -> World:
+def experienced(instances: int, seconds: float = 0.01, **config: Any) -> World:
     """Instances that have run units that took so long."""
-    world = world_of(map(str, range(instances)), dispatch=Dispatch(rule), **config)
+    world = world_of(map(str, range(instances)), **config)
     for _ in range(120):
         world.arrive(instances)
         while world.running:
             world.pass_time(seconds)
             world.finish_running()
     return world
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_a_unit_that_takes_far_too_long_has_its_instance_replaced(rule: str) -> None:
-    world = experienced(4, rule=rule)
-    (query,) = world.arrive(1)
-    (hung,) = world.running
-    world.pass_time(0.9)
-    assert not world.recycled
-    world.pass_time(0.6)
-    assert world.recycled[hung].reason is RecycleReason.HUNG
-    world.leave(hung)
-    (other,) = world.running
-    world.finish(other)
-    assert query in world.answers
 
 
 @pytest.mark.parametrize(
