@@ -89,15 +89,6 @@ class Test_originals:
         assert world.running["a"].subjects == (1,)
         assert world.answers == {0: Source.MODEL}
 
-    def test_share_a_batch_only_with_their_own_kind(self) -> None:
-        world = world_of("a", max_batch=3)
-        world.arrive(1, "audio")
-        world.arrive(1, "image")
-        world.arrive(1, "text")
-        world.arrive(2, "image")
-        world.finish("a")
-        assert world.running["a"].subjects == (1, 3, 4)
-
     def test_are_refused_when_the_queue_is_full_all_or_none(self) -> None:
         world = world_of("a", max_queue=2)
         world.arrive(1)
@@ -175,16 +166,6 @@ def test_unit_of_abandoned_queries_is_cancelled_once_no_query_needs_it() -> None
     assert not world.cancelled, "query 1 still needs it"
     world.abandon(1)
     assert world.cancelled == {world.running["a"].unit}
-
-
-def test_a_failed_action_fails_its_query_alone() -> None:
-    world = world_of("a", deadline=3.0)
-    world.arrive(2)
-    world.do(world.scheduler.queries_failed(world.now, [0], "no memory"))
-    assert world.failures[0].reason is Reason.INTERNAL
-    assert world.failures[0].detail == "no memory"
-    world.fail("a")
-    assert world.running["a"].subjects == (1,)
 
 
 @pytest.fixture
