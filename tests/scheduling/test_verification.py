@@ -90,30 +90,20 @@ class Test_an_instance_that_joins:
 
 
 @pytest.mark.parametrize("rule", RULES)
-class Test_an_instance_at_work:
-    def test_is_verified_after_so_many_queries(self, rule: str) -> None:
-        world = pool(1, verify_every=3, rule=rule)
-        world.arrive(10)
-        for _ in range(3):
-            world.finish("0")
-        assert "0" in world.verifying
-        assert "0" not in world.running
-        world.verify("0")
-        assert world.running["0"].subjects == (3,)
-
-    def test_is_back_if_its_golden_query_fails(self, rule: str) -> None:
-        world = pool(1, verify_every=1, rule=rule)
-        world.arrive(2)
-        world.finish("0")
-        world.fail("0")
-        assert "0" in world.running
-        world.finish("0")
-        assert "0" in world.verifying
+def test_an_instance_at_work_is_back_if_its_golden_query_fails(rule: str) -> None:
+    world = pool(1, verify_every=1, rule=rule)
+    world.arrive(2)
+    world.finish("0")
+    world.fail("0")
+    assert "0" in world.running
+    world.finish("0")
+    assert "0" in world.verifying
 
 
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("batch", [1, 6, 64])
-def test_verify_every_bounds_how_many_queries_a_liar_answers(batch: int) -> None:
-    world = pool(6, verify_every=100, batch=batch)
+def test_verify_every_bounds_how_many_queries_a_liar_answers(batch: int, rule: str) -> None:
+    world = pool(6, verify_every=100, batch=batch, rule=rule)
     lies = 0
     while "0" not in world.recycled:
         world.arrive(6 * batch)
