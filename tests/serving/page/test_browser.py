@@ -34,6 +34,14 @@ def browser() -> Iterator[Browser]:
             browser.close()
 
 
+@pytest.fixture(scope="module")
+def server(backed: Path) -> Iterator[ServerProcess]:
+    slow = {"service_time": {"type": "constant", "seconds": 0.02}}
+    options = ("--ui", "--instances", "3", "--agreement", "0", "--faults", json.dumps(slow))
+    with ServerProcess(str(backed), *options) as server:
+        yield server
+
+
 @contextmanager
 def opened(browser: Browser, url: str) -> Iterator[Page]:
     """The page of this address in a window of its own. Nothing in it may complain."""
