@@ -11,7 +11,7 @@ from engine_conformance import BOTH, DEPLOYED, EngineConformance, Events, Fleet,
 from local_engines import FOREVER, parts
 from onnx_models import moody_model
 from parity_models.bundle.onnx_model import PinnedModel
-from parity_models.errors import ModelError, UserError
+from parity_models.errors import UserError
 from parity_models.serving.engine import Engine, Placement
 from parity_models.serving.local.thread_engine import ThreadEngine
 from served import predictions, queries, until
@@ -53,12 +53,6 @@ async def test_a_unit_that_hangs_is_given_up_and_its_thread_ends(fleet: Threads)
     assert (await events.arrival()).roles == DEPLOYED
     await engine.stop()
     until(lambda: not threads(), "a thread is left")
-
-
-async def test_a_model_that_was_changed_is_not_loaded(fleet: Threads, tmp_path: Path) -> None:
-    (tmp_path / "m.onnx").write_bytes(b"another")
-    with pytest.raises(ModelError, match="was changed since it was checked"):
-        await fleet.engine().start([DEPLOYED], Events())
 
 
 @pytest.mark.slow
