@@ -73,14 +73,6 @@ async def test_a_stand_in_s_answer_says_its_doubt_and_is_audited() -> None:
         assert metric(front, "parm_audit_factor", source="backup") == factor
 
 
-async def test_answers_of_the_model_alone_have_no_doubt() -> None:
-    async with serving(ApproximateBackup(), 1, 1, gate=GATE) as (front, engine):
-        request = await asked(front.infer(queries(1)))
-        engine.finish_all(DEPLOYED)
-        assert list((await request).doubts) == []
-        assert front.stand_ins.differing() == (0.0, 0.0)
-
-
 async def test_a_changed_budget_holds_for_the_scheduler_and_the_audit() -> None:
     policy = Adaptive(StandIns(None, True))
     async with serving(policy, 1, gate=GATE) as (front, _):
