@@ -12,7 +12,7 @@ import tritonclient.http as triton
 
 from parity_models import __version__
 from served import INFER, INPUTS, OUTPUTS, infer, infer_message, predictions, queries
-from triton_requests import binary_request, http_input
+from triton_requests import http_input
 
 
 def test_tritonclient_sees_a_live_and_ready_model(client: triton.InferenceServerClient) -> None:
@@ -81,26 +81,6 @@ def test_tritonclient_may_compress_and_give_any_parameters(
     batch = queries(3)
     result = client.infer("model", [http_input(batch)], model_version="1", **options)
     np.testing.assert_allclose(result.as_numpy("output"), predictions(batch), rtol=1e-4, atol=1e-6)
-
-
-def test_a_body_in_many_pieces_is_put_together(http: httpx.Client) -> None:
-    rows = queries(300)
-    request = binary_request(rows)
-    content: bytes = request.pop("content")
-    pieces = (content[start : start + 10_000] for start in range(0, len(content), 10_000))
-    for body in (content, pieces):
-        response = http.post(INFER, content=body, **request)
-        assert response.status_code == 200
-        start = int(response.headers["Inference-Header-Content-Length"])
-        outputs = np.frombuffer(response.content[start:], np.float32).reshape(300, OUTPUTS)
-        np.testing.assert_allclose(outputs, predictions(rows), rtol=1e-4, atol=1e-5)
-
-
-def test_headers_say_who_answered(http: httpx.Client) -> None:
-    exact, rows = {"redundancy": "exact"}, queries(3)
-    for request in (binary_request(rows, **exact), {"json": infer_message(rows, **exact)}):
-        headers = http.post(INFER, **request).headers
-        assert (headers["x-parm-source"], headers["x-parm-agreement"]) == ("model", "1")
 
 
 def test_null_for_what_is_left_out_is_understood(http: httpx.Client) -> None:
