@@ -10,7 +10,7 @@ import ngh2
 from grpc_served import INFER
 from http_served import eventually
 
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 8, 9
+DATA, HEADERS, RST_STREAM, CONTINUATION = 0, 1, 3, 9
 END_STREAM, END_HEADERS = 1, 4
 Fields = Iterable[tuple[bytes, bytes]]
 

@@ -1,6 +1,5 @@
 """Requests by Triton's clients, over REST and gRPC, to the model of `served`."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -55,15 +54,3 @@ def triton_inputs(client: Any, queries: Mapping[str, NDArray[Any]], **options: A
 
 def code_of(error: pytest.ExceptionInfo[InferenceServerException]) -> str:
     return str(error.value.status()).removeprefix("StatusCode.")
-
-
-def binary_request(rows: Rows, **more: Any) -> dict[str, Any]:
-    """Body and headers of a request with binary data both ways."""
-    parameters = {"binary_data_size": rows.nbytes}
-    tensor = {"name": "input", "shape": rows.shape, "datatype": "FP32", "parameters": parameters}
-    message = {"inputs": [tensor], "parameters": {"binary_data_output": True, **more}}
-    header = json.dumps(message).encode()
-    return {
-        "content": header + rows.tobytes(),
-        "headers": {"Inference-Header-Content-Length": str(len(header))},
-    }
