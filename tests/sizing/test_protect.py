@@ -3,7 +3,6 @@ refuses bad input with one sentence and exit code 2, and writes nothing."""
 
 import json
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from parity_models.sizing.protect import (
 from parity_models.sizing.scenario import Outcome
 from parity_models.training import Queries, open_teacher
 from parity_models.training.candidates import Candidate, TrainingContext
-from parity_models.training.fit import Budget, Fitted
+from parity_models.training.fit import Budget
 from parity_models.training.train import write_trained
 from parity_models.trust.envelope import Envelope
 from text_models import TextModel, texts, write_text_folder
@@ -77,25 +76,6 @@ def test_one_command_finds_and_writes_a_stand_in(folder: Path, parm_here: Here) 
         same = (output_of(backup, INPUTS).argmax(axis=1) == own).mean()
         measured = [each["agreement"] for each in found["finalists"] if "backup" in each["name"]]
         assert min(abs(same - each) for each in measured) < 0.1
-
-
-@pytest.mark.slow
-def test_ctrl_c_ends_search(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fit, calls = Candidate.fit, count(1)
-
-    def interrupted(candidate: Candidate, *arguments: Any, **options: Any) -> Fitted:
-        if next(calls) == 2:
-            raise KeyboardInterrupt
-        return fit(candidate, *arguments, **options)
-
-    monkeypatch.setattr(Candidate, "fit", interrupted)
-    found = protect(folder / "model.onnx", INPUTS, out=tmp_path / "bundle", minutes=0.2)
-    assert isinstance(found.report, Report)
-    assert found.report.interrupted
-    assert "interrupted: this is the best so far" in str(found)
-    assert found.report.finalists
-    manifest = open_bundle(tmp_path / "bundle").manifest
-    assert manifest.parity or manifest.backup
 
 
 @pytest.mark.slow
