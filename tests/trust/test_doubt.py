@@ -1,7 +1,5 @@
 """Doubts fall with confidence; the audit holds their sum to the truth, and notices a change."""
 
-from pathlib import Path
-
 import msgspec
 import numpy as np
 import pytest
@@ -9,10 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from linear_bundles import CLASSES, FEATURES, linear_bundle
-from parity_models.bundle.bundle import open_bundle, with_measured
-from parity_models.evaluation.judging import calibrate_gates
-from parity_models.evaluation.outputs import Outputs
 from parity_models.trust.doubt import (
     CHANGES,
     LEARN_FROM,
@@ -293,21 +287,3 @@ def test_nothing_is_learned_from_a_few_comparisons() -> None:
     curve = doubts.of(at) / doubts.factor
     learned(doubts, LEARN_FROM - SEVERAL.comparisons.total - 1)
     np.testing.assert_allclose(doubts.of(at) / doubts.factor, curve)
-
-
-# Calibrations
-
-
-def test_calibration_gives_a_curve_which_the_bundle_keeps(tmp_path: Path) -> None:
-    rng = np.random.default_rng(1)
-    weights = rng.normal(size=(FEATURES, CLASSES)).astype(np.float32)
-    noisy = weights + 0.3 * rng.normal(size=weights.shape).astype(np.float32)
-    bundle = linear_bundle(tmp_path, weights, backup=noisy)
-    rows = rng.normal(size=(2000, FEATURES)).astype(np.float32)
-    gates = calibrate_gates(Outputs(bundle, rows))
-    curve = gates["backup"].curve
-    assert curve is not None
-    assert curve.queries == curve.comparisons.total == 2000
-    with_measured(bundle, calibration=gates)
-    assert open_bundle(bundle.path).manifest.calibration == gates
-    assert f"from {curve.smallest_shown:.2%}" in str(open_bundle(bundle.path).gates)
