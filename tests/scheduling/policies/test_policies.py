@@ -1,4 +1,4 @@
-"""Parity, hedging, approximate backups: what is sent, when, how much of it, and when it answers."""
+"""Parity and hedging: what is sent, when, how much of it, and when it answers."""
 
 from typing import Any
 
@@ -6,11 +6,10 @@ import pytest
 
 from own_policy import POLICY
 from parity_models.errors import UserError
-from parity_models.roles import BACKUP, Source, parity_role
-from parity_models.scheduling.actions import Answer, Cancel, Decode, Encode
+from parity_models.roles import Source, parity_role
+from parity_models.scheduling.actions import Answer, Decode, Encode
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import (
-    ApproximateBackup,
     EqualResources,
     Hedging,
     NoRedundancy,
@@ -38,14 +37,6 @@ DEDICATED = {"a": ORIGINALS, "b": ORIGINALS, "p": PARITIES}
 
 
 class Test_parity:
-    def test_reconstructs_a_query_whose_instance_is_slow(self) -> None:
-        world = parity_world(DEDICATED, "subtraction")
-        world.arrive(2)
-        world.finish("p")
-        assert not world.answers
-        world.finish("a")
-        assert world.answers == {0: Source.MODEL, 1: Source.RECONSTRUCTION}
-        assert any(isinstance(action, Cancel) for action in world.log)
 
     def test_encodes_queries_without_a_tenant_only_where_groups_are_shared(self) -> None:
         world = parity_world({"a": BOTH, "b": BOTH, "c": BOTH}, share_groups=False)
@@ -131,7 +122,7 @@ def test_policies_say_what_each_instance_runs(policy: Policy, roles: list[frozen
     assert policy.roles(2, 1) == roles
 
 
-# Copies and backups
+# Hedging
 
 
 def test_hedging_does_not_copy_what_waits_in_the_common_queue() -> None:
@@ -158,20 +149,6 @@ def test_hedging_learns_its_delay() -> None:
     assert len(world.running) == 1
     world.pass_time(0.2)
     assert len(world.running) == 2
-
-
-@pytest.mark.parametrize("reason", ["exact", "unlike"])
-def test_a_backup_answers_when_it_is_first_and_an_exact_query_has_none(reason: str) -> None:
-    world = world_of(("a",), ApproximateBackup())
-    world.join("cheap", frozenset({BACKUP}))
-    world.arrive(1)
-    world.finish("cheap")
-    assert world.answers == {0: Source.BACKUP}
-    world.finish("a")
-    world.arrive(1, exact=reason == "exact", unlike=reason == "unlike")
-    assert list(world.running) == ["a"]
-    world.finish("a")
-    assert world.answers[1] is Source.MODEL
 
 
 # A user's own policy
