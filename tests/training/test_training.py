@@ -17,7 +17,7 @@ from parity_models.errors import BundleError, UserError
 from parity_models.evaluation.outputs import deployed_predictor
 from parity_models.training import Trained, TrainingOptions
 from present import some
-from trainings import DIGITS, STACK, Train, evaluate, fail_at, train_backup, train_parity, weights
+from trainings import DIGITS, STACK, Train, evaluate, train_backup, train_parity, weights
 
 pytestmark = pytest.mark.slow
 
@@ -57,13 +57,6 @@ def test_the_same_seed_gives_the_same_weights_and_keeps_randomness(train: Train)
 
 
 # Refusals
-
-
-def test_another_folder_is_refused_before_training(train: Train, tmp_path: Path) -> None:
-    (tmp_path / "bundle").mkdir()
-    (tmp_path / "bundle" / "thesis.tex").touch()
-    with pytest.raises(BundleError, match="choose another folder"):
-        train(epochs=1, report=fail_at(0, AssertionError("trained")))
 
 
 @pytest.mark.parametrize(
