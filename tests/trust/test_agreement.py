@@ -236,18 +236,6 @@ def of_classes(count: int, seed: int, wrong: float) -> Iterator[Comparison]:
         yield each._replace(agreed=rng.random() >= wrong) if each.said == 2 else each
 
 
-def test_one_class_that_disagrees_is_barred_alone_and_returns() -> None:
-    gate = LearningGate(0.95, EVERYTHING, nothing())
-    assert show(gate, of_classes(2000, 0, 0.001)) == []
-    turns = show(gate, of_classes(2000, 1, 0.5))
-    assert turns == [(False, EVERYTHING)]
-    assert [*gate.barred] == gate.state.barred == [2]
-    turns = show(gate, of_classes(2000, 2, 0.0))
-    assert turns == [(True, EVERYTHING)]
-    assert not gate.barred
-    assert gate.state.barred == []
-
-
 def test_evidence_is_kept_if_only_a_class_was_barred() -> None:
     gate = LearningGate(0.95, 0.5, nothing())
     show(gate, of_classes(400, 1, 0.9))
