@@ -176,21 +176,6 @@ async def test_an_upstream_with_a_new_version_is_checked_at_once(
         assert "predicts something else" in await events.departure(instance)
 
 
-@pytest.mark.parametrize("scheme", ["http", "grpc"])
-async def test_an_idle_upstream_is_ejected_and_checked_before_it_is_back(
-    model: Path, scheme: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with two(model, scheme) as (upstream, _, events, instance):
-        upstream.mode = fake.AWAY
-        assert "ready" in await events.departure(instance)
-        upstream.mode = fake.OTHER
-        while "predicts something else" not in caplog.text:
-            await asyncio.sleep(0.01)
-        assert events.nothing_more()
-        upstream.mode = fake.WELL
-        await events.arrival()
-
-
 @pytest.mark.parametrize(
     ("mode", "fault", "text"),
     [
