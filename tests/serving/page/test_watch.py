@@ -14,7 +14,7 @@ from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.actions import Action, Answer, Fail, Reason
 from parity_models.scheduling.health import State
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.page.watch import NOW, InstanceView, Watch
+from parity_models.serving.page.watch import NOW, Watch
 from parity_models.trust.gate import Gate
 from parity_models.trust.gates import UNKNOWN
 from parity_models.trust.judge import StandInJudge
@@ -74,15 +74,9 @@ class Watched:
     def act(self, *actions: Action) -> None:
         self.watch.acted(self.now, actions)
 
-    def cells(self) -> dict[str, InstanceView]:
-        return {view.name: view for view in self.watch.instances()}
-
     def pass_time(self, seconds: float = 1.0) -> None:
         self.now += seconds
         self.watch.ticked(self.now)
-
-    def kinds(self) -> list[str]:
-        return [event.kind for event in self.watch.events]
 
 
 def test_a_frame_has_the_answers_of_the_last_second_and_their_latencies() -> None:
@@ -100,15 +94,6 @@ def test_a_frame_has_the_answers_of_the_last_second_and_their_latencies() -> Non
     for _ in range(NOW):
         watched.pass_time()
     assert watched.watch.frame(watched.now).points[-1].answered is None
-
-
-def test_losses_and_arrivals_after_the_start_are_events() -> None:
-    watched = Watched()
-    watched.watch.instance_left(1.0, "1", "was ended by signal 9 (Killed)")
-    watched.watch.instance_joined(2.0, "1.1", BOTH, "node1")
-    assert watched.cells().keys() == {"0", "1.1", "2"}
-    assert watched.kinds() == ["left", "joined"]
-    assert "signal 9" in watched.watch.events[0].text
 
 
 def test_gates_and_redundant_work_are_read_off_the_metrics() -> None:
