@@ -205,30 +205,23 @@ async def test_health_and_metrics_are_answered_while_all_connections_are_busy() 
 # Times
 
 
-async def test_slow_headers_and_slow_bodies_end_with_408() -> None:
-    async with serving(head_timeout=2, body_timeout=2) as served:
-        dripping, halting = await served.connect(), await served.connect()
+async def test_headers_that_drip_in_end_with_408() -> None:
+    async with serving(head_timeout=2) as served:
+        client = await served.connect()
 
         async def drip() -> None:
-            dripping.send(b"GET /v2 HTTP/1.1\r\nX-Slow: ")
+            client.send(b"GET /v2 HTTP/1.1\r\nX-Slow: ")
             while True:
-                dripping.send(b"x")
+                client.send(b"x")
                 await asyncio.sleep(0.02)
 
         drops = asyncio.create_task(drip())
-        halting.send(post(bytes(500))[:-400])
-        late_head, late_body = [
-            await asyncio.wait_for(client.answer(), 60) for client in (dripping, halting)
-        ]
+        status, _, content = await asyncio.wait_for(client.answer(), 60)
         drops.cancel()
-        assert late_head[0] == late_body[0] == 408
-        assert b"headers did not arrive within the head_timeout of 2 s" in late_head[2]
-        assert b"body did not arrive within the body_timeout of 2 s" in late_body[2]
-        for client in (dripping, halting):
-            client.close()
-        for limit in ("head timeout", "body timeout"):
-            assert served.counted("parm_connections_ended_total", limit=limit) == 1
-        assert served.counted("parm_requests_total", code="408") == 1
+        assert status == 408
+        assert b"headers did not arrive within the head_timeout of 2 s" in content
+        client.close()
+        assert served.counted("parm_connections_ended_total", limit="head timeout") == 1
 
 
 @pytest.mark.parametrize("late", ["headers", "body"])
