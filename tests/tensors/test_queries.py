@@ -56,17 +56,13 @@ def test_arrays_that_do_not_fit_are_refused(arrays: dict[str, object], why: str)
 @pytest.mark.parametrize(
     ("arrays", "why"),
     [
-        ({"ids": np.zeros((0, 1), int), "mask": np.zeros((0, 1), int)}, "too few: give 1 or more"),
         ({"ids": np.ones((2, 9), int), "mask": np.ones((2, 9), int)}, "9 along 'length'"),
         ({"ids": np.ones((2, 3), int), "mask": np.ones((2, 3), int)}, "are the same"),
-        ({"ids": np.array([None])}, "holds Python objects, which are not unpickled"),
     ],
 )
 def test_unsound_files_are_refused(tmp_path: Path, arrays: dict[str, object], why: str) -> None:
     with pytest.raises(DataError, match=why):
         read_batch(save(tmp_path / "a.npz", **arrays), TEXT)
-    with pytest.raises(DataError, match="there is no"):
-        read_batch(tmp_path / "none.npz", TEXT)
 
 
 def test_a_batch_is_made_of_an_array_or_of_arrays_by_name() -> None:
