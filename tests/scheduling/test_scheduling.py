@@ -271,13 +271,10 @@ def test_a_suspect_waits_until_none_of_its_copies_runs() -> None:
     assert state_of(pending) is QueryState.RUNNING, "it is tried alone"
 
 
+@pytest.mark.usefixtures("logged_alone")
 def test_a_query_that_runs_cannot_be_asked_of_the_backup_first() -> None:
-    LOG.removeHandler(STRICT)
-    try:
-        world = world_of({"a": BOTH, "b": BOTH}, AskFirst(again=True))
-        (query,) = world.arrive(1)
-        world.fail("a")
-    finally:
-        LOG.addHandler(STRICT)
+    world = world_of({"a": BOTH, "b": BOTH}, AskFirst(again=True))
+    (query,) = world.arrive(1)
+    world.fail("a")
     assert world.failures[query].reason is Reason.INTERNAL
     assert "is RUNNING, not to be ASKED_FIRST" in world.failures[query].detail
