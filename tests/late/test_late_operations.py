@@ -286,12 +286,14 @@ def answers_in_child(late: Late, rows: Any) -> str:
             def failing() -> Any:
                 raise RefusedError
 
-            sources: list[str] = [
-                late.call(failing, rows).source,
-                late.call(lambda: MODEL, rows).source,
+            target = Target()
+            target.fails = True
+            answers = [
+                late.call(failing, rows),
+                late.call(lambda: MODEL, rows),
+                asyncio.run(late(target, rows)),
             ]
-            sources.append(asyncio.run(_awaited(late, rows)))
-            os.write(writing, " ".join(sources).encode())
+            os.write(writing, " ".join(each.source for each in answers).encode())
         except BaseException as error:
             os.write(writing, repr(error).encode())
         finally:
@@ -301,12 +303,6 @@ def answers_in_child(late: Late, rows: Any) -> str:
         said = pipe.read()
     os.waitpid(child, 0)
     return said
-
-
-async def _awaited(late: Late, rows: Any) -> str:
-    target = Target()
-    target.fails = True
-    return (await late(target, rows)).source
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")

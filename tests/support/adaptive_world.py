@@ -66,9 +66,3 @@ def world_of(
 
 def runs(world: World) -> list[str]:
     return [run.role for run in world.running.values()]
-
-
-def answer_some(world: World, count: int = 4) -> None:
-    """So many queries are answered soon by the model, for groups to be filled up with."""
-    world.arrive(count)
-    world.finish_all()

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from adaptive_world import BACKUPS, BOTH, CODE, PARITY, answer_some, runs, world_of
+from adaptive_world import BACKUPS, BOTH, CODE, PARITY, runs, world_of
 from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.actions import Cancel, Encode, Run
 from parity_models.scheduling.race import KNOWN, MAX_TASKS
@@ -72,7 +72,8 @@ def test_a_query_that_is_tried_again_joins_no_second_group() -> None:
 def lone_late_query() -> World:
     """The fifth query is late, and encoded with an answered one, as parity models are quick."""
     world = world_of(stand_ins=CODE, doubts=())
-    answer_some(world)
+    world.arrive(4)
+    world.finish_all()
     world.arrive(1)
     world.pass_time(1.1)
     assert runs(world) == [DEPLOYED, PARITY]
