@@ -191,22 +191,6 @@ def test_a_stand_in_just_below_the_level_hardly_ever_opens_it(level: float) -> N
     assert opened <= 6
 
 
-def test_the_queries_of_calibration_are_the_first_comparisons() -> None:
-    seen = [*stream(5000, 0, 0.02)]
-    known = nothing()
-    for each in seen:
-        known.add(each.confidence, differed=not each.agreed)
-    served = LearningGate(0.99, NOTHING, nothing())
-    show(served, iter(seen))
-    calibrated = LearningGate(0.99, NOTHING, known)
-    assert BINS[0] <= calibrated.threshold < NOTHING
-    assert calibrated.threshold == pytest.approx(served.threshold, abs=0.2)
-    assert calibrated.evidence.since(0.5) == served.evidence.since(0.5)
-    assert calibrated.state.evidence.total == 0, "its own are those of service"
-    sooner, later = LearningGate(0.99, 0.9, known), LearningGate(0.99, 0.9, nothing())
-    assert sooner.threshold == calibrated.threshold < later.threshold == 0.9
-
-
 def test_it_steps_back_to_a_higher_threshold_and_forgets() -> None:
     """Of sure outputs all agree still."""
     gate = LearningGate(0.95, EVERYTHING, nothing())
@@ -220,13 +204,6 @@ def test_it_steps_back_to_a_higher_threshold_and_forgets() -> None:
     assert gate.evidence.total <= 1000
     assert gate.state.evidence.total == gate.evidence.total
     assert gate.state.changed > 0
-
-
-def test_it_closes_where_nothing_agrees_and_opens_again() -> None:
-    gate = LearningGate(0.95, EVERYTHING, nothing())
-    show(gate, stream(3000, 0, 0.01))
-    assert show(gate, stream(40, 1, 1.0, slope=0.0)) == [(False, NOTHING)]
-    assert show(gate, stream(4000, 2, 0.0))[-1] == (True, EVERYTHING)
 
 
 def of_classes(count: int, seed: int, wrong: float) -> Iterator[Comparison]:
@@ -276,20 +253,6 @@ def test_outputs_that_may_not_answer_do_not_make_it_step_back() -> None:
     gate = LearningGate(0.95, 0.5, nothing())
     unsure = Comparison(0.2, agreed=False)
     assert not any(gate.saw(unsure, floor=NOTHING) for _ in range(1000))
-
-
-def test_a_kept_state_restores_the_gate() -> None:
-    first = LearningGate(0.95, NOTHING, nothing())
-    show(first, stream(3000, 0, 0.1))
-    again = LearningGate(0.95, NOTHING, nothing(), first.state)
-    assert NOTHING > again.threshold == first.threshold
-    assert again.evidence.total == first.evidence.total == 3000
-    show(again, of_classes(2000, 1, 0.9))
-    assert [*again.barred] == [2]
-    third = LearningGate(0.95, EVERYTHING, nothing(), again.state)
-    assert [*third.barred] == [2]
-    assert third.threshold == again.threshold, "calibration was before the change"
-    assert third.evidence.total == again.evidence.total
 
 
 @given(
