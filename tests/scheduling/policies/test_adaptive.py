@@ -6,7 +6,7 @@ import pytest
 
 from adaptive_world import BACKUPS, BOTH, CODE, PARITY, runs, world_of
 from parity_models.roles import BACKUP, DEPLOYED, Source
-from parity_models.scheduling.actions import Cancel, Encode, Run
+from parity_models.scheduling.actions import Encode, Run
 from parity_models.scheduling.race import KNOWN, MAX_TASKS
 from parity_models.scheduling.work import SchedulerConfig
 from scheduling_world import ORIGINALS, World
@@ -148,14 +148,6 @@ def asked_first(doubt: float = 0.0, **options: Any) -> World:
     world.arrive(1)
     assert runs(world) == [BACKUP]
     return world
-
-
-def test_model_does_not_run_if_the_backup_answers() -> None:
-    world = asked_first()
-    world.finish("0")
-    assert world.answers == {0: Source.BACKUP}
-    assert not world.running
-    assert not any(isinstance(action, Cancel) for action in world.log)
 
 
 @pytest.mark.parametrize("event", ["doubtful", "refused", "fails", "leaves", "is busy", "late"])
