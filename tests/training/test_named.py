@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
 
 from commands import Here, assert_refused
-from onnx_models import graph_model, output_of
-from parity_models.bundle.bundle import NewModel, open_bundle, write_bundle
-from parity_models.errors import TrainingError, UserError
+from onnx_models import output_of
+from parity_models.bundle.bundle import open_bundle
+from parity_models.errors import TrainingError
 from parity_models.tensors.signature import pad
 from parity_models.training.teacher import rows_of, teacher_of
 from parity_models.trust.envelope import Envelope
@@ -82,16 +81,6 @@ def test_wrong_network_is_refused(folder: Path, tmp_path: Path, network: str, me
     with pytest.raises(TrainingError, match=message):
         train_backup(deployed, network, inputs, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_of_several_outputs_that_could_be_imitated_one_is_named(tmp_path: Path) -> None:
-    row = (TensorProto.FLOAT, ["n", 2])
-    nodes = [helper.make_node("Identity", ["x"], [name]) for name in ("one", "two")]
-    model = NewModel(graph_model(nodes, {"x": row}, {"one": row, "two": row}), "own")
-    bundle = write_bundle(tmp_path / "bundle", deployed=model)
-    with pytest.raises(UserError, match="the outputs one, two; name the one that stand-ins"):
-        teacher_of(bundle)
-    assert teacher_of(bundle, "two").output.name == "two"
 
 
 @pytest.mark.slow
