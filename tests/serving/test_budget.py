@@ -16,7 +16,6 @@ from parity_models.scheduling.policies import Adaptive, ApproximateBackup, Stand
 from parity_models.serving.access import Access
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.server import ServeOptions, Server
-from parity_models.simulation.emulation import FaultPlan
 from parity_models.trust.evidence import DoubtCurve
 from parity_models.trust.gate import Calibration, Gate
 from parity_models.trust.gates import OutputGate
@@ -81,15 +80,6 @@ async def test_a_changed_budget_holds_for_the_scheduler_and_the_audit() -> None:
         front.change_budget(0.05)
         assert policy.differ == front.differ == 0.05
         assert metric(front, "parm_differ_budget") == 0.05
-
-
-async def test_a_fault_plan_s_doubts_replace_calibrated_ones() -> None:
-    plan = FaultPlan(doubts=(0.25,))
-    async with serving(ApproximateBackup(), 1, 1, gate=GATE, faults=plan) as (front, engine):
-        request = await asked(front.infer(queries(1)))
-        engine.finish_all("backup")
-        assert list((await request).doubts) == [0.25]
-        assert front.stand_ins.differing() == (0.25, 0.25)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from parity_models.serving.models import Result
 from parity_models.serving.stand_ins import StandInOutputs
 from parity_models.simulation.emulation import FaultPlan
 from parity_models.tensors.signature import Signature, TensorSpec
-from parity_models.trust.evidence import EvidenceStore
 from parity_models.trust.gates import OutputGate
 
 WEIGHTS = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
@@ -113,8 +112,6 @@ def frontend_over(
     engine: Engine,
     policy: Policy,
     gate: OutputGate | None = None,
-    store: EvidenceStore | None = None,
-    faults: FaultPlan | None = None,
     **config: Any,
 ) -> Frontend:
     """A frontend that has not been started."""
@@ -125,9 +122,9 @@ def frontend_over(
         gate or OutputGate(),
         metrics,
         differ=policy.differ,
-        faults=faults or FaultPlan(),
+        faults=FaultPlan(),
         one_in=of_scheduler.compare_one_in,
-        store=store,
+        store=None,
     )
     return Frontend(engine, policy, of_scheduler, SIGNATURE, code, metrics, stand_ins)
 
@@ -139,15 +136,13 @@ async def serving(
     extra_instances: int = 1,
     *,
     gate: OutputGate | None = None,
-    store: EvidenceStore | None = None,
-    faults: FaultPlan | None = None,
     golden: Mapping[str, Golden] | None = None,
     repairs: int = 0,
     **config: Any,
 ) -> AsyncIterator[tuple[Frontend, Puppet]]:
     """A frontend over a puppet. Scheduler and engine may differ as often as `repairs` says."""
     engine = Puppet()
-    frontend = frontend_over(engine, policy, gate, store, faults, **config)
+    frontend = frontend_over(engine, policy, gate, **config)
     starting = asyncio.create_task(frontend.start(policy.roles(instances, extra_instances), golden))
     while not (starting.done() or engine.units):
         await asyncio.sleep(0)
