@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import tracemalloc
+from collections.abc import Awaitable
 from typing import Any
 
 import grpc
@@ -41,14 +42,21 @@ def delay(error: grpc.aio.AioRpcError) -> float:
     return seconds
 
 
+async def refusal(
+    call: Awaitable[object], text: str, code: StatusCode = StatusCode.RESOURCE_EXHAUSTED
+) -> grpc.aio.AioRpcError:
+    """Return the error that ends a call."""
+    with pytest.raises(grpc.aio.AioRpcError, match=text) as error:
+        await call
+    assert error.value.code() is code
+    return error.value
+
+
 async def test_overload_is_resource_exhausted_and_says_when_to_come_back() -> None:
     async with serving() as (served, infer):
         served.frontend.error = OverloadedError("too much", retry_after=0.25)
         served.frontend.may.set()
-        with pytest.raises(grpc.aio.AioRpcError, match="too much") as error:
-            await infer(request())
-        assert error.value.code() is StatusCode.RESOURCE_EXHAUSTED
-        assert delay(error.value) == 0.25
+        assert delay(await refusal(infer(request()), "too much")) == 0.25
         assert served.requests(503) == served.refused("admission") == 1
         for failure, code in (
             (AbandonedError("gone"), StatusCode.CANCELLED),
@@ -56,21 +64,16 @@ async def test_overload_is_resource_exhausted_and_says_when_to_come_back() -> No
             (UnavailableError("stopping"), StatusCode.UNAVAILABLE),
         ):
             served.frontend.error = failure
-            with pytest.raises(grpc.aio.AioRpcError, match=str(failure)) as error:
-                await infer(request())
-            assert error.value.code() is code
-            assert rpc_status.from_call(error.value) is None
+            error = await refusal(infer(request()), str(failure), code)
+            assert rpc_status.from_call(error) is None
 
 
 async def test_the_call_too_many_is_refused_and_health_is_still_told() -> None:
     async with serving(max_rpcs=2) as (served, infer):
         two = [asyncio.ensure_future(infer(request())) for _ in range(2)]
         await eventually(lambda: served.frontend.asked == 2)
-        text = r"at most 2 gRPC calls at a time \(max_rpcs\)"
-        with pytest.raises(grpc.aio.AioRpcError, match=text) as error:
-            await infer(request())
-        assert error.value.code() is StatusCode.RESOURCE_EXHAUSTED
-        assert 1 <= delay(error.value) <= 2
+        error = await refusal(infer(request()), r"at most 2 gRPC calls at a time \(max_rpcs\)")
+        assert 1 <= delay(error) <= 2
         assert served.requests(503) == served.refused("max_rpcs") == 1
         async with served.channel() as channel:
             health: Any = health_pb2_grpc.HealthStub(channel)  # its stubs name no method
@@ -103,11 +106,9 @@ async def test_the_bytes_of_all_messages_have_a_budget() -> None:
         first = asyncio.ensure_future(infer(request(100)))
         await eventually(lambda: served.frontend.asked == 1)
         assert served.budget.held >= 3 * 1600  # the message, the outputs, and the answer
-        with pytest.raises(grpc.aio.AioRpcError, match=f"exceed the {most}.*max_in_fl") as error:
-            await infer(request(100))
+        error = await refusal(infer(request(100)), f"exceed the {most}.*max_in_flight")
         assert served.refused("max_in_flight") == 1
-        assert error.value.code() is StatusCode.RESOURCE_EXHAUSTED
-        assert delay(error.value) > 0
+        assert delay(error) > 0
         served.frontend.may.set()
         await first
         await eventually(lambda: served.budget.held == 0)
@@ -116,9 +117,7 @@ async def test_the_bytes_of_all_messages_have_a_budget() -> None:
 
 async def test_a_message_beyond_half_the_limit_of_bodies_is_refused_by_grpc() -> None:
     async with serving(max_body=4000) as (served, infer):
-        with pytest.raises(grpc.aio.AioRpcError, match=r"larger than max \(.* vs\. 2000") as error:
-            await infer(request(1000))
-        assert error.value.code() is StatusCode.RESOURCE_EXHAUSTED
+        await refusal(infer(request(1000)), r"larger than max \(.* vs\. 2000")
         assert served.frontend.asked == 0
 
 
@@ -128,9 +127,7 @@ async def test_typed_contents_are_limited_as_json_is() -> None:
         tensor = message.inputs.add(name="x", datatype="FP32", shape=(200, 4))
         tensor.contents.fp32_contents.extend(range(800))
         text = "typed contents have at most 2000; send raw_input_contents"
-        with pytest.raises(grpc.aio.AioRpcError, match=text) as error:
-            await infer(message.SerializeToString())
-        assert error.value.code() is StatusCode.RESOURCE_EXHAUSTED
+        await refusal(infer(message.SerializeToString()), text)
         assert served.frontend.asked == 0
         served.frontend.may.set()
         raw = ModelInferRequest.FromString(request(200))
@@ -154,8 +151,7 @@ async def test_a_refused_message_is_freed_at_once() -> None:
         tracemalloc.start()
         try:
             for _ in range(3):
-                with pytest.raises(grpc.aio.AioRpcError, match="typed contents"):
-                    await infer(data)
+                await refusal(infer(data), "typed contents")
             await eventually(lambda: tracemalloc.get_traced_memory()[0] < len(data))
         finally:
             tracemalloc.stop()
@@ -164,10 +160,7 @@ async def test_a_refused_message_is_freed_at_once() -> None:
 
 async def test_a_message_that_would_be_large_once_parsed_is_refused_unparsed() -> None:
     async with serving(max_body=2**27) as (served, infer), served.channel() as channel:
-        with pytest.raises(grpc.aio.AioRpcError, match="at most 40065536") as error:
-            await infer(b"\x2a\x00" * 2**25)
-        assert error.value.code() is StatusCode.RESOURCE_EXHAUSTED
-        with pytest.raises(grpc.aio.AioRpcError, match="at most 65536"):
-            await method(channel, READY)(b"\xf8\x07\x00" * 2**20)
+        await refusal(infer(b"\x2a\x00" * 2**25), "at most 40065536")
+        await refusal(method(channel, READY)(b"\xf8\x07\x00" * 2**20), "at most 65536")
         assert served.requests(413) == 1
         assert served.refused("costly") == 2
