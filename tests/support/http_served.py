@@ -18,6 +18,7 @@ from parity_models.serving.inference import Inference
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import Result, ServedModel, ServedVersion
+from parity_models.serving.protocol import write_request
 from parity_models.serving.rest import Rest
 from parity_models.tensors.signature import Signature, TensorSpec
 
@@ -158,14 +159,10 @@ def body(*values: float) -> bytes:
     return json.dumps({"inputs": [tensor]}).encode()
 
 
-def binary(rows: NDArray[np.float32]) -> bytes:
+def binary(rows: NDArray[np.float32], name: str = "x") -> bytes:
     """A whole request with binary data both ways."""
-    parameters = {"binary_data_size": rows.nbytes}
-    tensor = {"name": "x", "shape": rows.shape, "datatype": "FP32", "parameters": parameters}
-    message = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
-    head = json.dumps(message).encode()
-    length = f"Inference-Header-Content-Length: {len(head)}\r\n"
-    return post(head + rows.tobytes(), length)
+    content, headers = write_request({name: rows})
+    return post(content, "".join(f"{key}: {value}\r\n" for key, value in headers.items()))
 
 
 def post(content: bytes, more: str = "", path: str = INFER, version: str = "1.1") -> bytes:
