@@ -15,14 +15,14 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+import served
 from commands import Here, assert_refused
 from own_coders import DECODER, ENCODER
 from own_policy import POLICY
 from parity_models import CodeSpec, PolicyChoice, ServeOptions, Server, UserError, open_bundle
 from parity_models.serving.options import EngineChoice
-from served import INFER, ServerProcess, infer_message, predictions, queries, write_linear_bundle
+from served import ServerProcess, predictions, queries, write_linear_bundle
 
 pytestmark = pytest.mark.slow
 
@@ -53,8 +53,8 @@ def serving(bundle: Path, *arguments: str) -> Iterator[tuple[ServerProcess, http
 
 def infer(client: httpx.Client, seed: int, rows: int = ROWS, **parameters: Any) -> list[str]:
     """Ask, and check that every answer is the one its source gives; returns the sources."""
-    asked = queries(rows, seed)
-    return check(asked, client.post(INFER, json=infer_message(asked, **parameters)))
+    answer = served.infer(client, queries(rows, seed), **parameters)
+    return served.sources_of(answer.raise_for_status())
 
 
 def infer_until(server: ServerProcess, client: httpx.Client, *wanted: str) -> None:
@@ -73,17 +73,6 @@ def infer_until(server: ServerProcess, client: httpx.Client, *wanted: str) -> No
     for source in wanted:
         counted = server.metric(f'parm_query_latency_seconds_count{{source="{source}"}}')
         assert counted == counts[source]
-
-
-def check(asked: NDArray[np.float32], response: httpx.Response) -> list[str]:
-    assert response.status_code == 200, response.text
-    answer = response.json()
-    sources: list[str] = answer["parameters"]["source"].split(",")
-    times = np.array([2 if source == "backup" else 1 for source in sources])
-    expected = times[:, None] * predictions(asked)
-    outputs = np.reshape(answer["outputs"][0]["data"], expected.shape)
-    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
-    return sources
 
 
 # A worker that takes a minute would let the client give up, if an answer needed it.
