@@ -19,7 +19,7 @@ import parity_models as pm
 from parity_models.bundle.bundle import Bundle
 from parity_models.trust.gate import confidences
 from ports import free_ports
-from served import INFER, gated_bundle, infer_message, predictions, queries
+from served import INFER, gated_bundle, infer_message, metric, predictions, queries
 from string_models import CLASSES, log_bundle, texts
 
 pytestmark = pytest.mark.servers
@@ -149,10 +149,7 @@ async def ask(client: httpx.AsyncClient, rows: Any) -> tuple[int, Any]:
 
 
 async def refusals(url: str) -> float:
-    async with httpx.AsyncClient(timeout=PATIENCE) as client:
-        text = (await client.get(f"{url}/metrics")).text
-    lines = [each for each in text.splitlines() if each.startswith("parm_stand_in_answers_refused")]
-    return sum(float(each.split()[-1]) for each in lines)
+    return await asyncio.to_thread(metric, f"{url}/metrics", "parm_stand_in_answers_refused_total")
 
 
 async def refused(stand_ins: str, call: Coroutine[Any, Any, Any]) -> asyncio.Future[Any]:
