@@ -8,6 +8,7 @@ import httpx
 import numpy as np
 import pytest
 
+from parity_models.serving.protocol import write_request
 from parity_models.tensors.signature import Tensor
 from parity_models.trust.envelope import fit_envelope
 from served import INFER, ServerProcess
@@ -52,12 +53,8 @@ def ask(
     if masked is not None:
         queries["ids"][:, masked] = 1
         queries["mask"][:, masked] = 0
-    tensors = [
-        {"name": name, "datatype": "INT64", "shape": each.shape, "data": each.ravel().tolist()}
-        for name, each in queries.items()
-    ]
-    message = {"inputs": tensors, "outputs": [{"name": name} for name in outputs]}
-    answer = client.post(INFER, json=message).json()
+    content, headers = write_request(queries, outputs, binary=False)
+    answer = client.post(INFER, content=content, headers=headers).json()
     sources = answer["parameters"]["source"].split(",")
     predicted, stood_in = expected(queries), imitated(queries)
     for output in answer["outputs"]:
