@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
@@ -15,12 +14,13 @@ from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Adaptive, ApproximateBackup, StandIns
 from parity_models.serving.access import Access
 from parity_models.serving.deployment import Deployment
-from parity_models.serving.server import ServeOptions, Server
+from parity_models.serving.options import ServeOptions
 from parity_models.trust.evidence import DoubtCurve
 from parity_models.trust.gate import Calibration, Gate
 from parity_models.trust.gates import OutputGate
 from puppet_engine import WEIGHTS, asked, metric, queries, serving, settle
 from repositories import ADMINISTRATOR, administered
+from served import served_here
 
 DOUBT = 0.01
 SURE = DoubtCurve((0.0,), (DOUBT,), 1000, ((1000, 10, 10.0),))
@@ -105,16 +105,12 @@ def test_startup_note_says_what_a_budget_needs(
 
 async def test_administrators_change_the_budget(tmp_path: Path) -> None:
     access = Access(admin_tokens=administered(tmp_path)[1])
-    options = ServeOptions(port=0, access=access, instances=1)
     url = "/v2/models/model/budget"
 
     def change(differ: Any) -> dict[str, Any]:
         return {"parameters": {"differ": differ}}
 
-    async with (
-        Server(bundle(tmp_path), options) as server,
-        httpx.AsyncClient(base_url=server.url, timeout=60) as client,
-    ):
+    async with served_here(bundle(tmp_path), access=access, instances=1) as (_, client):
         about = (await client.get("/v2/models/model")).json()
         assert (about["differ"], "gates" in about) == (0.001, False)
         assert (await client.post(url, json=change(0.01))).status_code == 403
@@ -129,11 +125,8 @@ async def test_administrators_change_the_budget(tmp_path: Path) -> None:
         changed = await client.post(url, json=change(0.01), headers=ADMINISTRATOR)
         assert (changed.status_code, changed.json()) == (200, {"differ": 0.01})
         assert (await client.get("/v2/models/model")).json()["differ"] == 0.01
-    fixed = ServeOptions(port=0, access=access, instances=1, policy=PolicyChoice("hedging"))
-    async with (
-        Server(bundle(tmp_path / "other"), fixed) as server,
-        httpx.AsyncClient(base_url=server.url, timeout=60) as client,
-    ):
+    fixed: dict[str, Any] = {"access": access, "policy": PolicyChoice("hedging"), "instances": 1}
+    async with served_here(bundle(tmp_path / "other"), **fixed) as (_, client):
         refused = await client.post(url, json=change(0.01), headers=ADMINISTRATOR)
         assert refused.status_code == 400
         assert "has no budget of answers that may differ" in refused.json()["error"]

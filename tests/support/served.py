@@ -6,8 +6,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import IO, Any, Self
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from commands import parm
 from linear_bundles import linear_bundle
+from parity_models import ServeOptions, Server
 from parity_models.bundle.bundle import Bundle, open_bundle, with_measured
 from parity_models.codes import CodeSpec
 from parity_models.trust.envelope import Envelope
@@ -97,6 +98,18 @@ def sources_of(response: httpx.Response) -> list[str]:
     """The source of each row of an answer."""
     sources: str = response.json()["parameters"]["source"]
     return sources.split(",")
+
+
+@asynccontextmanager
+async def served_here(
+    bundle: Bundle, **options: Any
+) -> AsyncIterator[tuple[Server, httpx.AsyncClient]]:
+    """A server in this process, and a client of it."""
+    async with (
+        Server(bundle, ServeOptions(port=0, **options)) as server,
+        httpx.AsyncClient(base_url=server.url, timeout=60) as client,
+    ):
+        yield server, client
 
 
 def metric(url: str, name: str) -> float:
