@@ -4,9 +4,9 @@ one of them killed."""
 import asyncio
 import re
 import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -19,8 +19,8 @@ from fleet_servers import PATIENCE, PATIENTLY, Parm, kill_and_mend
 from linear_bundles import FEATURES, linear_bundle
 from local_engines import parts
 from onnx_models import linear_model, moody_model
-from parity_models import CodeSpec, PolicyChoice, ServeOptions, Server, Source
-from parity_models.bundle.bundle import Bundle, NewModel, open_bundle, write_bundle
+from parity_models import PolicyChoice, ServeOptions, Server, Source
+from parity_models.bundle.bundle import NewModel, open_bundle, write_bundle
 from parity_models.bundle.onnx_model import PinnedModel
 from parity_models.scheduling.race import EXPLORE
 from parity_models.serving.engine import Engine
@@ -36,6 +36,7 @@ from served import (
     infer_message,
     predictions,
     queries,
+    served_here,
     write_linear_bundle,
 )
 from upstream_engines import WEIGHTS as SMALL
@@ -87,11 +88,8 @@ async def test_without_an_upstream_only_stand_ins_answer(tmp_path: Path, mode: s
     async with FakeUpstream("http", WEIGHTS) as model:
         model.mode = mode
         engine = EngineChoice("remote", {"deployed": model.url})
-        options = ServeOptions(port=0, engine=engine, differ=1.0, agreement=0)
-        async with (
-            Server(bundle, options) as server,
-            httpx.AsyncClient(base_url=server.url, timeout=60) as client,
-        ):
+        options: dict[str, Any] = {"engine": engine, "differ": 1.0, "agreement": 0}
+        async with served_here(bundle, **options) as (server, client):
             assert (await client.get("/v2/health/ready")).status_code == 200
             rows = queries(1)
             answer = await client.post(INFER, json=infer_message(rows))
@@ -156,46 +154,25 @@ def test_fleets_that_do_not_fit(bundle: Path, plain: Path, tmp_path: Path, parm_
 
 # Ids and traces
 
-TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-SAMPLED = f"00-{TRACE}-{PARENT}-01"
-ROW = np.full((1, FEATURES), 0.5)
-
-
-@pytest.fixture
-def linear(tmp_path: Path) -> Bundle:
-    return linear_bundle(tmp_path, SMALL, [SMALL], CodeSpec("sum", "subtraction", 2))
-
-
-@asynccontextmanager
-async def in_front(bundle: Bundle, policy: str, **urls: str) -> AsyncIterator[httpx.AsyncClient]:
-    engine = EngineChoice("remote", dict(urls))
-    options = ServeOptions(policy=PolicyChoice(policy), engine=engine, port=0, share_groups=True)
-    async with (
-        Server(bundle, options) as server,
-        httpx.AsyncClient(base_url=server.url, timeout=60) as client,
-    ):
-        yield client
-
-
-async def ask(client: httpx.AsyncClient, **headers: str) -> None:
-    answer = await client.post(INFER, json=infer_message(ROW), headers=dict(headers))
-    assert answer.is_success, answer.text
+SAMPLED = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
-async def test_an_upstream_gets_the_request_s_id_and_trace(linear: Bundle, scheme: str) -> None:
-    async with (
-        FakeUpstream(scheme, SMALL) as upstream,
-        in_front(linear, "none", deployed=f"{upstream.url}/model") as client,
-    ):
-        state = {"tracestate": "vendor=x"}
-        await ask(client, **{"x-request-id": "mine", "traceparent": SAMPLED} | state)
-        heard = upstream.heard[-1]
-        assert heard["x-request-id"] == "mine"
-        assert (heard["traceparent"], heard["tracestate"]) == (SAMPLED, "vendor=x")
-        await ask(client, traceparent="00-nonsense")
-        assert "traceparent" not in upstream.heard[-1]
-        assert upstream.heard[-1]["x-request-id"] != "mine"
+async def test_an_upstream_gets_the_request_s_id_and_trace(tmp_path: Path, scheme: str) -> None:
+    message, heard = infer_message(np.full((1, FEATURES), 0.5)), []
+    async with FakeUpstream(scheme, SMALL) as upstream:
+        engine = EngineChoice("remote", {"deployed": f"{upstream.url}/model"})
+        options: dict[str, Any] = {"policy": PolicyChoice("none"), "engine": engine}
+        async with served_here(linear_bundle(tmp_path, SMALL), **options) as (_, client):
+            named = {"x-request-id": "mine", "traceparent": SAMPLED, "tracestate": "vendor=x"}
+            for headers in (named, {"traceparent": "00-nonsense"}):
+                answer = await client.post(INFER, json=message, headers=headers)
+                assert answer.is_success, answer.text
+                heard.append(upstream.heard[-1])
+    first, second = heard
+    assert named.items() <= first.items()
+    assert "traceparent" not in second
+    assert second["x-request-id"] != "mine"
 
 
 # The engine
