@@ -69,8 +69,9 @@ def test_a_query_that_is_tried_again_joins_no_second_group() -> None:
     assert not world.members
 
 
-def lone_late_query() -> World:
-    """The fifth query is late, and encoded with an answered one, as parity models are quick."""
+@pytest.mark.parametrize("reason", ["refused", "doubtful"])
+def test_a_query_whose_reconstruction_may_not_answer_is_copied_at_once(reason: str) -> None:
+    """It is encoded with an answered one, as parity models are quick."""
     world = world_of(stand_ins=CODE, doubts=())
     world.arrive(4)
     world.finish_all()
@@ -80,12 +81,6 @@ def lone_late_query() -> World:
     (encode,) = [action for action in world.log if isinstance(action, Encode)]
     assert encode.members[0] == 4
     assert encode.members[1] in range(4)
-    return world
-
-
-@pytest.mark.parametrize("reason", ["refused", "doubtful"])
-def test_a_query_whose_reconstruction_may_not_answer_is_copied_at_once(reason: str) -> None:
-    world = lone_late_query()
     if reason == "refused":
         world.refuses = lambda query, source: True
     else:
