@@ -1,6 +1,7 @@
 """The watch of the live page, which hears of a server's events without a server."""
 
 import json
+from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,13 +23,6 @@ from parity_models.trust.judge import StandInJudge
 BOTH = frozenset({DEPLOYED, BACKUP})
 
 
-class AnyRequest:
-    """Every query arrived at 0."""
-
-    def __getitem__(self, query: int) -> SimpleNamespace:
-        return SimpleNamespace(arrived=0.0)
-
-
 class FakeFrontend:
     """The part of a frontend that a watch reads."""
 
@@ -44,7 +38,7 @@ class FakeFrontend:
         self.scheduler = self
         self.stand_ins = self
         self.judges: dict[str, StandInJudge] = {}
-        self.in_flight = AnyRequest()
+        self.in_flight = defaultdict(lambda: SimpleNamespace(arrived=0.0))
 
     def instances(self) -> list[tuple[str, State]]:
         return list(self.of_instances.items())
