@@ -27,21 +27,18 @@ def test_a_repository_has_each_model(bundle: Path, tmp_path: Path, parm_here: He
     assert not parm_here("export", bundle, "--out", out).returncode
     assert {folder.name for folder in out.iterdir()} == NAMES.keys()
     for name, role in NAMES.items():
-        assert check_triton(out / name, name).read_bytes() == (bundle / f"{role}.onnx").read_bytes()
-
-
-def check_triton(folder: Path, name: str) -> Path:
-    config = text_format.Parse((folder / "config.pbtxt").read_text(), ModelConfig())
-    assert (config.name, config.backend) == (name, "onnxruntime")
-    assert config.max_batch_size > 1
-    assert [group.count for group in config.instance_group] == [1]
-    assert config.version_policy.HasField("all")
-    for (tensor,), of, size in (
-        (config.input, "input", INPUTS),
-        (config.output, "output", OUTPUTS),
-    ):
-        assert (tensor.name, tensor.data_type, list(tensor.dims)) == (of, TYPE_FP32, [size])
-    return folder / "1" / "model.onnx"
+        model = (out / name / "1" / "model.onnx").read_bytes()
+        assert model == (bundle / f"{role}.onnx").read_bytes()
+        config = text_format.Parse((out / name / "config.pbtxt").read_text(), ModelConfig())
+        assert (config.name, config.backend) == (name, "onnxruntime")
+        assert config.max_batch_size > 1
+        assert [group.count for group in config.instance_group] == [1]
+        assert config.version_policy.HasField("all")
+        for (tensor,), of, size in (
+            (config.input, "input", INPUTS),
+            (config.output, "output", OUTPUTS),
+        ):
+            assert (tensor.name, tensor.data_type, list(tensor.dims)) == (of, TYPE_FP32, [size])
 
 
 def test_a_fixed_batch_axis_is_an_axis_of_the_model(tmp_path: Path) -> None:
