@@ -2,8 +2,6 @@
 
 import asyncio
 import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -285,10 +283,14 @@ async def test_a_busy_upstream_is_left_alone_for_a_while_and_keeps_its_units(
 async def test_out_of_descriptors_no_upstream_is_at_fault(model: Path) -> None:
     async with one(model, concurrency=UNITS) as (upstream, engine, events, _):
         upstream.mode = fake.HELD
-        with no_further_descriptors():
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
             for unit in range(UNITS):
                 engine.run(f"0.{unit}", unit, "deployed", [ROW])
             first = await events.expect(Failed)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert first.busy > 0
         upstream.mode = fake.WELL
         upstream.release.set()
@@ -297,17 +299,6 @@ async def test_out_of_descriptors_no_upstream_is_at_fault(model: Path) -> None:
         await asyncio.sleep(first.busy)
         engine.run(f"0.{first.unit}", UNITS, "deployed", [ROW])
         await events.outputs(UNITS)
-
-
-@contextmanager
-def no_further_descriptors() -> Iterator[None]:
-    """Let this process open nothing meanwhile."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 # Cancelled
