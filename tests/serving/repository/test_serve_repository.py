@@ -1,6 +1,5 @@
 """`parm serve --repository` as a process, with the clients that people have."""
 
-import asyncio
 import json
 import os
 import signal
@@ -132,18 +131,12 @@ def test_a_version_replaces_another_while_a_worker_is_killed(repository: Reposit
     )
 
 
-def test_a_server_of_a_bundle_has_an_index_and_loads_nothing() -> None:
-    async def ask_all() -> None:
-        async with serving() as served:
-            client = await served.connect()
-            _, _, content = await client.ask(post(b'{"ready": true}', path="/v2/repository/index"))
-            entry = {"name": "model", "version": "1", "state": "READY"}
-            assert json.loads(content) == [entry]
-            status, _, content = await client.ask(
-                post(b"{}", path="/v2/repository/models/model/load")
-            )
-            assert status == 400
-            assert "--repository" in json.loads(content)["error"]
-            client.close()
-
-    asyncio.run(ask_all())
+async def test_a_server_of_a_bundle_has_an_index_and_loads_nothing() -> None:
+    async with serving() as served:
+        client = await served.connect()
+        _, _, content = await client.ask(post(b'{"ready": true}', path="/v2/repository/index"))
+        assert json.loads(content) == [{"name": "model", "version": "1", "state": "READY"}]
+        load = post(b"{}", path="/v2/repository/models/model/load")
+        status, _, content = await client.ask(load)
+        assert status == 400
+        assert "--repository" in json.loads(content)["error"]
