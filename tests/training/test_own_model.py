@@ -167,14 +167,10 @@ def test_models_that_nothing_can_be_learned_from_are_refused(tmp_path: Path) -> 
         train_parity(Rooted(), STACK, ROWS, tmp_path / "b", network="linear")
 
 
-def filled(value: float, takes: Shape, gives: Shape) -> nn.Module:
-    layer = nn.Linear(prod(takes), prod(gives))
-    nn.init.constant_(layer.weight, value)
-    return nn.Sequential(nn.Flatten(), layer, nn.Unflatten(1, gives))
-
-
 def diverged(takes: Shape, gives: Shape) -> nn.Module:
-    return filled(float("nan"), takes, gives)
+    layer = nn.Linear(prod(takes), prod(gives))
+    nn.init.constant_(layer.weight, float("nan"))
+    return nn.Sequential(nn.Flatten(), layer, nn.Unflatten(1, gives))
 
 
 class Diverging(nn.Module):
