@@ -84,12 +84,6 @@ class Puppet(Engine):
         while units := [unit for unit in self.units if role in (None, unit.role)]:
             self.finish(units[0])
 
-    async def finish_until(self, request: asyncio.Task[Result]) -> None:
-        """Finish the oldest unit, time and again, until the request is answered."""
-        while not request.done():
-            self.finish(self.units[0])
-            await settle()
-
     def fail(self, unit: Unit, detail: str) -> None:
         self.units.remove(unit)
         self.listener.unit_failed(unit.id, detail)
