@@ -38,7 +38,7 @@ class FakeFrontend:
         self.scheduler = self
         self.stand_ins = self
         self.judges: dict[str, StandInJudge] = {}
-        self.in_flight = defaultdict(lambda: SimpleNamespace(arrived=0.0))
+        self.in_flight: defaultdict[int, Any] = defaultdict(lambda: SimpleNamespace(arrived=0.0))
 
     def instances(self) -> list[tuple[str, State]]:
         return list(self.of_instances.items())
