@@ -99,14 +99,6 @@ def test_a_late_query_that_no_stand_in_may_see_is_copied(reason: str) -> None:
     assert runs(world) == [DEPLOYED] * 4
 
 
-def test_a_late_copy_is_sent_elsewhere_but_not_for_ever() -> None:
-    world = world_of(stand_ins=BACKUPS)
-    world.arrive(1, deadline=100.0)
-    world.pass_time(99.0)
-    asked = [run for run in world.log if isinstance(run, Run)]
-    assert len({run.instance for run in asked}) == len(asked) == MAX_TASKS
-
-
 def test_redundant_tasks_of_late_queries_go_before_waiting_queries() -> None:
     world = world_of(2, stand_ins=BACKUPS, differ=0.0)
     late, other = world.arrive(2)
