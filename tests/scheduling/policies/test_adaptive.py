@@ -6,7 +6,7 @@ import pytest
 
 from adaptive_world import BACKUPS, BOTH, CODE, PARITY, runs, world_of
 from parity_models.roles import BACKUP, DEPLOYED, Source
-from parity_models.scheduling.actions import Encode, Run
+from parity_models.scheduling.actions import Encode
 from parity_models.scheduling.race import KNOWN, MAX_TASKS
 from parity_models.scheduling.work import SchedulerConfig
 from scheduling_world import ORIGINALS, World
