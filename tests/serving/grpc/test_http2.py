@@ -125,27 +125,21 @@ async def test_a_large_message_of_reflection_is_answered_once_it_is_whole() -> N
 # Connections
 
 
-async def test_a_stopping_server_sends_goaway_and_answers_what_it_has() -> None:
+@pytest.mark.parametrize("why", ["the server stops", "the connection is old"])
+async def test_a_connection_is_asked_to_end_and_its_calls_are_answered(
+    why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if why == "the connection is old":
+        monkeypatch.setattr(over_ngh2, "MAX_AGE", 0.0)
     async with serving() as (served, _), connected(served.address) as client:
         stream = client.ask(request())
         await eventually(lambda: served.frontend.asked == 1)
-        stopped = asyncio.ensure_future(served.server.stop())
+        stops = served.server.stop() if why == "the server stops" else asyncio.sleep(0)
+        stopped = asyncio.ensure_future(stops)
         await eventually(lambda: any(isinstance(e, ngh2.GoAwayReceived) for e in client.events))
         served.frontend.may.set()
         assert await client.status(stream) == (code_pb2.OK, "")
         await stopped
-        await eventually(lambda: client.closed)
-
-
-async def test_an_old_connection_is_asked_to_end_and_its_calls_are_answered(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(over_ngh2, "MAX_AGE", 0.0)
-    async with serving() as (served, _), connected(served.address) as client:
-        stream = client.ask(request())
-        await eventually(lambda: any(isinstance(e, ngh2.GoAwayReceived) for e in client.events))
-        served.frontend.may.set()
-        assert await client.status(stream) == (code_pb2.OK, "")
         await eventually(lambda: client.closed)
 
 
