@@ -37,7 +37,6 @@ DEDICATED = {"a": ORIGINALS, "b": ORIGINALS, "p": PARITIES}
 
 
 class Test_parity:
-
     def test_encodes_queries_without_a_tenant_only_where_groups_are_shared(self) -> None:
         world = parity_world({"a": BOTH, "b": BOTH, "c": BOTH}, share_groups=False)
         world.arrive(2)
