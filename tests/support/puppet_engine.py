@@ -20,6 +20,7 @@ from parity_models.serving.models import Result
 from parity_models.serving.stand_ins import StandInOutputs
 from parity_models.simulation.emulation import FaultPlan
 from parity_models.tensors.signature import Signature, TensorSpec
+from parity_models.trust.evidence import EvidenceStore
 from parity_models.trust.gates import OutputGate
 
 WEIGHTS = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
@@ -84,6 +85,12 @@ class Puppet(Engine):
         while units := [unit for unit in self.units if role in (None, unit.role)]:
             self.finish(units[0])
 
+    async def finish_until(self, request: asyncio.Task[Result]) -> None:
+        """Finish the oldest unit, time and again, until the request is answered."""
+        while not request.done():
+            self.finish(self.units[0])
+            await settle()
+
     def fail(self, unit: Unit, detail: str) -> None:
         self.units.remove(unit)
         self.listener.unit_failed(unit.id, detail)
@@ -106,6 +113,8 @@ def frontend_over(
     engine: Engine,
     policy: Policy,
     gate: OutputGate | None = None,
+    store: EvidenceStore | None = None,
+    faults: FaultPlan | None = None,
     **config: Any,
 ) -> Frontend:
     """A frontend that has not been started."""
@@ -116,9 +125,9 @@ def frontend_over(
         gate or OutputGate(),
         metrics,
         differ=policy.differ,
-        faults=FaultPlan(),
+        faults=faults or FaultPlan(),
         one_in=of_scheduler.compare_one_in,
-        store=None,
+        store=store,
     )
     return Frontend(engine, policy, of_scheduler, SIGNATURE, code, metrics, stand_ins)
 
@@ -130,13 +139,15 @@ async def serving(
     extra_instances: int = 1,
     *,
     gate: OutputGate | None = None,
+    store: EvidenceStore | None = None,
+    faults: FaultPlan | None = None,
     golden: Mapping[str, Golden] | None = None,
     repairs: int = 0,
     **config: Any,
 ) -> AsyncIterator[tuple[Frontend, Puppet]]:
     """A frontend over a puppet. Scheduler and engine may differ as often as `repairs` says."""
     engine = Puppet()
-    frontend = frontend_over(engine, policy, gate, **config)
+    frontend = frontend_over(engine, policy, gate, store, faults, **config)
     starting = asyncio.create_task(frontend.start(policy.roles(instances, extra_instances), golden))
     while not (starting.done() or engine.units):
         await asyncio.sleep(0)

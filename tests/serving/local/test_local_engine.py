@@ -33,7 +33,7 @@ from engine_conformance import (
 from local_engines import FOREVER, local_engine, running
 from onnx_models import linear_model, moody_model, shrinking_model
 from parity_models.bundle.onnx_model import PinnedModel
-from parity_models.errors import ModelError, ServingError
+from parity_models.errors import FaultPlanError, ModelError, ServingError
 from parity_models.serving.engine import (
     FIRST,
     LONG_RUN,
@@ -164,6 +164,8 @@ async def test_faults_slow_units_from_their_start_on_and_outlive_a_restart(model
             await events.outputs(1)
             if loop.time() - began >= 0.05:
                 break
+        with pytest.raises(FaultPlanError, match="names worker 1, but there are 1"):
+            engine.inject_faults(FaultPlan(kills=(Kill(1, 0.0),)))
 
 
 # Placements

@@ -1,5 +1,6 @@
 """The page in a real browser, and over HTTP."""
 
+import json
 import os
 import re
 import shutil
