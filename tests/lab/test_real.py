@@ -18,7 +18,7 @@ from parity_models.roles import Source
 from parity_models.serving.client import Client
 from parity_models.serving.protocol import write_request
 from parity_models_lab.real import (
-    HEDGED_AFTER,
+    DELAYS,
     INSTANCES,
     LIBRARIES,
     MODEL,
@@ -93,7 +93,7 @@ async def test_each_way_to_call_servers_gets_the_model_s_class(tmp_path: Path) -
         assert server.url is not None
         clients = [await stack.enter_async_context(Client(server.url)) for _ in range(INSTANCES)]
         asks = await asks_of(stack, clients, texts, bundle.path)
-        assert len(asks) == 3 * (2 + len(HEDGED_AFTER) + len(LIBRARIES)) + 1
+        assert len(asks) == 3 * (2 + len(DELAYS) + len(LIBRARIES)) + 1
         for name, (ask, fleet) in asks.items():
             for text, right in enumerate(predictions(rows).argmax(axis=1)):
                 assert await ask(text) == (right, Source.MODEL), name

@@ -71,14 +71,12 @@ MINUTES = 6.0
 TIMEOUT = 10.0
 """Seconds after which a query has failed."""
 
-DEFAULT_AFTER = 0.05
-"""Seconds after which a default answers, where that is all that is done."""
-
-HEDGED_AFTER = (0.015, 0.03, 0.06, 0.12)
-"""Delays of copies, of which the one with the best p99 is taken."""
+DELAYS = (0.015, 0.03, 0.045)
+"""Seconds after which a copy is sent or another answer taken. Of contestants that differ in these
+alone, the one with the best p99.9 stays, among those whose answers differ within the budget."""
 
 TUNED = 3
-"""Seeds after which it is."""
+"""Seeds after which it is chosen."""
 
 LATE = 0.05
 """Seconds from which on a query is late: those of the runs without help."""
@@ -185,6 +183,9 @@ class Texts:
 Ask = Callable[[int], Awaitable[tuple[int, str]]]
 """Answers a text, by number: its class, and the answer's source."""
 
+StandIn = Callable[[int], Awaitable[tuple[int, str] | None]]
+"""The same without the model, or None for no answer."""
+
 Balancer = Callable[[Sequence[int]], int]
 """Chooses a server, by the numbers of calls in flight."""
 
@@ -286,50 +287,70 @@ def _class(output: Mapping[str, NDArray[Any]]) -> int:
 # Contestants
 
 
-def hedged(fleet: Fleet, after: float) -> Ask:
+def hedged(ask: Ask, after: float) -> Ask:
     """Send a copy of each call that takes longer."""
 
-    async def ask(text: int) -> tuple[int, str]:
-        calls = {asyncio.ensure_future(fleet.plain(text))}
+    async def hedge(text: int) -> tuple[int, str]:
+        calls = {asyncio.ensure_future(ask(text))}
         done, _ = await asyncio.wait(calls, timeout=after)
         if not done:
-            calls.add(asyncio.ensure_future(fleet.plain(text)))
+            calls.add(asyncio.ensure_future(ask(text)))
             done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
         for call in calls - done:
             call.cancel()
         return await done.pop()
 
-    return ask
+    return hedge
 
 
-def hedging_after(fleet: Fleet) -> dict[str, Ask]:
-    """Return such a contestant for each delay, by name."""
-    return {f"hedging after {1e3 * each:g} ms": hedged(fleet, each) for each in HEDGED_AFTER}
+def delayed(name: str, make: Callable[[float], Any]) -> dict[str, Any]:
+    """Return what is made of each delay, by name."""
+    return {f"{name} after {1e3 * each:g} ms": make(each) for each in DELAYS}
 
 
-def with_default(fleet: Fleet, texts: Texts) -> Ask:
-    """Answer each call that takes too long by the commonest class."""
+def timed_out(ask: Ask, after: float, other: StandIn) -> Ask:
+    """Take the other answer, if there is one, in place of each that takes longer."""
 
-    async def ask(text: int) -> tuple[int, str]:
-        try:
-            return await asyncio.wait_for(fleet.plain(text), DEFAULT_AFTER)
-        except TimeoutError:
-            return texts.default, "default"
+    async def answer(text: int) -> tuple[int, str]:
+        call = asyncio.ensure_future(ask(text))
+        done, _ = await asyncio.wait({call}, timeout=after)
+        if not done and (instead := await other(text)) is not None:
+            call.cancel()
+            return instead
+        return await call
 
-    return ask
+    return answer
 
 
-def cascade(fleet: Fleet, texts: Texts, backup: GatedBackup) -> Ask:
-    """Ask the stand-in first, and the model only if the doubt is too large."""
+def default(texts: Texts) -> StandIn:
+    """Answer by the commonest class."""
 
-    async def ask(text: int) -> tuple[int, str]:
+    async def answer(text: int) -> tuple[int, str]:
+        return texts.default, "default"
+
+    return answer
+
+
+def stand_in(texts: Texts, backup: GatedBackup, most_doubt: float = 1.0) -> StandIn:
+    """Answer by the stand-in, unless the doubt is too large."""
+
+    async def answer(text: int) -> tuple[int, str] | None:
         rows, options = backup.read(texts.rows[text]), onnxruntime.RunOptions()
-        answer = await asyncio.to_thread(backup.answer, rows, options)
-        if isinstance(answer, Judged) and answer.doubt <= texts.most_doubt:
-            return int(answer.outputs.argmax()), Source.BACKUP
-        return await fleet.plain(text)
+        judged = await asyncio.to_thread(backup.answer, rows, options)
+        if isinstance(judged, Judged) and judged.doubt <= most_doubt:
+            return int(judged.outputs.argmax()), Source.BACKUP
+        return None
 
-    return ask
+    return answer
+
+
+def cascade(first: StandIn, ask: Ask) -> Ask:
+    """Ask the stand-in first, and the model only if that does not answer."""
+
+    async def answer(text: int) -> tuple[int, str]:
+        return await first(text) or await ask(text)
+
+    return answer
 
 
 def raced(fleet: Fleet, texts: Texts, late: Late) -> Ask:
@@ -629,7 +650,7 @@ async def compare(
 ) -> dict[str, dict[int, Run]]:
     """Return each contestant's run of each seed; contestants take turns, seed by seed.
 
-    Of contestants whose names differ in a delay only, the best one stays.
+    Of contestants whose names differ in a delay only, the best one stays (see DELAYS).
     """
     kept = ResultCache(work / "runs")
     async with AsyncExitStack() as stack:
@@ -648,12 +669,13 @@ async def compare(
                     kept.put(key, made)
                 found[name][seed] = made
             if seed == seeds[:TUNED][-1]:
-                best = dict[str, tuple[float, str]]()
+                best = dict[str, tuple[bool, float, str]]()
                 for name, runs in found.items():
-                    tail = quantile(pooled([*runs.values()]).latencies, 0.99), name
-                    kind = without_delay(name)
-                    best[kind] = min(best.get(kind, tail), tail)
-                for name in set(found) - {name for _, name in best.values()}:
+                    so_far, kind = pooled([*runs.values()]), without_delay(name)
+                    differs = so_far.said != texts.model[so_far.texts]
+                    rank = bool(differs.mean() > DIFFER), quantile(so_far.latencies, 0.999), name
+                    best[kind] = min(best.get(kind, rank), rank)
+                for name in set(found) - {name for *_, name in best.values()}:
                     del contestants[name], found[name]
     return found
 
@@ -679,7 +701,8 @@ async def _contestants(stack: AsyncExitStack, work: Path, texts: Texts) -> dict[
     pids, ports, clients = await tritons(stack, work)
     fleet = Fleet(clients, texts)
     backup = GatedBackup(open_bundle(work / "protected"), budgeted=True)
-    url, proxy = stack.enter_context(envoy(ports, HEDGED_AFTER))
+    answer, sure = (stand_in(texts, backup, most) for most in (1.0, texts.most_doubt))
+    url, proxy = stack.enter_context(envoy(ports, DELAYS))
     client = await stack.enter_async_context(Client(url))
     proxied = Fleet([client], texts)
 
@@ -688,36 +711,36 @@ async def _contestants(stack: AsyncExitStack, work: Path, texts: Texts) -> dict[
 
     asks: dict[str, Ask] = {
         BASELINE: fleet.plain,
-        **hedging_after(fleet),
-        f"a default after {1e3 * DEFAULT_AFTER:g} ms": with_default(fleet, texts),
-        "a cascade": cascade(fleet, texts, backup),
+        **delayed("hedging", partial(hedged, fleet.plain)),
+        **delayed("a default", partial(timed_out, fleet.plain, other=default(texts))),
+        **delayed("the stand-in", partial(timed_out, fleet.plain, other=answer)),
+        **delayed("a cascade, hedging", lambda after: cascade(sure, hedged(fleet.plain, after))),
         "Late": raced(fleet, texts, late("protected")),
         "Late, int8 as the stand-in": raced(fleet, texts, late("int8")),
     }
     through_envoy: dict[str, Ask] = {
         "no help, Envoy": proxied.plain,
-        **{
-            f"Envoy, hedging after {1e3 * each:g} ms": Fleet([client], texts, hedging(each)).plain
-            for each in HEDGED_AFTER
-        },
+        **delayed("Envoy, hedging", lambda after: Fleet([client], texts, hedging(after)).plain),
         "Late behind Envoy": raced(proxied, texts, late("protected")),
     }
     contestants = {
         **{name: Contestant(ask, fleet, pids) for name, ask in asks.items()},
         **{name: Contestant(ask, fleet, pids, (proxy,)) for name, ask in through_envoy.items()},
     }
-    for policy in ("none", "hedging", "adaptive"):
+    hedges = delayed("hedging", lambda after: PolicyChoice("hedging", {"hedge_delay": after}))
+    own = {"none": PolicyChoice("none"), **hedges, "adaptive": PolicyChoice("adaptive")}
+    for name, policy in own.items():
         options = ServeOptions(
-            policy=PolicyChoice(policy),
+            policy=policy,
             instances=INSTANCES,
             port=0,
-            differ=DIFFER if policy == "adaptive" else None,
+            differ=DIFFER if name == "adaptive" else None,
             placements=tuple(Placement(on_core(each)) for each in range(INSTANCES)),
         )
         server = await stack.enter_async_context(served(work / "protected", options))
         client = await stack.enter_async_context(Client(server.message))
-        own = Fleet([client], texts)
-        contestants[f"parm serve, {policy}"] = Contestant(own.plain, own, [server.pid])
+        fleet = Fleet([client], texts)
+        contestants[f"parm serve, {name}"] = Contestant(fleet.plain, fleet, [server.pid])
     return contestants
 
 
@@ -779,7 +802,8 @@ async def asks_of(
     contestants = dict[str, tuple[Ask, Fleet]]()
     for name, balancer in BALANCERS.items():
         fleet = Fleet(clients, texts, balancer=balancer())
-        asks: dict[str, Ask] = {NO_HELP: fleet.plain, **hedging_after(fleet)}
+        hedging = delayed("hedging", partial(hedged, fleet.plain))
+        asks: dict[str, Ask] = {NO_HELP: fleet.plain, **hedging}
         for library, transport in LIBRARIES.items():
             asks[library] = await _through(stack, transport, fleet)
         asks["Late"] = raced(fleet, texts, stack.enter_context(Late(bundle, differ=DIFFER)))
