@@ -325,7 +325,7 @@ def test_an_output_stays_held_while_the_purse_is_empty() -> None:
         assert Answer(0.1) not in actions
     assert race.held == 0.1
     for _ in range(1000):
-        known.earn(0.0)
+        known.earn(0.0, 0.0)
     assert race.lost() == (Answer(0.1),)
 
 
@@ -356,6 +356,18 @@ def test_backup_goes_first_where_it_pays(doubts: list[float], backup: float, fir
     known = rule(SHARE, doubts, backup)
     assert (ASK_BACKUP in Race(known, 0.0, 9.0).begin(0.0, CALM)) == first
     assert ASK_BACKUP not in Race(known, 0.0, 9.0, exact=True).begin(0.0, CALM)
+
+
+@pytest.mark.parametrize(("rows", "first"), [(1, True), (30, False)])
+def test_backup_goes_first_where_the_event_loop_takes_less_than_it_spares(
+    rows: int, first: bool
+) -> None:
+    """The loop takes 0.09 s for a query, and the model 1 s for a unit."""
+    known, view = rule(SHARE, [0.0]), Conditions(busy=0.9)
+    for _ in range(300):
+        known.ended(DEPLOYED, 1.0, finished=True, rows=rows)
+    actions = [Race(known, 0.1 * each, 99.0).begin(0.1 * each, view) for each in range(300)]
+    assert (ASK_BACKUP in actions[-1]) == first
 
 
 def test_the_model_waits_only_for_a_backup_that_is_quick_and_has_an_instance() -> None:

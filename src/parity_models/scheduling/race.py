@@ -18,10 +18,11 @@ An output answers when it is worth its price:
 
 The stand-in is asked when the query arrives if its output comes before the model begins, and if
 that spares more work than it costs: the share of outputs that would answer at once must exceed the
-stand-in's share of the model's time. The output comes first while queries wait; a stand-in that is
-cheap enough (LIGHT) also may delay the model. Else the stand-in is asked once the query is late:
-once its unit has run longer than most, and the surest outputs would soon be worth their price. A
-query that is still late gets an exact copy, within a budget.
+stand-in's share of the model's time, by more than the driver's event loop takes for a query. The
+output comes first while queries wait; a stand-in that is cheap enough (LIGHT) also may delay the
+model. Else the stand-in is asked once the query is late: once its unit has run longer than most,
+and the surest outputs would soon be worth their price. A query that is still late gets an exact
+copy, within a budget.
 
 All this costs the driver's event loop time. So help for late queries takes at most a share of the
 time that the loop has left, and goes to the oldest while there is little. Once no redundant work
@@ -87,6 +88,9 @@ query for each query. Help for late queries takes at most this share of it."""
 OLDEST, RESERVE = 3.0, 10.0
 """Once fewer tasks than RESERVE are left of that, queries must be the older to be helped, up to
 this many medians."""
+
+NEWEST, MAX_GAP = 0.02, 0.1
+"""The weight of the newest query in means, and the most seconds before one that count."""
 
 WHILE_BUSY = 0.1
 """Minimum seconds until queries are reconsidered while nothing redundant may be sent."""
@@ -278,7 +282,11 @@ class Rule:
         self._doubts: deque[float] = deque(maxlen=500)
         self._ranked: list[float] = []
         self._new_doubts = 0
-        self._arrived = 0
+        self._arrived, self._arrived_at = 0, 0.0
+        self._loop_time = 0.0
+        """Seconds of the event loop for each query, about."""
+        self._rows = 1.0
+        """Queries in a unit of the model, on average."""
         self.median = 0.0
         """The median run time of the model; 0 while it is unknown."""
         self.backup_share = PRESUMED
@@ -291,9 +299,11 @@ class Rule:
         """The run time after which a unit is copied, but for the lag of reports."""
         self._renew()
 
-    def earn(self, busy: float) -> None:
+    def earn(self, now: float, busy: float) -> None:
         """Add the budgets of a query that arrived while the event loop is this `busy`."""
         self._arrived += 1
+        passed, self._arrived_at = min(now - self._arrived_at, MAX_GAP), now
+        self._loop_time += NEWEST * (busy * passed - self._loop_time)
         self.purse.earn()
         if self.copies.left < BURST:
             self.copies.earn()
@@ -301,8 +311,10 @@ class Rule:
             self.help.share = SPARE * (1 - busy) / busy if busy > 0 else inf
             self.help.earn()
 
-    def ended(self, role: str, seconds: float, *, finished: bool) -> None:
-        """Record the run time of a unit, which ran to its end or not."""
+    def ended(self, role: str, seconds: float, *, finished: bool, rows: int = 1) -> None:
+        """Record the run time of a unit of so many rows, which ran to its end or not."""
+        if role == DEPLOYED:
+            self._rows += NEWEST * (rows - self._rows)
         times = {DEPLOYED: self.runs, BACKUP: self.backup_runs}[role]
         if times.add(seconds, finished=finished):
             self._renew()
@@ -347,7 +359,7 @@ class Rule:
 
     def asks_first(self, waiting: float) -> bool:
         """Return whether to ask the backup before a query is late: its output comes before the
-        model begins, and it spares more than it costs."""
+        model begins, and it spares more than it costs instances, and than the event loop takes."""
         cost = self.backup_share
         if self.not_before:
             return False
@@ -355,7 +367,8 @@ class Rule:
             return self._arrived % EXPLORE == 0
         if cost > LIGHT and waiting <= cost:
             return False
-        return self.affordable(self.worth(waiting)) > cost
+        given = self.affordable(self.worth(waiting))
+        return given > cost and (given - cost) * self.median >= self._rows * self._loop_time
 
     @property
     def asks(self) -> bool:
@@ -418,7 +431,7 @@ class Race:
     def begin(self, now: float, view: View, *, stranded: bool = False) -> Collection[Action]:
         """The query has arrived; if it is `stranded`, the model cannot be asked."""
         rule = self._rule
-        rule.earn(view.busy)
+        rule.earn(now, view.busy)
         if now >= rule.effect.acts_from:
             self._group = rule.effect.arrived(now)
         if stranded:

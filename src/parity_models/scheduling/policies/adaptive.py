@@ -221,7 +221,8 @@ class Adaptive(Policy):
     def unit_ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
         self.race_rule.lag = port.process_load.lag
         if unit.role in (DEPLOYED, BACKUP):
-            self.race_rule.ended(unit.role, unit.took, finished=finished)
+            rows = len(unit.tasks)
+            self.race_rule.ended(unit.role, unit.took, finished=finished, rows=rows)
         else:
             self._parity_runs.add(unit.took, finished=finished)
 
