@@ -59,9 +59,6 @@ from parity_models_lab.rival_servers import ROOT, envoy, hedging, triton
 from parity_models_lab.served import processes, served, workers
 
 MODEL, INSTANCES, CORES = "model", 4, 2
-RATE = 100.0
-"""Queries a second."""
-
 DIFFER = 0.01
 """The share of answers that may differ."""
 
@@ -428,12 +425,12 @@ def _start(*command: str) -> "subprocess.Popen[bytes]":
 
 
 async def run(
-    contestant: Contestant, texts: Texts, spells: Sequence[Spell], seed: int, work: Path
+    contestant: Contestant, texts: Texts, spells: Sequence[Spell], seed: int, options: "Comparison"
 ) -> Run:
     """Send queries at random times through a run's spells, and wait for all answers."""
     await contestant.fleet.drained()
     draw, loop = random.Random(f"{seed}/queries"), asyncio.get_running_loop()
-    ends = (spells[-1].ends if spells else WARM_UP / RATE) + CALM[0]
+    ends = (spells[-1].ends if spells else WARM_UP / options.rate) + CALM[0]
     began = loop.time() + 0.1
     answers: list[asyncio.Task[tuple[float, int, str]]] = []
     due, before = 0.0, contestant.processor_time()
@@ -448,12 +445,12 @@ async def run(
 
     async def disturb(spell: Spell) -> None:
         await asyncio.sleep(began + spell.begins - loop.time())
-        async with slow(spell, contestant.instances(), work):
+        async with slow(spell, contestant.instances(), options.work):
             await asyncio.sleep(began + spell.ends - loop.time())
 
     disturbances = [asyncio.create_task(disturb(each)) for each in spells]
     drawn, number = list[int](), list[int]()
-    while (due := due + draw.expovariate(RATE)) < ends:
+    while (due := due + draw.expovariate(options.rate)) < ends:
         await asyncio.sleep(began + due - loop.time())
         drawn.append(draw.randrange(len(texts.rows)))
         answers.append(asyncio.create_task(answer(drawn[-1], due)))
@@ -558,7 +555,6 @@ def plot_tails(file: Path, panels: Mapping[str, Mapping[str, Pooled]], note: str
 # The command real
 
 BASELINE = "no help, Triton"
-ABOUT = f"{RATE:g} queries a second to four instances on two cores; {DIFFER:.1%} may differ."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -575,12 +571,17 @@ class Comparison:
     )
     out: OutFolder = Path("lab/results")
     work: Work = Path("runs/real")
+    rate: float = option(100.0, "Queries a second.", gt=0)
     seed: Seed = 1
     seeds: int = option(1, "Seeds, from SEED on.", ge=1)
 
     @property
     def all_seeds(self) -> range:
         return range(self.seed, self.seed + self.seeds)
+
+    def __str__(self) -> str:
+        load = f"{self.rate:g} queries a second to four instances on two cores"
+        return f"{load}; {DIFFER:.1%} may differ."
 
 
 def real(options: Comparison) -> None:
@@ -592,7 +593,7 @@ def real(options: Comparison) -> None:
     intermediate results until the code changes.
     """
     texts, out = prepare(options), options.out
-    runs = asyncio.run(compare(options.work, texts, options.all_seeds, _contestants))
+    runs = asyncio.run(compare(options, texts, options.all_seeds, _contestants))
     for name, outage in (("spells", False), ("outage", True)):
         chosen = [each for each in options.all_seeds if has_outage(each) == outage]
         if not chosen:
@@ -601,9 +602,16 @@ def real(options: Comparison) -> None:
         late = results[BASELINE].latencies > LATE
         rows = [row_of(who, found, late, texts) for who, found in results.items()]
         title = f"Nothing is emulated, {name}: {len(chosen)} seeds"
-        about = {"rate": RATE, "differ": DIFFER, "seeds": chosen, "spells": spells_in(chosen)}
+        about = {
+            "rate": options.rate,
+            "differ": DIFFER,
+            "seeds": chosen,
+            "spells": spells_in(chosen),
+        }
         report(title, rows, out / f"real-{name}.json", **about)
-        plot_tails(out / f"real-{name}.png", {"A real model, texts, slowness": results}, ABOUT)
+        plot_tails(
+            out / f"real-{name}.png", {"A real model, texts, slowness": results}, str(options)
+        )
 
 
 def prepare(options: Comparison) -> Texts:
@@ -646,26 +654,26 @@ Contestants = Callable[[AsyncExitStack, Path, Texts], Awaitable[dict[str, Contes
 
 
 async def compare(
-    work: Path, texts: Texts, seeds: Sequence[int], start: Contestants
+    options: Comparison, texts: Texts, seeds: Sequence[int], start: Contestants
 ) -> dict[str, dict[int, Run]]:
     """Return each contestant's run of each seed; contestants take turns, seed by seed.
 
     Of contestants whose names differ in a delay only, the best one stays (see DELAYS).
     """
-    kept = ResultCache(work / "runs")
+    kept = ResultCache(options.work / "runs")
     async with AsyncExitStack() as stack:
-        contestants = await start(stack, work, texts)
+        contestants = await start(stack, options.work, texts)
         found: dict[str, dict[int, Run]] = {name: {} for name in contestants}
         for name, contestant in contestants.items():
             click.echo(f"warming up: {name}", err=True)
-            await run(contestant, texts, (), -1, work)
+            await run(contestant, texts, (), -1, options)
         for seed in seeds:
             for name, contestant in contestants.items():
-                key = f"{name}-{seed}-{code_digest()}".replace("/", "-")
+                key = f"{name}-{options.rate:g}-{seed}-{code_digest()}".replace("/", "-")
                 made = kept.get(key, Run)
                 if made is None:
                     click.echo(f"seed {seed}: {name}", err=True)
-                    made = await run(contestant, texts, course(seed), seed, work)
+                    made = await run(contestant, texts, course(seed), seed, options)
                     kept.put(key, made)
                 found[name][seed] = made
             if seed == seeds[:TUNED][-1]:
@@ -774,7 +782,7 @@ def late(options: Comparison) -> None:
     """
     texts, out = prepare(options), options.out
     chosen = [each for each in options.all_seeds if not has_outage(each)]
-    runs = asyncio.run(compare(options.work, texts, chosen, _callers))
+    runs = asyncio.run(compare(options, texts, chosen, _callers))
     results = {name: pooled([*found.values()]) for name, found in runs.items()}
     rows: list[Row] = []
     panels: dict[str, dict[str, Pooled]] = {each: {} for each in BALANCERS}
@@ -786,7 +794,7 @@ def late(options: Comparison) -> None:
             panels[balancer][without_delay(library)] = found
     title = f"Calls to four servers, {len(chosen)} seeds"
     report(title, rows, out / "late.json", seeds=chosen, spells=spells_in(chosen))
-    plot_tails(out / "late.png", panels, ABOUT)
+    plot_tails(out / "late.png", panels, str(options))
 
 
 async def _callers(stack: AsyncExitStack, work: Path, texts: Texts) -> dict[str, Contestant]:
