@@ -266,6 +266,11 @@ class Agreement:
 
     def __call__(self, outputs: Array, predictions: Array) -> NDArray[np.bool_]:
         """Return whether each of `outputs` (n, *output_shape) agrees with F's prediction: (n,)."""
+        if self.kind == "classes" and len(outputs) == 1:  # as of a service: two fifths of the time
+            right = predictions.reshape(-1)
+            at = right.argmax()
+            known = right[at] != right[right.argmin()]
+            return np.array([known and outputs.argmax() == at])
         if self.kind == "classes":
             size = prod(outputs.shape[1:])
             one, other = (each.reshape(len(each), size) for each in (outputs, predictions))

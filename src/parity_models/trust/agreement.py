@@ -44,8 +44,9 @@ STARTS: Final = (0.1, 0.25, 0.5, 0.75)
 STAKES: Final = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
 """Rates of disagreement that are bet on, as shares of the rate that the level allows."""
 
-CHECK_EVERY: Final = 20
-"""Comparisons between two looks at the martingales, which take some 60 us."""
+CHECK_EVERY, CHECK_SHARE = 20, 0.01
+"""Comparisons between two looks at the martingales, which take some 60 us; at least this share of
+those so far."""
 
 ODDS: Final = 3.0
 """Odds of disagreement this many times the level's are detected soon."""
@@ -255,8 +256,8 @@ class LearningGate:
 
     def _learn(self) -> bool:
         """Open as far as the evidence suffices. Return whether that is further than before."""
-        self._until_check = CHECK_EVERY
         compared, differed, _ = self.evidence.above
+        self._until_check = max(CHECK_EVERY, round(CHECK_SHARE * compared[-1]))
         bets = np.outer(compared - differed, self._gains[0]) + np.outer(differed, self._gains[1])
         capital = np.logaddexp.reduce(bets, axis=1) - log(len(STAKES))
         self._capital = np.maximum(self._capital, capital)

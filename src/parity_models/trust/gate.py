@@ -6,7 +6,7 @@ queries (`trust.calibration`), for each of some levels of agreement.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, log, nan, prod
 from typing import Annotated, Any, Final, Literal, Self
 
 import msgspec
@@ -179,6 +179,8 @@ def confidences(kind: Confidence, outputs: Array) -> NDArray[np.float64]:
     not finite or the head is missing."""
     heads = outputs[HEAD] if has_head(outputs) else np.nan
     outputs = served(outputs).reshape(len(outputs), -1)
+    if kind == "scores" and len(outputs) == 1:
+        return np.array([_log_odds(outputs[0].astype(np.float64))])
     with np.errstate(all="ignore"):
         if kind == "head":
             said = np.broadcast_to(np.ravel(heads), len(outputs)).astype(np.float64)
@@ -193,6 +195,16 @@ def confidences(kind: Confidence, outputs: Array) -> NDArray[np.float64]:
         others = np.exp(ordered[:, :-1] - largest[:, np.newaxis]).sum(axis=1)
         sure: NDArray[np.float64] = -np.log(np.maximum(others, CERTAIN))
         return np.where(np.isfinite(ordered[:, 0]) & np.isfinite(largest), sure, np.nan)
+
+
+def _log_odds(scores: NDArray[np.float64]) -> float:
+    """Return the same for one output of scores (n,), which it sorts: a service compares one at a
+    time, and so it takes half as long."""
+    scores.sort()
+    least, largest = scores.item(0), scores.item(-1)
+    if not (isfinite(least) and isfinite(largest)):
+        return nan
+    return -log(max(np.exp(scores[:-1] - largest).sum().item(), CERTAIN))
 
 
 def refused(
