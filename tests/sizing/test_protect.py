@@ -41,18 +41,11 @@ LEVEL = 0.2
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model and its queries, few of them, a model that nothing learns, one of named
-    inputs, and a bundle of that bounded at 16."""
+    """A folder with a model and its queries."""
     made = tmp_path_factory.mktemp("protect")
     weights = np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)
     linear_model(made / "model.onnx", SHAPE, (4,), 3 * weights)
     np.save(made / "inputs.npy", INPUTS)
-    np.save(made / "few.npy", INPUTS[:400])
-    row = (TensorProto.FLOAT, ["n", 6])
-    nodes = [helper.make_node("Mul", ["x", "factor"], ["z"]), helper.make_node("Sin", ["z"], ["y"])]
-    noise = graph_model(nodes, {"x": row}, {"y": row}, {"factor": np.float32(1e4)})
-    (made / "noise.onnx").write_bytes(noise)
-    write_text_folder(made, TextModel())
     return made
 
 
@@ -86,10 +79,11 @@ def test_one_command_finds_and_writes_a_stand_in(folder: Path, parm_here: Here) 
 
 
 @pytest.mark.slow
-def test_a_model_of_named_inputs_is_protected_too(folder: Path, tmp_path: Path) -> None:
+def test_a_model_of_named_inputs_is_protected_too(tmp_path: Path) -> None:
+    write_text_folder(tmp_path, TextModel())
     found = protect(
-        folder / "deployed",
-        folder / "inputs.npz",
+        tmp_path / "deployed",
+        tmp_path / "inputs.npz",
         out=tmp_path / "protected",
         output="logits",
         minutes=0.35,
@@ -161,12 +155,32 @@ def test_a_policy_without_a_stand_in_that_does_as_well_is_named_first() -> None:
 # Bad input
 
 
+ROWS = np.random.default_rng(0).normal(size=(400, 6)).astype(np.float32)
 TEXTS = texts(400, 16)
 LONG = texts(400, 20)
 
 
-PLAIN = "--model {folder}/model.onnx --inputs {folder}/few.npy"
-TEXT = "--model {folder}/text.onnx --output logits --inputs wrong.npz"
+def noise(path: Path) -> None:
+    """A model that nothing learns."""
+    row = (TensorProto.FLOAT, ["n", 6])
+    nodes = [helper.make_node("Mul", ["x", "factor"], ["z"]), helper.make_node("Sin", ["z"], ["y"])]
+    path.write_bytes(graph_model(nodes, {"x": row}, {"y": row}, {"factor": np.float32(1e4)}))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a plain model, one of named inputs, and a bundle of that bounded at 16."""
+    folder = tmp_path_factory.mktemp("models")
+    write_text_folder(folder, TextModel())
+    weights = np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)
+    linear_model(folder / "plain.onnx", (6,), (4,), 3 * weights)
+    noise(folder / "noise.onnx")
+    np.save(folder / "rows.npy", ROWS)
+    return folder
+
+
+PLAIN = "--model {models}/plain.onnx --inputs {models}/rows.npy"
+TEXT = "--model {models}/text.onnx --output logits --inputs wrong.npz"
 
 
 @pytest.mark.slow
@@ -175,7 +189,7 @@ TEXT = "--model {folder}/text.onnx --output logits --inputs wrong.npz"
     [
         (
             LONG,
-            "--model {folder}/deployed --output logits --inputs wrong.npz",
+            "--model {models}/deployed --output logits --inputs wrong.npz",
             "wrong.npz holds a query of 20 along 'length'; the model takes 16 at most",
         ),
         (
@@ -185,13 +199,13 @@ TEXT = "--model {folder}/text.onnx --output logits --inputs wrong.npz"
         ),
         ({}, f"{PLAIN} --metric iou", "are not boxes"),
         ({}, f"{PLAIN} --contention none.json", "cannot read the fault plan none.json"),
-        ({}, f"{PLAIN} --out {{folder}}", "is not a bundle that could be replaced"),
+        ({}, f"{PLAIN} --out {{models}}", "is not a bundle that could be replaced"),
         ({}, f"{PLAIN} --out /proc/x", "nothing can be written to /proc"),
     ],
 )
 def test_before_anything_is_trained(
     parm_here: Here,
-    folder: Path,
+    models: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     arrays: dict[str, Any],
@@ -200,23 +214,23 @@ def test_before_anything_is_trained(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     np.savez("wrong.npz", **arrays)
-    before = {each.name for each in (*tmp_path.iterdir(), *folder.iterdir())}
-    given = [each.replace("{folder}", str(folder)) for each in arguments.split()]
+    before = {each.name for each in (*tmp_path.iterdir(), *models.iterdir())}
+    given = [each.replace("{models}", str(models)) for each in arguments.split()]
     options = ("--out", "bundle", "--minutes", "0.1", "--agreement", "0.5")
     assert_refused(parm_here("protect", *options, *given), reason)
-    assert {each.name for each in (*tmp_path.iterdir(), *folder.iterdir())} == before
+    assert {each.name for each in (*tmp_path.iterdir(), *models.iterdir())} == before
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["", "noise.onnx"], ids=["too few queries", "nothing agrees"])
 def test_level_that_is_not_shown_gets_a_gate_that_starts_closed(
-    parm_here: Here, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+    parm_here: Here, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
     """40 queries calibrate, and an agreement of 0.95 takes 72."""
     monkeypatch.chdir(tmp_path)
-    given = ("protect", *PLAIN.format(folder=folder).split(), "--out", "bundle")
+    given = ("protect", *PLAIN.format(models=models).split(), "--out", "bundle")
     given += ("--agreement", "0.95", "--minutes", "0.05")
-    done = parm_here(*given, *(("--model", str(folder / model)) if model else ()))
+    done = parm_here(*given, *(("--model", str(models / model)) if model else ()))
     assert done.returncode == 0, done.stderr
     written = open_bundle(tmp_path / "bundle")
     assert not written.manifest.parity
