@@ -9,16 +9,9 @@ import pytest
 from commands import Here, assert_refused, succeeded
 from linear_bundles import CLASSES, FEATURES, WEIGHTS, linear_bundle
 from parity_models import Bundle, UserError, calibrate, rehearse
-from parity_models.load import rehearse as rehearsing
 from present import some
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def _known_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model seems to take 5 ms, which decides on the load, however busy this machine is."""
-    monkeypatch.setattr(rehearsing, "median", lambda times: 0.005)
 
 
 @pytest.fixture(scope="module")
