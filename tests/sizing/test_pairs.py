@@ -1,9 +1,7 @@
 """A log of queries and answers becomes a bundle without a model, for use in front of the model."""
 
 import json
-from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +13,6 @@ from onnx_models import graph_model
 from parity_models.bundle.bundle import Accuracy
 from parity_models.bundle.onnx_model import OnnxModel
 from parity_models.errors import DataError, ModelError, TrainingError, UserError
-from parity_models.training import fit, search
 from present import some
 from string_models import CLASSES, exported, predict, texts, write_log
 
@@ -111,13 +108,7 @@ def test_the_newest_queries_calibrate(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("values", [1, 3])
-def test_a_log_of_numbers_trains_a_network(
-    folder: Path, values: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In as many steps as the clock is read: 2 ms pass each time, however busy this machine is."""
-    clock = SimpleNamespace(monotonic=count(0.0, 0.002).__next__)
-    for module in (fit, search):
-        monkeypatch.setattr(module, "time", clock)
+def test_a_log_of_numbers_trains_a_network(folder: Path, values: int) -> None:
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(400, 4)).round(4)
     answers = rows @ rng.normal(size=(4, values))
