@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_BYTES = 1 << 20
-"""The default maximum size of a document."""
+"""The maximum size of a document."""
 
 
-def content_of(file: "Traversable", most: int = MAX_BYTES) -> bytes:
-    """Read a file. Raises OSError, and ValueError for one of more than `most` bytes."""
+def content_of(file: "Traversable") -> bytes:
+    """Read a file. Raises OSError, and ValueError for one of more than MAX_BYTES."""
     with file.open("rb") as stream:
-        content: bytes = stream.read(most + 1)
-    if len(content) > most:
-        raise ValueError(f"it has more than {most >> 20} MiB")
+        content: bytes = stream.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES >> 20} MiB")
     return content
 
 

@@ -27,8 +27,6 @@ INTERRUPTED = 130
 PRECISE_MS = 1.0
 """A generator is precise if it sends 99 % of its queries less late than this."""
 
-Load = Annotated[LoadSpec, Without("warm_up", "connections", "timeout", "seed")]
-
 
 def load(
     url: Annotated[
@@ -36,7 +34,7 @@ def load(
         Option("A server of the Open Inference Protocol, as http://127.0.0.1:8000.", argument=True),
     ],
     *,
-    options: Load,
+    options: Annotated[LoadSpec, Without("warm_up", "connections", "timeout", "seed")],
     json: Json = None,
 ) -> None:
     """Send queries on a fixed schedule, and measure latency from the schedule.
