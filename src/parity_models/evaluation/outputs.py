@@ -82,7 +82,7 @@ def deployed_predictor(bundle: Bundle, *, on_rows: OnRows | None = None) -> Run:
         )
     output = manifest.imitated if len(outputs) > 1 else None
     deployed = manifest.deployed
-    model = load(bundle.content(deployed), deployed.signature)
+    model = load(bundle.pinned(deployed).read(), deployed.signature)
     return predictor(model, deployed.file, on_rows=on_rows, output=output)
 
 
@@ -174,7 +174,7 @@ class Outputs:
         backup = self.bundle.manifest.backup
         if backup is None:
             return None
-        model = load(self.bundle.content(backup), backup.signature)
+        model = load(self.bundle.pinned(backup).read(), backup.signature)
         return predictor(model, backup.file, on_rows=self._on_rows)(self.queries)
 
     def answers(self, *, independent: bool = False) -> dict[StandIn, Answers]:
@@ -221,7 +221,7 @@ class Outputs:
         """The outputs (groups, *parity output shape) of the r parity models for every group."""
         code, queries = self._coded, self.queries
         models = [
-            (each.file, load(self.bundle.content(each), each.signature))
+            (each.file, load(self.bundle.pinned(each).read(), each.signature))
             for each in self.bundle.manifest.parity
         ]
         parts: list[list[Array]] = [[] for _ in models]
