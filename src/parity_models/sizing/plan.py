@@ -101,10 +101,15 @@ class Plans(Printed):
     """Advice that comes before all else."""
 
     @property
+    def nearest(self) -> Plan:
+        """The plan that exceeds the goal by the smallest factor."""
+        return min(self.plans, key=lambda plan: plan.excess)
+
+    @property
     def advice(self) -> str:
         """The recommendation, or the nearest plan if none meets the goal."""
         if self.best is None:
-            near = min(self.plans, key=lambda plan: plan.excess)
+            near = self.nearest
             said = (
                 f"no plan fits: the nearest is {near.policy} with {_counted(near.instances)}, "
                 f"which has {', '.join(near.missed)}"
