@@ -35,11 +35,10 @@ class One:
     saving: float
 
 
-def drop(judged: Sequence[Any], most: int, **options: Any) -> tuple[list[int], dict[str, str]]:
+def drop(judged: Sequence[Any], most: int, **options: Any) -> tuple[list[int], dict[int, str]]:
     """The places of those kept, and why others are not."""
-    named = [replace(one, name=str(place)) for place, one in enumerate(judged)]
-    dropped = search.drop(named, most, **options)
-    return [place for place in range(len(judged)) if str(place) not in dropped], dropped
+    dropped = search.drop(judged, most, **options)
+    return [place for place in range(len(judged)) if place not in dropped], dropped
 
 
 SHARES = st.floats(0, 1)

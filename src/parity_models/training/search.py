@@ -129,15 +129,15 @@ SHORTEST = 0.1
 
 def drop(
     judged: Sequence[Candidate], most: int, margin: float = MARGINS[-1], least: int = 1
-) -> dict[str, str]:
-    """Return the names of candidates to drop, with reasons, so that at most `most` are left.
+) -> dict[int, str]:
+    """Return the places of candidates to drop, with reasons, so that at most `most` are left.
 
     A candidate is dropped if another is no slower and scores better by more than `margin`. If fewer
     than `least` are left, the best of the dropped ones come back: they may learn more slowly. Of
     those left, the best that is not slower than F stays, and then those that save most.
     """
-    dropped: dict[str, str] = {}
-    for one in judged:
+    dropped: dict[int, str] = {}
+    for place, one in enumerate(judged):
         better = [
             other
             for other in judged
@@ -145,20 +145,24 @@ def drop(
         ]
         if better:
             best = max(better, key=lambda each: each.score)
-            dropped[one.name] = (
+            dropped[place] = (
                 f"{best.name} is no slower ({best.share:.2f} of the model's time, not "
                 f"{one.share:.2f}) and scores {best.score:.1%}, not {one.score:.1%}"
             )
 
-    by_score = sorted(judged, key=lambda each: each.score, reverse=True)
-    beaten = [each.name for each in by_score if each.name in dropped]
-    for name in beaten[: max(0, least - (len(judged) - len(dropped)))]:
-        del dropped[name]
-    left = [each for each in by_score if each.name not in dropped]
-    best_of_all = next((each for each in left if each.share <= SLACK), left[0])
-    ranked = sorted(left, key=lambda each: (each is not best_of_all, -each.saving))
-    for one in ranked[most:]:
-        dropped[one.name] = (
+    def score(place: int) -> float:
+        return judged[place].score
+
+    slower = sorted(dropped, key=score, reverse=True)
+    for place in slower[: max(0, least - (len(judged) - len(dropped)))]:
+        del dropped[place]
+    left = [place for place in range(len(judged)) if place not in dropped]
+    fast = [place for place in left if judged[place].share <= SLACK] or left
+    best_of_all = max(fast, key=score)
+    ranked = sorted(left, key=lambda place: (place != best_of_all, -judged[place].saving))
+    for place in ranked[most:]:
+        one = judged[place]
+        dropped[place] = (
             f"{most} others are worth more: it saves {one.saving:.2f} of the model's time for a "
             f"late query (score {one.score:.1%}, {one.share:.2f} of the time)"
         )
@@ -243,8 +247,9 @@ class Search:
         )
 
     def _keep(self, candidates: list[Candidate], rung: int) -> list[Candidate]:
-        self.dropped |= drop(candidates, FINALISTS, MARGINS[rung], LEAST[rung])
-        return [each for each in candidates if each.name not in self.dropped]
+        dropped = drop(candidates, FINALISTS, MARGINS[rung], LEAST[rung])
+        self.dropped |= {candidates[place].name: why for place, why in dropped.items()}
+        return [each for place, each in enumerate(candidates) if place not in dropped]
 
 
 def search_log(
