@@ -6,10 +6,10 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import InitVar, dataclass
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from random import Random
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -100,7 +100,7 @@ class Client:
     copies: float
     cpu: float
     not_before: float
-    targets: InitVar[Sequence[Any]]
+    servers: Servers
     errors: tuple[type[Exception], ...]
     form: Form | None
     on_event: OnEvent | None
@@ -113,12 +113,11 @@ class Client:
     compare_in_time: int = round(1 / COMPARE)
     """One in this many calls in time is compared, and more of the first."""
 
-    def __post_init__(self, targets: Sequence[Any]) -> None:
+    def __post_init__(self) -> None:
         self.paused = os.environ.get("PARM_LATE") == "off"
         self.purse = Purse(0.0)
         self.counts: Counter[str] = Counter()
         self.random = Random()
-        self.servers = Servers(targets, self.random)
         self._kind = lru_cache(MAX_KINDS)(partial(Kind, self))
         self.computed: set[Future[Any]] = set()
         """The runs of stand-ins that have not ended."""

@@ -9,6 +9,7 @@ from inspect import iscoroutinefunction
 from itertools import chain, repeat
 from math import inf
 from pathlib import Path
+from random import Random
 from typing import Any, ParamSpec, Self, TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from parity_models.bundle.onnx_model import run_options
 from parity_models.errors import UserError
 from parity_models.late.client import Client, Inputs, Kind, OnEvent, now
 from parity_models.late.driver import Call, Driver, LateAnswer, awaitable
+from parity_models.late.servers import Servers
 from parity_models.late.values import Form
 from parity_models.roles import Source
 from parity_models.tensors.signature import Batch
@@ -115,7 +117,8 @@ class Late:
         if isinstance(bundle, Bundle):
             kept = None if state is None else bundle.gates.evidence(Path(state))
             bundle = GatedBackup(bundle, agreement, budgeted=True, evidence=kept)
-        self._client = Client(bundle, copies, cpu, not_before, servers, errors, form, on_event)
+        chosen = Servers(servers, Random())
+        self._client = Client(bundle, copies, cpu, not_before, chosen, errors, form, on_event)
         self.counts = self._client.counts
         """The "calls"; the answers by source, "model", "copy" and "backup"; the "copies" and
         "backups" that were started; the calls and copies that "failed"; the backups asked "in

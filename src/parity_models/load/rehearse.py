@@ -142,17 +142,16 @@ class Rehearsal(Printed):
             f"what {self.instances} instances carry at {self.slowed_ms:.1f} ms each"
             f"{slowed if self.slowed_ms > 1.05 * self.usual_ms else ''}; times in ms"
         )
-        shown = ("p50", "p99", "max", *COUNTS, "failed")
-        parts: list[RenderableType] = [_table(title, shown, [each.cells for each in self.runs])]
-        parts.append(self.explanation)
+        usual, shown = [each.cells for each in self.runs], ("p50", "p99", "max", *COUNTS, "failed")
+        parts: list[RenderableType] = [_table(title, shown, usual), self.explanation]
         if self.outage:
             rows, alone = [each.cells for each in self.outage], self.outage[0]
             if self.common is not None and alone.right is not None:
                 right = alone.right + (1 - alone.answered) * self.common
                 default = {"policy": "time-out, default answer", "answered": "100.0%"}
                 rows.append({**default, "right": f"{right:.1%}"})
-            shown = ("p99", *COUNTS, "answered", "right")
-            parts += [_table("every instance stops", shown, rows), self.outage_explanation]
+            cells = ("p99", *COUNTS, "answered", "right")
+            parts += [_table("every instance stops", cells, rows), self.outage_explanation]
         return parts
 
     @property
