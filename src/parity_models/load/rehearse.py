@@ -8,14 +8,15 @@ on this machine, except that the model may be slowed down, which the result says
 import asyncio
 import os
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -26,24 +27,21 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from parity_models.bundle.bundle import Bundle, open_bundle
-from parity_models.bundle.inference_time import inference_times
 from parity_models.errors import UserError, spell
 from parity_models.evaluation.judging import GivenInputs, load_queries, metric_for
-from parity_models.evaluation.outputs import deployed_predictor
-from parity_models.load.generator import offer_load
+from parity_models.load import LoadSpec, offer_load
 from parity_models.load.result import LoadReport, report_of
-from parity_models.load.spec import LoadSpec
 from parity_models.printed import Printed
 from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.scheduling.policies import EqualResources, Hedging, NoRedundancy
+from parity_models.scheduling.policies import EqualResources, Hedging
 from parity_models.serving.deployment import default_policy, stand_ins_of
 from parity_models.serving.metrics import ANSWERED, COPY
 from parity_models.serving.options import EngineChoice
 from parity_models.serving.server import ServeOptions, Server
 from parity_models.simulation.emulation import Constant, Distribution, FaultPlan, Pauses
 from parity_models.tasks.metrics import METRICS
-from parity_models.tensors.queries import LABELS, commonest, take
+from parity_models.tensors.queries import LABELS, rows_in, take
 from parity_models.tensors.signature import Batch
 
 CALM, LEARNED = 0.4, 150
@@ -72,19 +70,20 @@ DRAWN, LABELLED = 1000, 2.0
 class Run:
     """The answers under a `policy` during the fault; `copies` of them were given by copies.
 
+    `common` is the share of queries with the commonest class of the model; None: it gives none.
     `recovered` is the time in seconds after which the model answers once an outage is over.
     """
 
     policy: str
     report: LoadReport
     copies: int
+    common: float | None
     recovered: float | None = None
 
     @property
     def stood_in(self) -> int:
         """The number of answers of stand-ins."""
-        sources = self.report.sources.items()
-        return sum(each.count for source, each in sources if Source(source).stands_in)
+        return sum(self.report.came_from(each) for each in Source if each.stands_in)
 
     @property
     def answered(self) -> float:
@@ -93,27 +92,32 @@ class Run:
 
     @property
     def right(self) -> float | None:
-        """The share of all queries that got the model's own class; None if it gives no classes."""
-        accuracy = self.report.accuracy if self.report.answered else 0.0
-        return None if accuracy is None else self.answered * accuracy
+        """The share of all queries that got the model's own class; None without classes."""
+        if self.common is None:
+            return None
+        return self.answered * (self.report.accuracy or 0.0)
 
     @property
     def cells(self) -> dict[str, str]:
         """The cells of its row, by heading."""
-        report, ms, right = self.report, self.report.latency, self.right
-        cells = {
-            "policy": self.policy,
-            "model": f"{report.answered - self.stood_in - self.copies:,}",
-            "copies": f"{self.copies:,}",
-            "stand-ins": f"{self.stood_in:,}",
-            "failed": f"{report.queries - report.answered:,}",
-            "answered": f"{self.answered:.1%}",
-            "right": "" if right is None else f"{right:.1%}",
+        ms = self.report.latency
+        times = (ms.p50_ms, ms.p99_ms, ms.max_ms) if ms else (None,) * 3
+        counts = {
+            "model": self.report.answered - self.stood_in - self.copies,
+            "copies": self.copies,
+            "stand-ins": self.stood_in,
+            "failed": self.report.queries - self.report.answered,
         }
-        if ms is not None:
-            times = {"p50": ms.p50_ms, "p99": ms.p99_ms, "max": ms.max_ms}
-            cells |= {heading: f"{each:.1f}" for heading, each in times.items()}
-        return cells
+        return {
+            "policy": self.policy,
+            **{
+                heading: "-" if each is None else f"{each:.1f}"
+                for heading, each in zip(("p50", "p99", "max"), times, strict=True)
+            },
+            **{heading: f"{each:,}" for heading, each in counts.items()},
+            "answered": f"{self.answered:.1%}",
+            "right": "" if self.right is None else f"{self.right:.1%}",
+        }
 
 
 @dataclass(frozen=True)
@@ -122,14 +126,12 @@ class Rehearsal(Printed):
     there was one, in an `outage` of all.
 
     A query takes the model `usual_ms`, and `slowed_ms` here; `rate` queries are sent a second.
-    `common` is the share of queries with the commonest class of the model; None: it gives none.
     """
 
     usual_ms: float
     slowed_ms: float
     rate: float
     instances: int
-    common: float | None
     runs: Sequence[Run]
     outage: Sequence[Run] = ()
 
@@ -137,21 +139,24 @@ class Rehearsal(Printed):
     def parts(self) -> Sequence[RenderableType]:
         """A table of the runs, and what shortened the tail; likewise for an outage."""
         slowed = f" (slowed down from {self.usual_ms:.1f})"
-        title = (
-            f"an instance stops now and then; {self.rate:.0f} queries per second, {LOADED:.0%} of "
-            f"what {self.instances} instances carry at {self.slowed_ms:.1f} ms each"
+        load = (
+            f"{self.rate:.0f} queries per second, {LOADED:.0%} of what {self.instances} instances "
+            f"carry at {self.slowed_ms:.1f} ms each"
             f"{slowed if self.slowed_ms > 1.05 * self.usual_ms else ''}; times in ms"
         )
-        usual, shown = [each.cells for each in self.runs], ("p50", "p99", "max", *COUNTS, "failed")
-        parts: list[RenderableType] = [_table(title, shown, usual), self.explanation]
+        usual = [run.cells for run in self.runs]
+        times = ("p50", "p99", "max")
+        title = f"an instance stops now and then; {load}"
+        table = _table(title, (*times, *COUNTS, "failed"), usual)
+        parts: list[RenderableType] = [table, self.explanation]
         if self.outage:
-            rows, alone = [each.cells for each in self.outage], self.outage[0]
-            if self.common is not None and alone.right is not None:
-                right = alone.right + (1 - alone.answered) * self.common
+            rows, alone = [run.cells for run in self.outage], self.outage[0]
+            if alone.common is not None and alone.right is not None:
+                right = alone.right + (1 - alone.answered) * alone.common
                 default = {"policy": "time-out, default answer", "answered": "100.0%"}
                 rows.append({**default, "right": f"{right:.1%}"})
-            cells = ("p99", *COUNTS, "answered", "right")
-            parts += [_table("every instance stops", cells, rows), self.outage_explanation]
+            shown = ("p99", *COUNTS, "answered", "right")
+            parts += [_table("every instance stops", shown, rows), self.outage_explanation]
         return parts
 
     @property
@@ -172,13 +177,14 @@ class Rehearsal(Printed):
     def outage_explanation(self) -> str:
         """A sentence on who answered while every instance was stopped."""
         helped = self.outage[-1]
-        soon = "not in use soon"
-        if helped.recovered is not None:
-            soon = f"in use {helped.recovered:.1f} s later"
         return (
             f"A copy needs an instance that runs: copies gave {helped.copies:,} answers, stand-ins "
             f"{helped.stood_in:,} of {helped.report.queries:,}. An instance that started again was "
-            f"{soon}."
+            + (
+                "not in use soon."
+                if helped.recovered is None
+                else f"in use {helped.recovered:.1f} s later."
+            )
         )
 
 
@@ -244,70 +250,87 @@ def rehearse(
         batch: Batch = queries.draw(np.random.default_rng(0), 64)
     else:
         batch = load_queries(inputs, opened)
-    usual, batch, common = _measure(opened, batch)
+    coroutine = _rehearse(opened, batch, instances, seconds, outage, differ, on_run)
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return uvloop.run(coroutine)
+    with ThreadPoolExecutor(1) as thread:  # this thread's event loop is in use
+        return thread.submit(uvloop.run, coroutine).result()
+
+
+async def _rehearse(
+    bundle: Bundle,
+    queries: Batch,
+    instances: int,
+    seconds: float,
+    outage: bool,
+    differ: float | None,
+    on_run: Callable[[str], None],
+) -> Rehearsal:
+    usual, queries, common = await _measure(bundle, queries)
     rate = min(MAX_RATE, LOADED * min(instances, os.cpu_count() or 1) / usual)
     slowed = LOADED * instances / rate
     policies = [
         PolicyChoice(EqualResources.name),
         PolicyChoice(Hedging.name, {"hedge_budget": COPIES}),
-        PolicyChoice(default_policy(opened)).within(differ),
+        PolicyChoice(default_policy(bundle)).within(differ),
     ]
     calm, faulty = max(CALM * seconds, LEARNED / rate), (1 - CALM) * seconds
-    plan = _slowed(opened, usual, slowed)
-    # As in a long garbage collection.
-    length = Constant(max(0.1, 10 * slowed))
-    pauses = Pauses(max(0.2, 20 * slowed), length, workers=(0,))
     with TemporaryDirectory() as folder:
-        texts = {name: each.astype(str) for name, each in batch.items() if each.dtype.hasobject}
-        np.savez(f"{folder}/inputs.npz", allow_pickle=False, **{**batch, **texts})
+        inputs = f"{folder}/inputs.npz"
+        texts = {name: each.astype(str) for name, each in queries.items() if each.dtype.hasobject}
+        np.savez(inputs, allow_pickle=False, **{**queries, **texts})
         load = LoadSpec(
             binary=True,
-            inputs=f"{folder}/inputs.npz",
+            inputs=inputs,
             rate=rate,
             warm_up=round(rate * calm),
             queries=max(1, round(rate * faulty)),
         )
+        rehearsed = _Rehearsed(bundle, instances, slowed, _slowed(bundle, usual, slowed), common)
 
         async def run(policy: PolicyChoice, *, gone: bool) -> Run:
             stopped = "every instance stops, " if gone else ""
             on_run(f"{policy.name}: {stopped}{calm + faulty:.0f} s, {rate:.0f} queries/s")
             async with AsyncExitStack() as stack:
-                scene = _Scene(opened, instances, policy, plan, stack)
-                return await (scene.outage(load) if gone else scene.pauses(load, pauses))
+                start = rehearsed.in_front_of_a_fleet if gone else rehearsed.with_instances
+                return await rehearsed.run(load, policy, *await start(stack, policy))
 
-        runs = [_complete(run(policy, gone=False)) for policy in policies]
+        runs = [await run(policy, gone=False) for policy in policies]
         for each in runs:
             if not each.report.answered:
                 raise UserError(f"no query was answered with the policy {each.policy}")
-        without = [_complete(run(policy, gone=True)) for policy in policies] if outage else []
-    return Rehearsal(1e3 * usual, 1e3 * slowed, rate, instances, common, runs, without)
+        without = [await run(policy, gone=True) for policy in policies] if outage else []
+    return Rehearsal(1e3 * usual, 1e3 * slowed, rate, instances, runs, without)
 
 
-def _complete(run: Coroutine[Any, Any, Run]) -> Run:
-    """Run on an event loop, in another thread if this one's is in use."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return uvloop.run(run)
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(uvloop.run, run).result()
-
-
-def _measure(bundle: Bundle, queries: Batch) -> tuple[float, Batch, float | None]:
+async def _measure(bundle: Bundle, queries: Batch) -> tuple[float, Batch, float | None]:
     """Return the model's usual time for a query in seconds, some of the queries with their labels,
     the model's classes, and the share of the commonest; None if it gives no classes."""
-    deployed = bundle.pinned(bundle.manifest.deployed).load()
-    sizes = commonest(queries, deployed.signature)
-    usual = inference_times([deployed], sizes=sizes)[0] / 1e3
-    queries = take(queries, slice(min(DRAWN, max(30, int(LABELLED / usual)))))
+    options = ServeOptions(port=0, deadline=DEADLINE, instances=1, policy=PolicyChoice("none"))
+    times, outputs = [], []
+    imitated = bundle.manifest.imitated_output
+    async with Server(bundle, options) as server:
+        for number in range(max(30, min(DRAWN, rows_in(queries)))):
+            row = number % rows_in(queries)
+            began = time.monotonic()
+            answer = await server.predict(take(queries, slice(row, row + 1)))
+            times.append(time.monotonic() - began)
+            if imitated is not None:
+                outputs.append(answer.outputs[imitated.name])
+            if number >= 29 and sum(times) > LABELLED:
+                break
+    queries = take(queries, slice(len(times)))
     try:
         metric = metric_for(bundle, None)
     except UserError:  # of no fixed shape
-        return usual, queries, None
+        return median(times), queries, None
     if METRICS[metric].kind != "classes":
-        return usual, queries, None
-    classes = deployed_predictor(bundle)(queries).argmax(axis=1)
-    return usual, {**queries, LABELS: classes}, float(np.bincount(classes).max() / len(classes))
+        return median(times), queries, None
+    classes = np.concatenate(outputs).argmax(axis=1)[: rows_in(queries)]
+    common = float(np.bincount(classes).max() / len(classes))
+    return median(times), {**queries, LABELS: classes}, common
 
 
 def _slowed(bundle: Bundle, usual: float, slowed: float) -> FaultPlan:
@@ -323,67 +346,87 @@ def _slowed(bundle: Bundle, usual: float, slowed: float) -> FaultPlan:
 
 
 @dataclass(frozen=True)
-class _Scene:
-    """A run of a policy on these instances of a bundle, slowed down by a plan; its servers are on
-    the stack."""
+class _Rehearsed:
+    """A bundle, and the instances that run it: a query takes `slowed` seconds as by the plan."""
 
     bundle: Bundle
     instances: int
-    policy: PolicyChoice
+    slowed: float
     plan: FaultPlan
-    stack: AsyncExitStack
+    common: float | None
 
-    async def pauses(self, load: LoadSpec, pauses: Pauses) -> Run:
-        """Offer the load to a server, an instance of which stops now and then."""
-        server = await self._serve(instances=self.instances, policy=self.policy, faults=self.plan)
+    async def with_instances(
+        self, stack: AsyncExitStack, policy: PolicyChoice
+    ) -> tuple[Server, Callable[[], None]]:
+        """Start a server, and return it, and a function that stops an instance now and then."""
+        # As in a long garbage collection.
+        length = Constant(max(0.1, 10 * self.slowed))
+        pauses = Pauses(max(0.2, 20 * self.slowed), length, workers=(0,))
+        server = await self._serve(stack, policy, self.instances)
         plan = structs.replace(self.plan, pauses=pauses)
-        return await self._run(load, server, lambda: server.deployment.engine.inject_faults(plan))
+        return server, partial(server.deployment.engine.inject_faults, plan)
 
-    async def outage(self, load: LoadSpec) -> Run:
-        """Offer the load to a server in front of others, which all stop. Then start one again."""
-        fleet = [await self._serve_alone() for _ in range(self.instances)]
+    async def in_front_of_a_fleet(
+        self, stack: AsyncExitStack, policy: PolicyChoice
+    ) -> tuple[Server, Callable[[], None], Callable[[], Awaitable[float | None]]]:
+        """Start servers of an instance each, and one in front of them; return that, a function
+        that stops the others, and one that starts one again and returns the seconds until it is in
+        use."""
+        alone = PolicyChoice("none")
+        fleet = [await self._serve(stack, alone, 1) for _ in range(self.instances)]
         urls = [each.url for each in fleet]
         engine = EngineChoice("remote", {"deployed": ",".join(urls)})
-        server = await self._serve(policy=self.policy, engine=engine)
+        options = ServeOptions(port=0, deadline=DEADLINE, policy=policy, engine=engine)
+        server = await stack.enter_async_context(Server(self.bundle, options))
         stopping: list[asyncio.Future[None]] = []
 
         def stop() -> None:
             stopping.extend(asyncio.ensure_future(each.stop()) for each in fleet)
 
-        run = await self._run(load, server, stop)
-        await asyncio.gather(*stopping)
-        await self._serve_alone(port=urlsplit(urls[0]).port or 0)
-        began = time.monotonic()
-        while time.monotonic() < began + RECOVERS_WITHIN:
-            if server.deployment.frontend.instances_up()[DEPLOYED]:
-                return replace(run, recovered=time.monotonic() - began)
-            await asyncio.sleep(0.01)
-        return run
+        async def restart() -> float | None:
+            await asyncio.gather(*stopping)
+            await self._serve(stack, alone, 1, port=urlsplit(urls[0]).port or 0)
+            began = time.monotonic()
+            while not server.deployment.frontend.instances_up()[DEPLOYED]:
+                if time.monotonic() > began + RECOVERS_WITHIN:
+                    return None
+                await asyncio.sleep(0.01)
+            return time.monotonic() - began
 
-    async def _serve_alone(self, port: int = 0) -> Server:
-        alone = PolicyChoice(NoRedundancy.name)
-        return await self._serve(port=port, instances=1, policy=alone, faults=self.plan)
+        return server, stop, restart
 
-    async def _serve(self, *, port: int = 0, **options: Any) -> Server:
-        given = ServeOptions(port=port, deadline=DEADLINE, **options)
-        server = await self.stack.enter_async_context(Server(self.bundle, given))
+    async def _serve(
+        self, stack: AsyncExitStack, policy: PolicyChoice, instances: int, port: int = 0
+    ) -> Server:
+        options = ServeOptions(
+            port=port, deadline=DEADLINE, instances=instances, policy=policy, faults=self.plan
+        )
+        server = await stack.enter_async_context(Server(self.bundle, options))
         server.deployment.begin_faults()
         return server
 
-    async def _run(self, load: LoadSpec, server: Server, fail: Callable[[], None]) -> Run:
-        """Offer the load; the fault begins with the first counted query."""
-        registry, copies = server.deployment.frontend.metrics.registry, []
+    async def run(
+        self,
+        load: LoadSpec,
+        policy: PolicyChoice,
+        server: Server,
+        fail: Callable[[], None],
+        restart: Callable[[], Awaitable[float | None]] | None = None,
+    ) -> Run:
+        """Offer the load; the fault begins with the first counted query. Then, `restart`."""
+        before = []
 
-        def count() -> None:
+        def copies() -> int:
             labels = {"kind": COPY, "fate": ANSWERED}
-            value = registry.get_sample_value("parm_redundant_tasks_total", labels)
-            copies.append(int(value or 0))
+            registry = server.deployment.frontend.metrics.registry
+            return int(registry.get_sample_value("parm_redundant_tasks_total", labels) or 0)
 
         def begin() -> None:
-            count()
+            before.append(copies())
             fail()
 
         load = replace(load, url=server.url)
         report = report_of(load, await offer_load(load, begin))
-        count()
-        return Run(self.policy.name, report, copies[1] - copies[0])
+        given = copies() - before[0]
+        recovered = None if restart is None else await restart()
+        return Run(policy.name, report, given, self.common, recovered)

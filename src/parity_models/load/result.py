@@ -101,6 +101,10 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     latency: Percentiles | None
     send_delay: Percentiles | None
 
+    def came_from(self, source: Source) -> int:
+        """Return the number of queries answered from `source`."""
+        return self.sources[source].count if source in self.sources else 0
+
 
 def report_of(spec: LoadSpec, result: LoadResult) -> LoadReport:
     """Sum up the result of `spec`."""
