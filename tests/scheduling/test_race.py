@@ -329,6 +329,15 @@ def test_an_output_stays_held_while_the_purse_is_empty() -> None:
     assert race.lost() == (Answer(0.1),)
 
 
+def test_an_output_without_doubt_is_held_once_there_is_no_budget() -> None:
+    known = rule()
+    race = asked(known)
+    known.purse.change(0.0)
+    (wake,) = race.answered(0.1, 0.0, CALM)
+    assert isinstance(wake, WakeAt)
+    assert isfinite(wake.time), "the alarm is that of the copy"
+
+
 def test_failed_model_leads_to_the_backup_or_to_its_held_output() -> None:
     race = Race(rule(), 0.0, 9.0)
     race.begin(0.0, CALM)

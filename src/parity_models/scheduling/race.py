@@ -396,8 +396,10 @@ class Rule:
         return LATE * max(0.0, age / self.median - 1) ** 2 if self.median else inf
 
     def released_after(self, doubt: float) -> float:
-        """Return the age of a query from which an output of this doubt is worth its price."""
-        return self.median * (1 + sqrt(doubt * self.purse.price / LATE))
+        """Return the age of a query from which an output of this doubt is worth its price; infinite
+        without a budget."""
+        price = self.purse.price
+        return self.median * (1 + sqrt(doubt * price / LATE)) if price < inf else inf
 
 
 @dataclass(slots=True, eq=False)
