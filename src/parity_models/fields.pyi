@@ -10,7 +10,7 @@ from parity_models.serving.engine import Placement
 from parity_models.serving.limits import Limits
 from parity_models.serving.options import EngineChoice
 from parity_models.simulation.emulation import FaultPlan
-from parity_models.trust.gate import Asked
+from parity_models.trust.gate import RequestedLevel
 
 class ScenarioOptionsFields(TypedDict, total=False):
     rate: float | None
@@ -23,7 +23,7 @@ class SimulationOptionsFields(ScenarioOptionsFields, total=False):
     service_time: float | None
     backup_time: float | None
     differ: float | None
-    agreement: Asked
+    agreement: RequestedLevel
 
 class GoalFields(SimulationOptionsFields, total=False):
     p99: float | None
@@ -73,7 +73,7 @@ class ServeOptionsFields(TypedDict, total=False):
     shutdown_delay: float
     verify_every: int
     differ: float | None
-    agreement: Asked
+    agreement: RequestedLevel
     compare: float
     state: Path | None
     journal: Path | None

@@ -12,7 +12,14 @@ from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models import CodeSpec, PolicyChoice, ServeOptions, Server, Source, UserError
 from parity_models.bundle.bundle import Bundle, with_measured
 from parity_models.trust.evidence import DoubtCurve
-from parity_models.trust.gate import DEFAULT, NOTHING, AnsweredClass, Calibration, GateLevel
+from parity_models.trust.gate import (
+    DEFAULT,
+    NOTHING,
+    AnsweredClass,
+    Calibration,
+    GateLevel,
+    RequestedLevel,
+)
 from parity_models.trust.gates import choose_gates, closed
 
 ROLES = {"deployed", "parity-0", "backup"}
@@ -81,7 +88,8 @@ def test_only_a_stand_in_of_some_classes_keeps_its_gate_with_a_budget(tmp_path: 
     only = (AnsweredClass(1, "spam", 0.995), AnsweredClass(2, "news"))
     known = msgspec.structs.replace(calibration(), answer_only=only)
     held = bundle(tmp_path, backup=known)
-    for agreement, level in ((DEFAULT, 0.99), (0.9, 0.9)):
+    levels: list[tuple[RequestedLevel, float]] = [(DEFAULT, 0.99), (0.9, 0.9)]
+    for agreement, level in levels:
         (gate,) = choose_gates(held.gates, {"backup"}, agreement, budgeted=True).values()
         assert gate.classes == {"spam": 0.995, "news": level}
         assert gate.starts == {1: (0.995, NOTHING), 2: (level, NOTHING)}

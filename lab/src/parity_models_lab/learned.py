@@ -12,6 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -150,7 +151,7 @@ class JointTraining:
         self._files = {each: f"{stem}.{each}" for each in ("encoder", "decoder")}
         self._coders: dict[str, nn.Module] = {}
         encoder, decoder = ({"weights": file} for file in self._files.values())
-        self.spec = replace(
+        self.spec = msgspec.structs.replace(
             spec,
             encoder_options=encoder if spec.encoder in spec.own else {},
             decoder_options=decoder if spec.decoder in spec.own else {},

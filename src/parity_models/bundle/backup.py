@@ -16,7 +16,7 @@ from parity_models.roles import BACKUP, Source
 from parity_models.tensors.queries import as_batch
 from parity_models.tensors.signature import Batch, padded
 from parity_models.trust.evidence import EvidenceStore
-from parity_models.trust.gate import DEFAULT, Asked, served
+from parity_models.trust.gate import DEFAULT, RequestedLevel, served
 from parity_models.trust.gates import OutputGate, choose_gates, closed, doubtful
 from parity_models.trust.judge import StandInJudge
 
@@ -73,7 +73,7 @@ class GatedBackup:
     def __init__(
         self,
         bundle: Bundle,
-        agreement: Asked = DEFAULT,
+        agreement: RequestedLevel = DEFAULT,
         *,
         budgeted: bool = False,
         evidence: EvidenceStore | None = None,

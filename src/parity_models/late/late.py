@@ -25,7 +25,7 @@ from parity_models.late.servers import Servers
 from parity_models.late.values import Form
 from parity_models.roles import Source
 from parity_models.tensors.signature import Batch
-from parity_models.trust.gate import DEFAULT, Asked
+from parity_models.trust.gate import DEFAULT, RequestedLevel
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -92,7 +92,7 @@ class Late:
         bundle: Bundle | GatedBackup | Path | str | None = None,
         *,
         differ: float = 0.001,
-        agreement: Asked = DEFAULT,
+        agreement: RequestedLevel = DEFAULT,
         state: Path | str | None = None,
         copies: float = 0.1,
         cpu: float = 0.5,

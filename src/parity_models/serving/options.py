@@ -18,7 +18,7 @@ from parity_models.serving.local.thread_engine import ThreadEngine
 from parity_models.serving.ray.ray_engine import RayEngine
 from parity_models.serving.remote.remote_engine import RemoteEngine
 from parity_models.simulation.emulation import FaultPlan
-from parity_models.trust.gate import AGREEMENT_OPTION, DEFAULT, Asked
+from parity_models.trust.gate import AGREEMENT_OPTION, DEFAULT, RequestedLevel
 
 UNIT_TIMEOUT = 10.0
 """Seconds that a unit may always take, however short the deadline."""
@@ -145,7 +145,7 @@ class ServeOptions(Options):
         100, "Queries between two checks of an instance with a golden query. 0: no checks.", ge=0
     )
     differ: Annotated[float | None, DIFFER_OR_DEFAULT] = None
-    agreement: Annotated[Asked, AGREEMENT_OPTION] = DEFAULT
+    agreement: Annotated[RequestedLevel, AGREEMENT_OPTION] = DEFAULT
     compare: float = option(
         COMPARE,
         "Share of queries that idle instances run on a stand-in too, to learn from.",

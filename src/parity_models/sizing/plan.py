@@ -24,7 +24,7 @@ from parity_models.sizing.scenario import (
     outcome_table,
     service_of,
 )
-from parity_models.trust.gate import DEFAULT, Asked
+from parity_models.trust.gate import DEFAULT, RequestedLevel
 
 if TYPE_CHECKING:
     from parity_models.fields import GoalFields
@@ -70,7 +70,7 @@ class Plan:
     missed: tuple[str, ...]
     excess: float
     max_batch: int
-    agreement: Asked = DEFAULT
+    agreement: RequestedLevel = DEFAULT
 
     @property
     def flags(self) -> str:

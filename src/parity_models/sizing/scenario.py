@@ -36,7 +36,7 @@ from parity_models.simulation.journal import Workload
 from parity_models.simulation.simulation import FAILED, Simulation, SimulationResult
 from parity_models.trust.doubt import Doubts
 from parity_models.trust.evidence import DoubtCurve
-from parity_models.trust.gate import AGREEMENT_OPTION, DEFAULT, Asked, Calibration
+from parity_models.trust.gate import AGREEMENT_OPTION, DEFAULT, Calibration, RequestedLevel
 from parity_models.trust.gates import choose_gates
 
 INSTANCES = 12
@@ -105,7 +105,7 @@ class SimulationOptions(ScenarioOptions):
         gt=0,
     )
     differ: Annotated[float | None, DIFFER_OR_DEFAULT] = None
-    agreement: Annotated[Asked, AGREEMENT_OPTION] = DEFAULT
+    agreement: Annotated[RequestedLevel, AGREEMENT_OPTION] = DEFAULT
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ AGREEMENT = 0.99
 DEFAULT: Final = "default"
 """In place of an agreement: the policy decides about gates, as `trust.gates.choose_gates` says."""
 
-Asked = float | Literal["default"] | None
+RequestedLevel = float | Literal["default"] | None
 """The agreement of gates that is asked for; None or 0: no gates."""
 
 LEAST_LEVEL = 0.01

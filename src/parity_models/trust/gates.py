@@ -19,9 +19,9 @@ from parity_models.trust.evidence import EvidenceStore
 from parity_models.trust.gate import (
     AGREEMENT,
     DEFAULT,
-    Asked,
     Calibration,
     Gate,
+    RequestedLevel,
     StandIn,
     served,
 )
@@ -104,7 +104,7 @@ class Calibrations(Printed, dict[StandIn, Calibration]):
 def choose_gates(
     calibrations: Calibrations,
     roles: Collection[str],
-    agreement: Asked = DEFAULT,
+    agreement: RequestedLevel = DEFAULT,
     *,
     budgeted: bool = False,
 ) -> dict[Source, Gate]:

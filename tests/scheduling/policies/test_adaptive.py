@@ -125,7 +125,7 @@ def test_on_a_slow_instance_the_backup_is_asked_at_once(monkeypatch: pytest.Monk
     assert world.running["2"].subjects == world.running["0"].subjects
 
 
-# Asked first
+# RequestedLevel first
 
 
 def asked_first(doubt: float = 0.0, **options: Any) -> World:

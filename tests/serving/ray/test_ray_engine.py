@@ -19,6 +19,7 @@ from parity_models.bundle.onnx_model import PinnedModel
 from parity_models.errors import ModelError, ServingError
 from parity_models.serving.engine import Engine
 from parity_models.serving.options import EngineChoice
+from parity_models.serving.ray.cluster import ActorInstance
 from parity_models.serving.ray.ray_engine import RayEngine
 from parity_models.simulation.emulation import Constant, FaultPlan
 from ports import free_ports
@@ -53,7 +54,9 @@ class RayFleet(Fleet):
 
     def kill(self, engine: Engine, number: int) -> None:
         assert isinstance(engine, RayEngine)
-        ray.kill(engine._instances[str(number)]._actor)
+        instance = engine._instances[str(number)]
+        assert isinstance(instance, ActorInstance)
+        ray.kill(instance._actor)
 
 
 @pytest.fixture
