@@ -23,9 +23,7 @@ from parity_models.roles import DEPLOYED, Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.garbage import freeze_modules
-from parity_models.serving.grpc.codec import decode
-from parity_models.serving.grpc.codec import read_request as read_message
-from parity_models.serving.grpc.codec import write_response as write_message
+from parity_models.serving.grpc import codec
 from parity_models.serving.grpc.grpc_server import GrpcServer
 from parity_models.serving.grpc.service import Rpc
 from parity_models.serving.http import listen, url_of
@@ -65,8 +63,7 @@ class Floor:
     def _run(self) -> None:
         while self._idle and self._waiting:
             instance, unit = self._idle.popleft(), next(self._units)
-            taken = min(self._batch, len(self._waiting))
-            batch = [self._waiting.popleft() for _ in range(taken)]
+            batch = [self._waiting.popleft() for _ in range(min(self._batch, len(self._waiting)))]
             self._running[unit] = instance, batch
             rows = [asked.rows[0] for asked, _ in batch if asked.rows is not None]
             self.engine.run(instance, unit, DEPLOYED, rows)
@@ -125,10 +122,9 @@ class Connection(asyncio.Protocol):
 
     def _answer(self, asked: InferRequest, outputs: NDArray[Any]) -> None:
         head, binary = _done(write_response(asked, Result(outputs, [Source.MODEL])))
-        size = len(head) + sum(map(len, binary))
-        lines = b"HTTP/1.1 200 OK\r\n%b: %d\r\ncontent-length: %d\r\n\r\n"
-        written = lines % (_LENGTH, len(head), size)
-        self._transport.write(b"".join((written, head, *binary)))
+        sizes = len(head), len(head) + sum(map(len, binary))
+        lines = b"HTTP/1.1 200 OK\r\n%b: %d\r\ncontent-length: %d\r\n\r\n" % (_LENGTH, *sizes)
+        self._transport.write(b"".join((lines, head, *binary)))
 
 
 class GrpcFloor(GrpcServer):
@@ -145,9 +141,9 @@ class GrpcFloor(GrpcServer):
 
     async def answer(self, rpc: Rpc) -> bytes:
         model, future = self._floor.model, asyncio.get_running_loop().create_future()
-        asked = read_message(*decode(rpc.body, model, self.limits.max_json), model)
+        asked = codec.read_request(*codec.decode(rpc.body, model, self.limits.max_json), model)
         self._floor.ask(asked, future.set_result)
-        return await write_message(asked, Result(await future, [Source.MODEL]))
+        return await codec.write_response(asked, Result(await future, [Source.MODEL]))
 
 
 def _done(coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -554,6 +554,7 @@ def plot_tails(file: Path, panels: Mapping[str, Mapping[str, Pooled]], note: str
 
 # The command real
 
+ABOUT = f"Four instances on two cores; {DIFFER:.1%} may differ."
 BASELINE = "no help, Triton"
 
 
@@ -575,14 +576,6 @@ class Comparison:
     seed: Seed = 1
     seeds: int = option(1, "Seeds, from SEED on.", ge=1)
 
-    @property
-    def all_seeds(self) -> range:
-        return range(self.seed, self.seed + self.seeds)
-
-    def __str__(self) -> str:
-        load = f"{self.rate:g} queries a second to four instances on two cores"
-        return f"{load}; {DIFFER:.1%} may differ."
-
 
 def real(options: Comparison) -> None:
     """Compare contestants where nothing is emulated: texts, model, servers and slowness are real.
@@ -593,25 +586,18 @@ def real(options: Comparison) -> None:
     intermediate results until the code changes.
     """
     texts, out = prepare(options), options.out
-    runs = asyncio.run(compare(options, texts, options.all_seeds, _contestants))
+    seeds = range(options.seed, options.seed + options.seeds)
+    runs = asyncio.run(compare(options, texts, seeds, _contestants))
     for name, outage in (("spells", False), ("outage", True)):
-        chosen = [each for each in options.all_seeds if has_outage(each) == outage]
+        chosen = [each for each in seeds if has_outage(each) == outage]
         if not chosen:
             continue
         results = {who: pooled([found[each] for each in chosen]) for who, found in runs.items()}
         late = results[BASELINE].latencies > LATE
         rows = [row_of(who, found, late, texts) for who, found in results.items()]
         title = f"Nothing is emulated, {name}: {len(chosen)} seeds"
-        about = {
-            "rate": options.rate,
-            "differ": DIFFER,
-            "seeds": chosen,
-            "spells": spells_in(chosen),
-        }
-        report(title, rows, out / f"real-{name}.json", **about)
-        plot_tails(
-            out / f"real-{name}.png", {"A real model, texts, slowness": results}, str(options)
-        )
+        report(title, rows, out / f"real-{name}.json", seeds=chosen, spells=spells_in(chosen))
+        plot_tails(out / f"real-{name}.png", {"A real model, texts, slowness": results}, ABOUT)
 
 
 def prepare(options: Comparison) -> Texts:
@@ -645,8 +631,7 @@ def prepare(options: Comparison) -> Texts:
 
 def _example(name: str, *arguments: str | Path) -> None:
     click.echo(name, err=True)
-    program = ROOT / "examples" / "real" / name
-    subprocess.run([sys.executable, program, *arguments], check=True)
+    subprocess.run([sys.executable, ROOT / "examples" / "real" / name, *arguments], check=True)
 
 
 Contestants = Callable[[AsyncExitStack, Path, Texts], Awaitable[dict[str, Contestant]]]
@@ -781,7 +766,8 @@ def late(options: Comparison) -> None:
     the folder for intermediate results until the code changes.
     """
     texts, out = prepare(options), options.out
-    chosen = [each for each in options.all_seeds if not has_outage(each)]
+    seeds = range(options.seed, options.seed + options.seeds)
+    chosen = [each for each in seeds if not has_outage(each)]
     runs = asyncio.run(compare(options, texts, chosen, _callers))
     results = {name: pooled([*found.values()]) for name, found in runs.items()}
     rows: list[Row] = []
@@ -794,7 +780,7 @@ def late(options: Comparison) -> None:
             panels[balancer][without_delay(library)] = found
     title = f"Calls to four servers, {len(chosen)} seeds"
     report(title, rows, out / "late.json", seeds=chosen, spells=spells_in(chosen))
-    plot_tails(out / "late.png", panels, str(options))
+    plot_tails(out / "late.png", panels, ABOUT)
 
 
 async def _callers(stack: AsyncExitStack, work: Path, texts: Texts) -> dict[str, Contestant]:
