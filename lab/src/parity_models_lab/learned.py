@@ -150,12 +150,11 @@ class JointTraining:
     def __init__(self, spec: CodeSpec, stem: Path) -> None:
         self._files = {each: f"{stem}.{each}" for each in ("encoder", "decoder")}
         self._coders: dict[str, nn.Module] = {}
-        encoder, decoder = ({"weights": file} for file in self._files.values())
-        self.spec = msgspec.structs.replace(
-            spec,
-            encoder_options=encoder if spec.encoder in spec.own else {},
-            decoder_options=decoder if spec.decoder in spec.own else {},
+        encoder, decoder = (
+            {"weights": file} if getattr(spec, each) in spec.own else {}
+            for each, file in self._files.items()
         )
+        self.spec = msgspec.structs.replace(spec, encoder_options=encoder, decoder_options=decoder)
 
     def __call__(self, network: str | Factory, code: Code) -> NetworkPlan:
         usual = parity_network(network, code)
@@ -168,7 +167,8 @@ class JointTraining:
 
         def make() -> nn.Module:
             made = usual.make()
-            made.coders = nn.ModuleDict(self._coders)  # for the optimiser and checkpoints
+            # For the optimiser and checkpoints; the last module calls no other.
+            [*made.modules()][-1].coders = nn.ModuleDict(self._coders)
             return made
 
         return replace(usual, make=make)
