@@ -2,7 +2,7 @@
 
 import asyncio
 import gzip
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 
 import ngh2
 import pytest
@@ -266,6 +266,18 @@ async def test_calls_that_do_not_arrive_make_room_for_others() -> None:
             refused = [client.statuses[stream] for client, stream in opened]
             codes = {int(each[b"grpc-status"]) for each in refused if each}
             assert codes == {code_pb2.RESOURCE_EXHAUSTED}
+
+
+async def test_health_is_told_while_clients_begin_calls_that_are_one_too_many() -> None:
+    async with serving(max_rpcs=100, max_connections=20) as (served, _), AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(served.address)) for _ in range(4)]
+        async with served.channel() as channel:
+            for _ in range(50):
+                for client in clients:
+                    for _ in range(50):
+                        client.ask(None)
+                assert await method(channel, HEALTH)(b"", timeout=60)
+        assert served.server.calls <= 100 + 20 + 2 * RESERVE
 
 
 async def test_calls_for_health_that_do_not_arrive_are_bounded_too() -> None:

@@ -127,6 +127,8 @@ class _Connection(Connection):
         self.calls: dict[int, _Call] = {}
         self._h2 = ngh2.Connection(ngh2.Role.SERVER, _CONFIGURATION)
         self._reading: asyncio.Task[None] | None = None
+        self._refused_streams: list[int] = []
+        """Streams whose answer is an error, and whose message still arrives."""
         self._flushes = self._paused = self._has_called = False
         self._began = self._heard = self._active = time.monotonic()
         """The times of its beginning, of the client's last bytes, and of the last call's end."""
@@ -436,6 +438,8 @@ class _Connection(Connection):
             self._h2.send_trailers(call.stream, status)
         else:
             self._h2.send_response(call.stream, _HEAD + status, end_stream=True)
+            if not call.whole:
+                self._refused_streams.append(call.stream)
         self._flush_soon()
 
     def _flush_soon(self) -> None:
@@ -449,13 +453,21 @@ class _Connection(Connection):
         if self._ended:
             return
         try:
-            while not self._paused and (data := self._h2.data_to_send(_MAX_WRITE)):
-                self._transport.write(data)
+            self._write()
+            while self._refused_streams and not self._paused:
+                # The rest of these messages is not needed: their streams make room for others.
+                if (stream := self._refused_streams.pop()) in self.calls:
+                    self._h2.reset_stream(stream, ngh2.ErrorCode.NO_ERROR)
+            self._write()
         except ngh2.NGH2Error:
             _log.exception("a connection cannot go on")
             self.abort()
         else:
             self._take_events()
+
+    def _write(self) -> None:
+        while not self._paused and (data := self._h2.data_to_send(_MAX_WRITE)):
+            self._transport.write(data)
 
 
 def _seconds(timeout: str) -> float:
@@ -495,11 +507,14 @@ class GrpcServer(ConnectionServer[_Connection], Service):
             return
         text = f"the server has {most:,} gRPC calls, some of which still arrive; try again later"
         error = OverloadedError(text, why=Refused.MAX_RPCS)
-        busiest = max(self._connections, key=lambda each: len(each.calls))
-        arriving = (each for each in busiest.calls.values() if not (each.whole or each.ended))
-        if busiest is connection or (other := next(arriving, None)) is None:
-            raise error
-        busiest.fail(other, error)
+        for each in sorted(self._connections, key=lambda each: len(each.calls), reverse=True):
+            if each is connection:
+                break
+            arriving = (other for other in each.calls.values() if not (other.whole or other.ended))
+            if (other := next(arriving, None)) is not None:
+                each.fail(other, error)
+                return
+        raise error
 
     async def start(self, host: str, port: int) -> str:
         listening = listen(host, port, reuse_port=self._reuse_port, use=" for gRPC")
