@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,7 +44,7 @@ def test_workers_killed_one_after_another_under_load_cost_no_request(bundle: Pat
                 os.kill(worker, signal.SIGKILL)
                 clients.more()
                 until(
-                    lambda kills=kills: server.metric("parm_instance_restarts_total") == kills,  # type: ignore[misc]  # of a lambda's default
+                    partial(lambda n: server.metric("parm_instance_restarts_total") == n, kills),
                     f"kill {kills}: no restart",
                 )
         assert server.metric("parm_query_latency_seconds_count") == len(clients.answers)
@@ -56,7 +57,7 @@ def test_signals_switch_redundancy_off_and_on(bundle: Path) -> None:
         for number, state in ((signal.SIGUSR1, "off"), (signal.SIGUSR2, "on")):
             os.kill(server.process.pid, number)
             is_so = f'parm_redundancy{{state="{state}"}} 1.0'
-            until(lambda is_so=is_so: is_so in httpx.get(server.metrics_url).text, state)  # type: ignore[misc]  # of a lambda's default
+            until(partial(lambda said: said in httpx.get(server.metrics_url).text, is_so), state)
 
 
 # The end

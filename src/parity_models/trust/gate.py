@@ -198,8 +198,8 @@ def confidences(kind: Confidence, outputs: Array) -> NDArray[np.float64]:
 
 
 def _log_odds(scores: NDArray[np.float64]) -> float:
-    """Return the same for one output of scores (n,), which it sorts: a service compares one at a
-    time, and so it takes half as long."""
+    """Return the confidence in one output of scores (n,), which are sorted in place; NaN if a score
+    is not finite. Services judge one output at a time, and this takes half as long for it."""
     scores.sort()
     least, largest = scores.item(0), scores.item(-1)
     if not (isfinite(least) and isfinite(largest)):
