@@ -13,6 +13,7 @@ EXTRAS = {
     "onnx": "train",
     "opentelemetry": "otel",
     "onnxscript": "train",
+    "pyarrow": "train",
     "ray": "ray",
     "safetensors": "train",
     "sklearn": "train",

@@ -1,6 +1,7 @@
 """Logs of queries and answers are read line by line, whatever is in them."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import Table, array
+from pyarrow.parquet import write_table
 
 from parity_models.errors import DataError
-from parity_models.tensors import pairs as reading
 from parity_models.tensors.pairs import Labels, Pairs, read_pairs
 
 LINES = [{"text": f"question {i}", "answer": "ab"[i % 2]} for i in range(40)]
@@ -130,8 +132,8 @@ def test_a_log_that_teaches_nothing_is_refused(folder: Path, lines: Any, said: s
 
 
 def test_a_file_of_another_kind_is_refused(folder: Path) -> None:
-    with pytest.raises(DataError, match="JSON lines"):
-        read_pairs(folder / "log.parquet")
+    with pytest.raises(DataError, match=r"it has to end in \.jsonl, \.csv, \.parquet"):
+        read_pairs(folder / "log.xlsx")
     with pytest.raises(DataError, match="No such file"):
         read_pairs(folder / "nothing.jsonl")
 
@@ -142,9 +144,9 @@ def test_peculiar_labels_are_noted(folder: Path) -> None:
     assert any("2 of 4 labels have fewer than 5 distinct queries" in x for x in found.notes)
 
 
-def test_of_a_long_log_the_last_part_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "MAX_PAIRS", 10)
-    found = read(folder, *LINES)
+def test_of_a_long_log_the_last_part_is_kept(folder: Path) -> None:
+    read(folder, *LINES)
+    found = read_pairs(folder / "log.jsonl", most=10)
     assert found.inputs["text"].ravel().tolist() == [x["text"] for x in LINES[-10:]]
     assert "only the last 10 distinct queries count" in found.notes
 
@@ -172,8 +174,43 @@ def test_csv_without_texts_is_refused(folder: Path) -> None:
         read(folder, CSV.replace(b"\r\n", b"\r"), name="log.csv")
 
 
+def test_parquet_is_read_like_json_lines(folder: Path) -> None:
+    day = datetime(2026, 5, 1, tzinfo=UTC)
+    rows: list[dict[str, Any]] = [
+        {"time": day - i * timedelta(hours=1), "text": f"q {i}", "label": "ab"[i % 2]}
+        for i in range(300)
+    ]
+    rows[7]["label"] = None
+    write_table(Table.from_pylist(rows), folder / "texts.parquet")
+    found = read_pairs(folder / "texts.parquet")
+    assert found.times
+    assert found.labels == ("a", "b")
+    assert found.inputs["text"].ravel().tolist()[:2] == ["q 299", "q 298"]
+    assert "1 lines cannot be read as pairs: line 8 (" in found.notes[1]
+
+    inputs = [{"x": [float(i), 1.0], "n": i} for i in range(60)]
+    columns = {"inputs": inputs, "answer": [[0.5, float(i)] for i in range(60)]}
+    write_table(Table.from_pydict(columns), folder / "numbers.parquet")
+    found = read_pairs(folder / "numbers.parquet")
+    assert found.inputs["x"].shape == found.answers.shape == (60, 2)
+
+
+def test_parquet_that_is_no_log_is_refused(folder: Path) -> None:
+    path = folder / "bad.parquet"
+    write_table(Table.from_pydict({"a": [1], "b": [2]}), path)
+    with pytest.raises(DataError, match="has the columns a, b"):
+        read_pairs(path)
+    write_table(Table.from_pydict({"text": array([b"x"]), "answer": ["a"]}), path)
+    with pytest.raises(DataError, match="1 of 1 lines cannot be read as pairs"):
+        read_pairs(path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        read_pairs(path)
+
+
 @given(
-    lines=st.lists(st.binary(max_size=60), max_size=20), suffix=st.sampled_from([".jsonl", ".csv"])
+    lines=st.lists(st.binary(max_size=60), max_size=20),
+    suffix=st.sampled_from([".jsonl", ".csv", ".parquet"]),
 )
 def test_any_bytes_are_pairs_or_an_error(folder: Path, lines: list[bytes], suffix: str) -> None:
     path = folder / f"any{suffix}"

@@ -23,7 +23,7 @@ def protect(
     ),
     pairs: Path | None = option(
         None,
-        "A log of queries and the model's answers in their place: a .jsonl or .csv file.",
+        "A log of queries and the model's answers in their place: .jsonl, .csv or .parquet.",
         metavar="FILE",
     ),
     options: Annotated[SearchOptions, Without("seed", "hflip", "device")],

@@ -33,7 +33,7 @@ from parity_models.tasks.metrics import (
     load_labels,
     score,
 )
-from parity_models.tensors.pairs import SUFFIXES, read_pairs
+from parity_models.tensors.pairs import READERS, read_pairs
 from parity_models.tensors.queries import as_batch, check_queries, read_batch, rows_in
 from parity_models.tensors.signature import Array, Batch
 from parity_models.trust.calibration import RISK, check_levels, reached_by_class, reached_levels
@@ -417,7 +417,7 @@ def load_known(inputs: GivenInputs, bundle: Bundle, least: int = 1) -> tuple[Bat
 
     Raises DataError for answers that are not outputs of the model.
     """
-    if not (isinstance(inputs, str | Path) and Path(inputs).suffix in SUFFIXES):
+    if not (isinstance(inputs, str | Path) and Path(inputs).suffix in READERS):
         return load_queries(inputs, bundle, least), None
     pairs, shape = read_pairs(Path(inputs)), judged_shape(bundle)
     labels = _names_of_classes(bundle) if pairs.labels else ()

@@ -3,8 +3,8 @@
     {"text": "where is my card?", "answer": "card_arrival", "time": "2026-05-01T09:30:00"}
     {"inputs": {"x": [0.1, 0.7]}, "answer": [0.2, 0.8]}
 
-Files are JSON lines, or CSV with a header. They are read line by line, and of a long log the last
-part is kept, so memory is bounded.
+Files are JSON lines, CSV with a header, or Parquet. They are read in pieces, and of a long log the
+last part is kept, so memory is bounded.
 """
 
 import csv
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
+from itertools import count
 from math import isfinite
 from pathlib import Path
 from typing import Any, Self
@@ -21,15 +22,12 @@ from typing import Any, Self
 import msgspec
 import numpy as np
 
-from parity_models.errors import DataError
+from parity_models.errors import DataError, needs
 from parity_models.tensors.features import TextFeatures
 from parity_models.tensors.signature import Array, Named, Signature, Tensor
 from parity_models.tensors.texts import BYTES, as_texts
 
 _log = logging.getLogger(__name__)
-
-SUFFIXES = (".jsonl", ".csv")
-"""The suffixes of files of pairs."""
 
 MAX_PAIRS, MAX_VALUES = 100_000, 2**26
 """The most distinct queries that are kept, and the most characters and numbers in all of them."""
@@ -39,6 +37,9 @@ MAX_OUTPUTS = 2**25
 
 MAX_LINE = 2**20
 """The most bytes of a line."""
+
+PARQUET_ROWS = 256
+"""The rows of a Parquet file that are read at once."""
 
 MAX_LABELS, MAX_OTHERS = 1_000, 4_096
 """The most labels, and the most others that are remembered until clients have them."""
@@ -131,21 +132,18 @@ class Labels:
         return np.array(texts, object).reshape(-1, 1)
 
 
-def read_pairs(path: Path) -> Pairs:
-    """Read the pairs in a file.
+def read_pairs(path: Path, most: int = MAX_PAIRS) -> Pairs:
+    """Read the pairs in a file; the last of them, if more than `most` are distinct.
 
     Repeated queries count once, with their commonest answer; texts are the same if they differ by
     case, width and punctuation only. Raises DataError for a file that cannot be read, with more
     than a share MAX_UNREADABLE of unreadable lines, or from which nothing can be learned.
     """
-    if path.suffix not in SUFFIXES:
-        raise DataError(
-            f"{path} is not a log of pairs: give JSON lines (.jsonl) or CSV (.csv); other tables, "
-            "such as Parquet, have to be saved as one of these"
-        )
-    log = _Log()
+    if (reader := READERS.get(path.suffix)) is None:
+        raise DataError(f"{path} is not a log of pairs: it has to end in {', '.join(READERS)}")
+    log = _Log(most)
     try:
-        for number, line in _csv(path) if path.suffix == ".csv" else _lines(path):
+        for number, line in reader(path):
             log.add(number, line)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
@@ -177,7 +175,8 @@ class _Query:
 class _Log:
     """The distinct queries of a log, by what makes them distinct, and what lines are unreadable."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._queries = OrderedDict[Any, _Query]()
         self._form: Any = None
         """The inputs and the kind of the answer of the first line; all must have the same."""
@@ -210,7 +209,7 @@ class _Log:
         elif known.time is not None:
             known.time = None if time is None else min(time, known.time)
         known.answers[answer] += 1
-        while len(self._queries) > MAX_PAIRS or self._values > MAX_VALUES:
+        while len(self._queries) > self._most or self._values > MAX_VALUES:
             self._values -= self._queries.popitem(last=False)[1].size
             self._dropped += 1
 
@@ -347,7 +346,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes | ValueError]]:
 
 
 def _csv(path: Path) -> Iterator[tuple[int, _Line | ValueError]]:
-    """Yield the records of a CSV file. If no column is called answer, the only other one is it."""
+    """Yield the records of a CSV file."""
     broken: list[tuple[int, ValueError]] = []
     number = 0
 
@@ -364,13 +363,7 @@ def _csv(path: Path) -> Iterator[tuple[int, _Line | ValueError]]:
         header = next(reader, [])
     except csv.Error as error:
         raise DataError(f"{path} has no header of CSV, in lines that end in LF: {error}") from error
-    others = [each for each in header if each not in ("text", "time")]
-    names = ["answer" if others == [each] else each for each in header]
-    if not {"text", "answer"} <= {*names}:
-        raise DataError(
-            f"{path} has the columns {', '.join(header) or 'none'}; a log in CSV has text and "
-            "answer, and maybe time"
-        )
+    names = _columns(path, header)
     while True:
         try:
             record = next(reader, None)
@@ -382,3 +375,44 @@ def _csv(path: Path) -> Iterator[tuple[int, _Line | ValueError]]:
         except (csv.Error, ValueError) as error:
             yield number, ValueError(str(error))
     yield from broken
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, _Line | ValueError]]:
+    """Yield the rows of a Parquet file, from 1."""
+    with needs("train", "a log in Parquet"):
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    numbers = count(1)
+    try:
+        with path.open("rb") as opened, ParquetFile(opened) as file:
+            names = _columns(path, file.schema_arrow.names)
+            for batch in file.iter_batches(PARQUET_ROWS):
+                for row in batch.rename_columns(names).to_pylist():
+                    number = next(numbers)
+                    try:
+                        yield number, _from_row(row)
+                    except (TypeError, ValueError) as error:
+                        yield number, ValueError(str(error))
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+def _from_row(row: dict[str, Any]) -> _Line:
+    return msgspec.convert(msgspec.to_builtins(row, builtin_types=(bytes,)), _Line)
+
+
+def _columns(path: Path, given: list[str]) -> list[str]:
+    """Return the names of a table's columns. If none is called answer, the only one that is not
+    known is it."""
+    others = [each for each in given if each not in ("text", "inputs", "time")]
+    names = ["answer" if others == [each] else each for each in given]
+    if "answer" not in names or {"text", "inputs"}.isdisjoint(names):
+        raise DataError(
+            f"{path} has the columns {', '.join(given) or 'none'}; a log has text and answer, and "
+            "maybe time"
+        )
+    return names
+
+
+READERS = {".jsonl": _lines, ".csv": _csv, ".parquet": _parquet}
+"""What reads a file of pairs, by its suffix."""
