@@ -12,7 +12,6 @@ import pytest
 from access_files import HASHED, HOST, OTHER, TOKEN, Files
 from http_served import Echo, binary, eventually, get, serving
 from parity_models.errors import UserError
-from parity_models.serving import http
 from parity_models.serving.access import MIN_TOKEN, Certificate, Tokens
 
 
@@ -89,10 +88,7 @@ async def test_a_handshake_that_does_not_come_ends_in_time(tls: Tls) -> None:
         assert served.server.connections == 0
 
 
-async def test_a_slow_client_gets_all_of_the_last_answer_over_tls(
-    files: Files, tls: Tls, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http, "GRACE", 0.2)
+async def test_a_slow_client_gets_all_of_the_last_answer_over_tls(files: Files, tls: Tls) -> None:
     async with serving(Echo(times=1000), tls=tls) as served:
         here = ("127.0.0.1", served.port)
         reader, writer = await asyncio.open_connection(*here, limit=2**16, ssl=files.trusting)

@@ -138,9 +138,8 @@ def test_batches_carry_what_as_many_instances_cannot_one_by_one() -> None:
 
 @pytest.mark.slow
 def test_the_command_says_what_to_serve_and_with_what(
-    bundle: Bundle, tmp_path: Path, parm_here: Here, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, tmp_path: Path, parm_here: Here
 ) -> None:
-    monkeypatch.setattr("parity_models.sizing.plan.QUERIES", 2000)
     calm, out = tmp_path / "calm.json", tmp_path / "out"
     calm.write_bytes(msgspec.json.encode(FaultPlan()))
     of = ("plan", str(bundle.path), "--contention", str(calm))

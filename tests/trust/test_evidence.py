@@ -112,14 +112,13 @@ def test_the_next_server_goes_on_where_the_last_one_stopped(tmp_path: Path) -> N
 
 
 def test_servers_at_the_same_time_take_files_of_their_own_and_read_each_other_s(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(evidences, "SLOTS", 2)
     first = kept(tmp_path, 1)
     second = kept(tmp_path, 2)
     assert second.learned_by_others(Source.BACKUP) == [learned(1)]
     assert not caplog.records
-    third = EvidenceStore(tmp_path, DIGEST)
+    third = EvidenceStore(tmp_path, DIGEST, slots=2)
     assert "2 others keep evidence" in caplog.text
     third.learned(Source.BACKUP)
     third.close()  # writes nothing

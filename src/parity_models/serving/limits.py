@@ -38,7 +38,8 @@ class Limits(Options):
     Those without a flag are for programs. `max_rpcs` bounds the gRPC calls for predictions at a
     time; `max_json`, a JSON body or gRPC's typed contents; `max_in_flight`, all requests and their
     answers together. The timeouts are for receiving a request's headers, for receiving its body,
-    for a client to read an answer, and for a connection without a request.
+    for a client to read an answer, and for a connection without a request. Clients of gRPC are
+    asked to reconnect after `max_age`.
     Raises UserError for values out of range.
     """
 
@@ -58,6 +59,7 @@ class Limits(Options):
     body_timeout: float = 30.0
     write_timeout: float = 30.0
     idle_timeout: float = 75.0
+    max_age: float = 600.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -218,7 +218,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 class EvidenceStore:
     """Keeps what a server learns of a bundle's stand-ins in a file, for the next one.
 
-    A folder has up to SLOTS files for a bundle. A server takes one that no other server uses, and
+    A folder has some files for a bundle. A server takes one that no other server uses, and
     goes on from there. At its start it also reads the others, as their comparisons are independent.
     A file that was not written since the last time that any gate stepped back is left out. A file
     that cannot be read or written gives a warning, and the server goes on without it.
@@ -227,10 +227,12 @@ class EvidenceStore:
         folder: The folder, which is made if need be.
         digest: The digest of the bundle's stand-ins. Evidence on others is ignored.
         keep: Take a file; without, the store only reads.
+        slots: The most files.
 
     """
 
-    def __init__(self, folder: Path, digest: str, *, keep: bool = True) -> None:
+    def __init__(self, folder: Path, digest: str, *, keep: bool = True, slots: int = SLOTS) -> None:
+        self._slots = slots
         self._digest, self._stem = digest, f"evidence-{digest[:16]}"
         self._path: Path | None = None
         self._lock: IO[bytes] | None = None
@@ -273,7 +275,9 @@ class EvidenceStore:
 
     def reopened(self) -> "EvidenceStore":
         """Return another store of the same evidence, which takes a file of its own."""
-        return EvidenceStore(self._folder, self._digest, keep=self._path is not None)
+        return EvidenceStore(
+            self._folder, self._digest, keep=self._path is not None, slots=self._slots
+        )
 
     def close(self) -> None:
         """Write the file, and let another server take it."""
@@ -283,7 +287,7 @@ class EvidenceStore:
             self._lock.close()
 
     def _take_slot(self, folder: Path) -> None:
-        for slot in range(SLOTS):
+        for slot in range(self._slots):
             lock = (folder / f"{self._stem}-{slot}.lock").open("wb")
             try:
                 flock(lock, LOCK_EX | LOCK_NB)
@@ -292,12 +296,12 @@ class EvidenceStore:
                 continue
             self._lock, self._path = lock, folder / f"{self._stem}-{slot}.json"
             return
-        _log.warning("%d others keep evidence in %s; this one keeps none", SLOTS, folder)
+        _log.warning("%d others keep evidence in %s; this one keeps none", self._slots, folder)
 
     def read(self) -> None:
         """Read what was kept."""
         files: dict[Path, _File] = {}
-        for path in sorted(self._folder.glob(f"{self._stem}-*.json"))[:SLOTS]:
+        for path in sorted(self._folder.glob(f"{self._stem}-*.json"))[: self._slots]:
             try:
                 files[path] = self._decoded(path)
             except (OSError, ValueError) as error:

@@ -23,7 +23,6 @@ from http2_client import (
     prefixed,
 )
 from http_served import eventually
-from parity_models.serving.grpc import over_ngh2
 from parity_models.serving.grpc.codec import MAX_METADATA_BYTES
 from parity_models.serving.grpc.protos import ServerReflectionRequest, ServerReflectionResponse
 from parity_models.serving.grpc.service import RESERVE
@@ -126,12 +125,9 @@ async def test_a_large_message_of_reflection_is_answered_once_it_is_whole() -> N
 
 
 @pytest.mark.parametrize("why", ["the server stops", "the connection is old"])
-async def test_a_connection_is_asked_to_end_and_its_calls_are_answered(
-    why: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if why == "the connection is old":
-        monkeypatch.setattr(over_ngh2, "MAX_AGE", 0.0)
-    async with serving() as (served, _), connected(served.address) as client:
+async def test_a_connection_is_asked_to_end_and_its_calls_are_answered(why: str) -> None:
+    limits = {"max_age": 1e-3} if why == "the connection is old" else {}
+    async with serving(**limits) as (served, _), connected(served.address) as client:
         stream = client.ask(request())
         await eventually(lambda: served.frontend.asked == 1)
         stops = served.server.stop() if why == "the server stops" else asyncio.sleep(0)

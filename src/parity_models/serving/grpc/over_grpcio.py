@@ -18,7 +18,6 @@ from parity_models.serving.errors import InvalidRequestError, Refused
 from parity_models.serving.grpc.service import (
     AGE_GRACE,
     INFER,
-    MAX_AGE,
     METHODS,
     REFLECT,
     RESERVE,
@@ -147,7 +146,7 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
     times = {
         "server_handshake_timeout": limits.head_timeout,
         "max_connection_idle": limits.idle_timeout,
-        "max_connection_age": MAX_AGE,
+        "max_connection_age": limits.max_age,
         "max_connection_age_grace": AGE_GRACE,
         # Find clients that are gone or have stopped, even with calls or answers left.
         "keepalive_time": limits.idle_timeout,

@@ -29,7 +29,6 @@ from parity_models.serving.grpc.service import (
     AGE_GRACE,
     CHECK,
     INFER,
-    MAX_AGE,
     REFLECT,
     RESERVE,
     WATCH,
@@ -215,7 +214,7 @@ class _Connection(Connection):
         if not self.calls and now >= self._active + getattr(limits, wait):
             self._server.ended(wait.replace("_", " "))
             self.end(limits.head_timeout)
-        elif self._server.stopping or now >= self._began + MAX_AGE:
+        elif self._server.stopping or now >= self._began + limits.max_age:
             self.end()
         elif self._pinged == inf and now >= self._heard + limits.idle_timeout:
             self._pinged = now

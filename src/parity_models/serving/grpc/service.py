@@ -67,9 +67,9 @@ RESERVE = 100
 """Calls beyond their limit that are let in to be refused, or to ask for the server's health, which
 a busy server answers too."""
 
-MAX_AGE, AGE_GRACE = 600.0, 120.0
-"""Seconds after which clients are asked to reconnect, and for calls to end after that. No answer
-stays unread for longer."""
+AGE_GRACE = 120.0
+"""Seconds for calls to end once a client is asked to reconnect, as its connection is old. So no
+answer stays unread for longer than both times."""
 
 METHODS = {
     f"/{service.full_name}/{method.name}": method.name
