@@ -13,11 +13,11 @@ from scheduling_world import ORIGINALS, World
 RUN = 0.01
 
 
-def fleet(upstreams: str = "ab", roles: frozenset[str] = ORIGINALS) -> World:
+def fleet(upstreams: str = "ab", roles: frozenset[str] = ORIGINALS, grace: float = 0.0) -> World:
     """A server in front of upstreams, with a stand-in of its own, that knows their usual times."""
     runs = run_times(*[(RUN, True)] * 100)
     policy = Adaptive(BACKUPS, Adaptive.Options(differ=0.1), runs=runs)
-    world = World(Scheduler(policy, SchedulerConfig(compare=0, compare_one_in=10**9)))
+    world = World(Scheduler(policy, SchedulerConfig(compare=0, compare_one_in=10**9, grace=grace)))
     for number, name in enumerate(upstreams):
         world.join(name if upstreams.count(name) == 1 else f"{name}{number}", roles, node=name)
     world.join("own", frozenset({BACKUP}))
@@ -137,3 +137,23 @@ def test_instances_that_run_stand_ins_as_well_are_waited_for() -> None:
     world = fleet(roles=ORIGINALS | {BACKUP})
     stuck(world)
     assert not world.scheduler.degraded
+
+
+def test_what_no_stand_in_may_answer_waits_for_instances_that_are_replaced() -> None:
+    world = fleet(grace=3.0)
+    first = stuck(world)
+    assert world.scheduler.degraded
+    (late,) = world.arrive(1)
+    world.finish("own")
+    assert world.answers[late] is Source.BACKUP
+    (exact,) = world.arrive(1, exact=True)
+    world.refuses = lambda query, source: True
+    (doubtful,) = world.arrive(1)
+    world.finish("own")
+    world.leave("a")
+    world.leave("b")
+    assert not world.failures
+    world.join("c", ORIGINALS)
+    for _ in range(4):
+        world.finish_all()
+    assert {world.answers[each] for each in (*first, exact, doubtful)} == {Source.MODEL}

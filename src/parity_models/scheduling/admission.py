@@ -122,7 +122,7 @@ class Admission:
             room = self._dispatch.idle_for(DEPLOYED) * self._config.max_batch
             if queries <= min(room, max_queue):
                 return None
-        if not instances and not degraded and now >= self._up_at + self._config.grace:
+        if not instances and not degraded and not self.may_recover(now):
             return self.no_instances()
         rate = self.capacity(now)
         if waiting + queries > max_queue:
@@ -155,6 +155,12 @@ class Admission:
             until = f"{queries} queries at once are many: {until}"
         there = f"{waiting} wait for {instances} instances, which answer {rate:.1f} a second"
         return self._overloaded(f"{until}: {there}", beyond)
+
+    def may_recover(self, now: float) -> bool:
+        """Return whether other instances may soon be in the place of those that are gone or stuck:
+        for as long as the engine takes to replace them."""
+        grace = self._config.grace
+        return grace > 0 and (bool(self._dispatch.up[DEPLOYED]) or now < self._up_at + grace)
 
     def no_instances(self) -> Refusal:
         """Return the refusal of a query that only an instance of the model could answer."""

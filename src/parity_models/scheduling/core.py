@@ -508,23 +508,26 @@ class Scheduler:
         self._check_stranded(query.id)
 
     def _check_stranded(self, query_id: int) -> None:
-        """While no instance of the deployed model answers, have a stand-in answer a query, or fail
-        it at once, unless an instance that is stuck runs it."""
+        """While no instance of the deployed model answers, have a stand-in answer a query. One that
+        no stand-in may answer waits if others will soon be in their place, or fails at once, unless
+        an instance that is stuck runs it."""
         query = self.queries.get(query_id)
         if query is None or not query.stranded:
             return
-        if not self._is_out():
-            original = query.original
-            if original.wanted and original.queue is None and original.unit is None:
-                self.dispatch.add(original)  # it was kept from instances that were stuck
-            return
-        self.tell((query_id,), self._policy.stranded, self, query)
-        asked = query.backup
-        if query_id not in self.queries or any(task.unit for task in query.tasks):
-            return
-        if asked is None or not asked.wanted or asked.has_output:
-            self._actions.append(Fail(query_id, *self._admission.no_instances()))
-            self._end_query(query)
+        if self._is_out():
+            self.tell((query_id,), self._policy.stranded, self, query)
+            asked = query.backup
+            if query_id not in self.queries or any(task.unit for task in query.tasks):
+                return
+            if asked is not None and asked.wanted and not asked.has_output:
+                return
+            if not self._admission.may_recover(self.now):
+                self._actions.append(Fail(query_id, *self._admission.no_instances()))
+                self._end_query(query)
+                return
+        original = query.original
+        if original.wanted and original.queue is None and original.unit is None:
+            self.dispatch.add(original)  # it was kept from instances that were stuck
 
     def _too_late(self, query: Query) -> None:
         """End a waiting query that cannot be in time any more, if others wait as well."""

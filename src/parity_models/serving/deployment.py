@@ -17,6 +17,7 @@ from parity_models.scheduling.policies import Adaptive, NoRedundancy, Policy, Re
 from parity_models.scheduling.work import SchedulerConfig
 from parity_models.serving.engine import Parts
 from parity_models.serving.frontend import Frontend, Golden
+from parity_models.serving.local.thread_engine import THREADS, WithStandIns
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import VERSION, ServedModel, ServedVersion
 from parity_models.serving.options import EngineChoice, ServeOptions
@@ -63,7 +64,8 @@ def stand_ins_of(bundle: Bundle, engine: EngineChoice | None = None) -> StandIns
     fixed = None if engine is None else engine.kind.fixed_roles(engine.settings, bundle)
     if fixed is None:
         return StandIns(code, backup)
-    runs = frozenset[str]().union(*fixed)
+    assert engine is not None
+    runs = engine.kind.own_roles(engine.settings, bundle).union(*fixed)
     return StandIns(code if parity_role(0) in runs else None, backup and BACKUP in runs)
 
 
@@ -101,8 +103,12 @@ class Deployment(ServedVersion):
         stand_ins = stand_ins_of(bundle, engine if requires is Requires.EITHER else None)
         policy, dispatch = choice.build(stand_ins)
         fixed = engine.kind.fixed_roles(engine.settings, bundle)
-        self.roles = _roles(choice, policy, bundle, options, fixed)
-        """The roles of each instance."""
+        own = frozenset[str]()
+        if fixed is not None or (policy.differ is not None and options.faults is None):
+            own = engine.kind.own_roles(engine.settings, bundle)
+        roles = _roles(choice, policy, bundle, options, fixed, own)
+        self.roles = [*roles, *[own] * (THREADS if own else 0)]
+        """The roles of each instance; those of this process are the last."""
         used = frozenset[str]().union(*self.roles)
         budgeted = policy.differ is not None
         gates = choose_gates(bundle.gates, used, options.agreement, budgeted=budgeted)
@@ -139,8 +145,11 @@ class Deployment(ServedVersion):
             unit_timeout=options.unit_timeout,
             placements=options.placements,
             starts_at_once=starts_at_once,
+            own=own,
         )
         self.engine = engine.kind(engine.settings, parts)
+        if own:
+            self.engine = WithStandIns(self.engine, parts)
         signature = bundle.manifest.deployed.signature
         config = SchedulerConfig(
             max_batch=self.max_batch,
@@ -263,8 +272,10 @@ def _roles(
     bundle: Bundle,
     options: ServeOptions,
     fixed: Sequence[frozenset[str]] | None,
+    own: frozenset[str],
 ) -> Sequence[frozenset[str]]:
-    """Return the roles of each instance. Raises UserError if the options do not fit them."""
+    """Return the roles of each instance of the engine: not its `own`. Raises UserError if the
+    options do not fit them."""
     if fixed is None:
         given, instances = options.extra_instances, options.workers
         extra = extra_instances(choice, policy, instances, given, bundle.code())
@@ -273,10 +284,10 @@ def _roles(
                 f"the policy {choice.name} has no instances that run stand-ins only; leave "
                 f"{spell('extra_instances')} out"
             )
-        roles: Sequence[frozenset[str]] = policy.roles(instances - extra, extra)
+        roles = [each - own for each in policy.roles(instances - extra, extra)]
     else:
-        roles = fixed
-        missing = frozenset[str]().union(*policy.roles(1, 1)) - frozenset[str]().union(*fixed)
+        roles = [*fixed]
+        missing = frozenset[str]().union(*policy.roles(1, 1)) - own.union(*fixed)
         if missing:
             raise UserError(
                 f"the policy {choice.name} needs instances that run {', '.join(sorted(missing))}, "

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from parity_models import options
 from parity_models.bundle.bundle import Bundle
 from parity_models.bundle.onnx_model import PinnedModel
+from parity_models.roles import BACKUP
+from parity_models.scheduling.race import LIGHT
 from parity_models.serving.metrics import Metrics
 from parity_models.simulation.emulation import FaultPlan
 
@@ -86,7 +88,8 @@ class Parts:
 
     A unit has up to `max_batch` rows, and its instance `unit_timeout` seconds for it. `placements`
     say where each instance is to run; none: all next to the server. `starts_at_once`: the most
-    instances that start at a time, while others serve; None: all.
+    instances that start at a time, while others serve; None: all. `own` are the roles that run next
+    to the engine, in the server's process.
     """
 
     bundle: Bundle
@@ -96,6 +99,7 @@ class Parts:
     unit_timeout: float
     placements: Sequence[Placement] = ()
     starts_at_once: int | None = None
+    own: frozenset[str] = frozenset()
 
 
 class Engine(ABC):
@@ -104,7 +108,8 @@ class Engine(ABC):
     A subclass declares its `name`, its `Options`, and whether fault plans can be injected
     (`takes_faults`) and instances can be placed (`takes_placements`). Within `grace` seconds,
     others are in the place of instances that ended. It runs as many instances as it is asked for,
-    unless it has `fixed_roles`. It `refuses` options of a server that have no effect with it, each
+    unless it has `fixed_roles`; stand-ins of its `own_roles` run in threads next to the frontend
+    (local/thread_engine.py). It `refuses` options of a server that have no effect with it, each
     with the reason.
     """
 
@@ -127,6 +132,15 @@ class Engine(ABC):
 
         """
         return None
+
+    @classmethod
+    def own_roles(cls, options: Any, bundle: Bundle) -> frozenset[str]:
+        """Return the stand-ins that run in the server's process with these `Options`: by default, a
+        backup so light that it would wait longer for an instance than it runs."""
+        times = bundle.manifest.inference_times
+        if times is None or times.backup is None or times.backup > LIGHT * times.deployed:
+            return frozenset()
+        return frozenset({BACKUP})
 
     @abstractmethod
     def __init__(self, options: Any, parts: Parts) -> None:

@@ -114,7 +114,7 @@ class Adaptive(Policy):
     @property
     def idle(self) -> bool:
         port = self._port
-        room = port.idle_for(BACKUP) * port.max_batch
+        room = min(port.idle_for(BACKUP), port.idle_for(DEPLOYED)) * port.max_batch
         return room > port.queued(BACKUP) + port.queued(DEPLOYED)
 
     @property

@@ -1,4 +1,5 @@
-"""The threads engine: models run in threads of the server's process.
+"""The threads engine, and stand-ins next to another engine: models run in threads of the server's
+process.
 
 ONNX Runtime releases the GIL while it runs, so instances compute in parallel. Nothing isolates the
 server from its models: a crash ends it, and a model that hangs within an operator keeps its thread.
@@ -9,11 +10,19 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
+from typing import Any
+
+from numpy.typing import NDArray
 
 from parity_models.bundle.onnx_model import OnnxModel, PinnedModel
+from parity_models.serving.engine import Engine, EngineListener, Parts
 from parity_models.serving.worker import wire
 from parity_models.serving.worker.supervised import SupervisedEngine, SupervisedInstance
 from parity_models.serving.worker.worker import Runner, warm_model
+from parity_models.simulation.emulation import FaultPlan
+
+THREADS, PREFIX = 2, "own-"
+"""The threads that run stand-ins next to an engine, and what their names begin with."""
 
 
 class WorkerThread(SupervisedInstance):
@@ -71,3 +80,49 @@ class ThreadEngine(SupervisedEngine):
             role: warm_model(model.load(), f"{role} ({model.path})")
             for role, model in models.items()
         }
+
+
+class WithStandIns(Engine):
+    """Another engine and, in THREADS threads of this process, stand-ins: the last instances.
+
+    They neither wait for instances of the model nor stop with them.
+    """
+
+    def __init__(self, engine: Engine, parts: Parts) -> None:
+        self._engine = engine
+        self._threads = ThreadEngine(ThreadEngine.Options(), parts)
+        self._threads.prefix = PREFIX
+
+    @property
+    def tolerance(self) -> float:
+        return self._engine.tolerance
+
+    async def start(self, roles: Sequence[frozenset[str]], listener: EngineListener) -> None:
+        try:
+            await self._threads.start(roles[-THREADS:], listener)
+            await self._engine.start(roles[:-THREADS], listener)
+        except BaseException:
+            await self.stop()
+            raise
+
+    def _runs(self, instance: str) -> Engine:
+        return self._threads if instance.startswith(PREFIX) else self._engine
+
+    def run(self, instance: str, unit: int, role: str, rows: Sequence[NDArray[Any]]) -> None:
+        self._runs(instance).run(instance, unit, role, rows)
+
+    def cancel(self, instance: str, unit: int) -> None:
+        self._runs(instance).cancel(instance, unit)
+
+    def recycle(self, instance: str, why: str) -> None:
+        self._runs(instance).recycle(instance, why)
+
+    def running(self) -> Mapping[str, int | None]:
+        return {**self._engine.running(), **self._threads.running()}
+
+    async def stop(self) -> None:
+        await self._engine.stop()
+        await self._threads.stop()
+
+    def inject_faults(self, plan: FaultPlan) -> None:
+        self._engine.inject_faults(plan)

@@ -11,7 +11,7 @@ Faults that overload can cause too (DOUBTS) eject at most half of the instances 
 If an instance is recycled, only it leaves: its upstream is checked, and the others go on unless
 that fails. Error texts of upstreams stay in the log: clients learn only the failed instance.
 
-Stand-ins for which no upstream is named run in threads of this process (OWN instances). They go on
+Stand-ins for which no upstream is named run in threads of the server's process. They go on
 answering while no upstream is up, and the engine starts without one.
 """
 
@@ -35,7 +35,6 @@ from parity_models.errors import UserError, spell
 from parity_models.options import option
 from parity_models.roles import BACKUP, DEPLOYED, parity_role
 from parity_models.serving.engine import FIXED, Backoff, Engine, EngineListener, Parts
-from parity_models.serving.local.thread_engine import ThreadEngine
 from parity_models.serving.protocol import answer_limit
 from parity_models.serving.remote.upstream import (
     DOUBTS,
@@ -59,9 +58,6 @@ MIN_REST, MAX_REST = 0.2, 5.0
 
 PATIENCE = 5.0
 """Maximum seconds of a health check, and of each check before an upstream is used."""
-
-OWN = 2
-"""Threads that run stand-ins in this process."""
 
 _IS_OUT = "upstream %s %s; it gets no units until it recovers"
 
@@ -222,7 +218,15 @@ class RemoteEngine(Engine):
 
     @classmethod
     def fixed_roles(cls, options: Any, bundle: Bundle) -> Sequence[frozenset[str]]:
-        return [*roles_of(upstreams_of(options, bundle)), *_own_roles(options, bundle)]
+        return roles_of(upstreams_of(options, bundle))
+
+    @classmethod
+    def own_roles(cls, options: Any, bundle: Bundle) -> frozenset[str]:
+        return frozenset(
+            role
+            for role in bundle.manifest.models
+            if role != DEPLOYED and (options.backup if role == BACKUP else options.parity) is None
+        )
 
     def __init__(
         self, options: UpstreamOptions, parts: Parts, upstreams: Sequence[Upstream] = ()
@@ -230,13 +234,10 @@ class RemoteEngine(Engine):
         self._options = options
         self.parts = parts
         self._upstreams = upstreams or upstreams_of(options, parts.bundle)
-        self._threads = ThreadEngine(ThreadEngine.Options(), parts)
-        self._threads.prefix = "own-"
         self._links: list[_Link] = []
         self._supervisors: list[asyncio.Task[None]] = []
 
     async def start(self, roles: Sequence[frozenset[str]], listener: EngineListener) -> None:
-        own = roles[len(roles_of(self._upstreams)) :]
         self.listener = listener
         used = sorted(frozenset[str]().union(*(each.models for each in self._upstreams)))
         models = {role: await asyncio.to_thread(_known, self.parts.models[role]) for role in used}
@@ -257,14 +258,12 @@ class RemoteEngine(Engine):
                     continue
                 wrong = link.fault.fault is Fault.MISMATCH
                 missing = link.models.keys() - well
-                if missing and (wrong or not own):
+                if missing and (wrong or not self.parts.own):
                     raise UpstreamError(
                         link.fault.fault,
                         f"no upstream that runs {min(missing)} is available: {link.upstream.url} "
                         f"{link.fault}",
                     )
-            if own:
-                await self._threads.start(own, listener)
         except BaseException:
             await self.stop()
             raise
@@ -273,23 +272,25 @@ class RemoteEngine(Engine):
             self._supervisors.append(asyncio.create_task(link.supervise()))
         await asyncio.sleep(0)  # until the listener has heard of the instances
 
-    def _runs(self, instance: str) -> "_Link | ThreadEngine":
-        """Return what runs the units of an instance."""
-        return next((link for link in self._links if instance in link.units), self._threads)
-
     def run(self, instance: str, unit: int, role: str, rows: Sequence[NDArray[Any]]) -> None:
-        self._runs(instance).run(instance, unit, role, rows)
+        if (link := self._link(instance)) is not None:
+            link.run(instance, unit, role, rows)
 
     def cancel(self, instance: str, unit: int) -> None:
-        self._runs(instance).cancel(instance, unit)
+        if (link := self._link(instance)) is not None:
+            link.cancel(instance, unit)
 
     def recycle(self, instance: str, why: str) -> None:
-        self._runs(instance).recycle(instance, why)
+        if (link := self._link(instance)) is not None:
+            link.recycle(instance, why)
+
+    def _link(self, instance: str) -> "_Link | None":
+        """Return what runs the units of an instance; None if it has gone."""
+        return next((link for link in self._links if instance in link.units), None)
 
     def running(self) -> Mapping[str, int | None]:
         units = {name: unit for link in self._links for name, unit in link.units.items()}
-        theirs = {instance: unit and unit.number for instance, unit in units.items()}
-        return {**theirs, **self._threads.running()}
+        return {instance: unit and unit.number for instance, unit in units.items()}
 
     async def stop(self) -> None:
         links, self._links = self._links, []
@@ -300,7 +301,6 @@ class RemoteEngine(Engine):
         await asyncio.gather(*tasks, return_exceptions=True)
         for link in links:
             await link.client.close()
-        await self._threads.stop()
 
     def node(self, upstream: Upstream) -> str:
         """Return the upstream's failure domain: its host, or itself if all share one."""
@@ -343,16 +343,6 @@ def connect(upstream: Upstream, options: UpstreamOptions, max_answer: int) -> Up
 def roles_of(upstreams: Sequence[Upstream]) -> list[frozenset[str]]:
     """Return the roles of each instance, in order; an upstream has `concurrency` instances."""
     return [frozenset(each.models) for each in upstreams for _ in range(each.concurrency)]
-
-
-def _own_roles(options: UpstreamOptions, bundle: Bundle) -> list[frozenset[str]]:
-    """Return the roles of each instance in this process: stand-ins that no upstream runs."""
-    own = frozenset(
-        role
-        for role in bundle.manifest.models
-        if role != DEPLOYED and (options.backup if role == BACKUP else options.parity) is None
-    )
-    return [own] * OWN if own else []
 
 
 def _known(pinned: PinnedModel) -> UpstreamModel:
