@@ -105,7 +105,8 @@ class Deployment(ServedVersion):
         fixed = engine.kind.fixed_roles(engine.settings, bundle)
         own = frozenset[str]()
         if fixed is not None or (policy.differ is not None and options.faults is None):
-            own = engine.kind.own_roles(engine.settings, bundle)
+            runs = frozenset[str]().union(*policy.roles(1, 1))
+            own = runs & engine.kind.own_roles(engine.settings, bundle)
         roles = _roles(choice, policy, bundle, options, fixed, own)
         self.roles = [*roles, *[own] * (THREADS if own else 0)]
         """The roles of each instance; those of this process are the last."""
