@@ -6,6 +6,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from parity_models.bundle.bundle import Bundle
@@ -105,8 +106,9 @@ class Deployment(ServedVersion):
         fixed = engine.kind.fixed_roles(engine.settings, bundle)
         own = frozenset[str]()
         if fixed is not None or (policy.differ is not None and options.faults is None):
-            runs = frozenset[str]().union(*policy.roles(1, 1))
-            own = runs & engine.kind.own_roles(engine.settings, bundle)
+            own = engine.kind.own_roles(engine.settings, bundle).intersection(
+                chain.from_iterable(policy.roles(1, 1))
+            )
         roles = _roles(choice, policy, bundle, options, fixed, own)
         self.roles = [*roles, *[own] * (THREADS if own else 0)]
         """The roles of each instance; those of this process are the last."""
