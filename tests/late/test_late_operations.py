@@ -179,6 +179,23 @@ async def test_only_errors_that_the_user_names_are_answered(
         assert (await late(target, ROWS)).source == "backup"
 
 
+# The load of the event loop
+
+
+@pytest.mark.parametrize("computes", [0.0, 0.008])
+def test_help_stops_where_a_late_event_loop_also_computes(bundle: Bundle, computes: float) -> None:
+    """Alarms are 10 ms late, one every 20 ms: while other processes keep the processors busy, the
+    loop has time for help."""
+    with Late(bundle) as late:
+        client = late._client
+        for at in np.arange(1, 3, 0.02).tolist():
+            until = time.thread_time() + computes
+            while time.thread_time() < until:
+                pass
+            client.woke(at, at - 0.01, 0.01)
+        assert client.process_load.is_bottleneck == bool(computes)
+
+
 # Events and metrics
 
 

@@ -25,7 +25,7 @@ from parity_models.errors import UserError
 from parity_models.late.servers import FAILED, Server, Servers
 from parity_models.late.values import Codec, Form, form_of, is_error
 from parity_models.roles import DEPLOYED, Source
-from parity_models.scheduling.process_load import ProcessLoad
+from parity_models.scheduling.process_load import MEASURE_INTERVAL, ProcessLoad
 from parity_models.scheduling.race import BURST, Budget, Purse, Rule
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import COMPARE, due
@@ -128,6 +128,9 @@ class Client:
         self._computing, self._refilled = self.cpu, now()
         self.process_load = ProcessLoad()
         self._last_alarm = 0.0
+        self._measured = 0, 0.0, 0.0
+        """The thread of the last alarm after which its load was measured, the time, and how long it
+        had computed."""
         self.drawn = {False: 0, True: 0}
         """Comparisons that were drawn: of calls in time, and of late ones (True)."""
         self.threads = Threads()
@@ -189,11 +192,17 @@ class Client:
         """A stand-in has computed for this long."""
         self._computing -= seconds
 
-    def woke(self, time: float, due: float, median: float) -> None:
-        """Learn how late the event loop runs alarms."""
+    def woke(self, at: float, due: float, median: float) -> None:
+        """Learn how late the event loop runs alarms, and how busy its thread is."""
+        before, since, computed = self._measured
+        if at >= since + MEASURE_INTERVAL:
+            thread, total = threading.get_ident(), time.thread_time()
+            if thread == before:
+                self.process_load.measured((total - computed) / (at - since))
+            self._measured = thread, at, total
         if due > self._last_alarm:  # else it waited for other alarms
-            self.process_load.waited(min(time - due, max(median, STALL)), median)
-        self._last_alarm = time
+            self.process_load.waited(min(at - due, max(median, STALL)), median)
+        self._last_alarm = at
 
     def draws(self, *, late: bool) -> bool:
         """Draw whether to compare a call: a late one, or one in time while the stand-in idles."""
