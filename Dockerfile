@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
 # The server, without PyTorch: docker build -t parity-models .
-# docker run -p 8000:8000 -v ./bundle:/models/bundle:ro parity-models
+# docker run -p 8000:8000 -v ./bundle:/models/bundle:ro -v parm:/state parity-models
 
 FROM python:3.12-slim AS build
 WORKDIR /src
@@ -16,7 +16,10 @@ ENV PATH=/opt/parm/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PARM_HOST=0.0.0.0 \
     PARM_GRPC_PORT=8001 \
-    PARM_LOG_FORMAT=json
+    PARM_LOG_FORMAT=json \
+    PARM_STATE=/state
+# What stand-ins learn in service, as bundles are read-only.
+RUN install -d -o 10001 -g 10001 /state
 # A number, so that Kubernetes can see that it is not root.
 USER 10001:10001
 EXPOSE 8000 8001

@@ -46,6 +46,7 @@ CHART = EXAMPLES / "helm" / "parity-models"
 ALL: dict[str, Any] = {
     "image": {"tag": "mine"},
     "bundle": {"existingClaim": "models"},
+    "state": {"existingClaim": "learned"},
     "tls": {"secretName": "certificate"},
     "tokens": {"secretName": "clients"},
     "autoscaling": {"enabled": True},
