@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ MINUTES = 6.0
 TIMEOUT = 10.0
 """Seconds after which a query has failed."""
 
-DELAYS = (0.015, 0.03, 0.045)
+DELAYS = (0.015, 0.03, 0.06, 0.12)
 """Seconds after which a copy is sent or another answer taken. Of contestants that differ in these
 alone, the one with the best p99.9 stays, of those that keep the budget, or else differ least."""
 
@@ -162,14 +163,14 @@ class Texts:
         (self.output,) = (each.name for each in opened.manifest.deployed.signature.outputs)
         self.model = np.array([model(row)[self.output].argmax() for row in self.rows])
         self.default = int(np.bincount(self.model).argmax())
-        self.most_doubt = self._most_doubt(GatedBackup(opened, budgeted=True))
+        self.most_unsure = self._most_unsure(GatedBackup(opened, budgeted=True))
 
-    def _most_doubt(self, backup: GatedBackup) -> float:
-        """Return the largest doubt with which a stand-in that is asked first may answer, known in
-        hindsight: so that a share DIFFER of these very texts gets another answer."""
+    def _most_unsure(self, backup: GatedBackup) -> float:
+        """Return how unsure a stand-in that is asked first may be to answer, known in hindsight: so
+        that a share DIFFER of these very texts gets another answer."""
         judged = [backup.answer(backup.read(row), onnxruntime.RunOptions()) for row in self.rows]
         pairs = sorted(
-            (one.doubt, int(one.outputs.argmax() != said))
+            (unsure(one), int(one.outputs.argmax() != said))
             for one, said in zip(judged, self.model, strict=True)
             if isinstance(one, Judged)
         )
@@ -328,13 +329,18 @@ def default(texts: Texts) -> StandIn:
     return answer
 
 
-def stand_in(texts: Texts, backup: GatedBackup, most_doubt: float = 1.0) -> StandIn:
-    """Answer by the stand-in, unless the doubt is too large."""
+def unsure(judged: Judged) -> float:
+    """Return how unsure an output is, by its logits: its doubt has steps."""
+    return float(np.exp(judged.outputs - judged.outputs.max()).sum())
+
+
+def stand_in(texts: Texts, backup: GatedBackup, most_unsure: float = inf) -> StandIn:
+    """Answer by the stand-in, unless it is too unsure."""
 
     async def answer(text: int) -> tuple[int, str] | None:
         rows, options = backup.read(texts.rows[text]), onnxruntime.RunOptions()
         judged = await asyncio.to_thread(backup.answer, rows, options)
-        if isinstance(judged, Judged) and judged.doubt <= most_doubt:
+        if isinstance(judged, Judged) and unsure(judged) <= most_unsure:
             return int(judged.outputs.argmax()), Source.BACKUP
         return None
 
@@ -641,7 +647,8 @@ Contestants = Callable[[AsyncExitStack, Path, Texts], Awaitable[dict[str, Contes
 async def compare(
     options: Comparison, texts: Texts, seeds: Sequence[int], start: Contestants
 ) -> dict[str, dict[int, Run]]:
-    """Return each contestant's run of each seed; contestants take turns, seed by seed.
+    """Return each contestant's run of each seed; contestants take turns, seed by seed, each time
+    from another one on.
 
     Of contestants whose names differ in a delay only, the best one stays (see DELAYS).
     """
@@ -653,12 +660,14 @@ async def compare(
             click.echo(f"warming up: {name}", err=True)
             await run(contestant, texts, (), -1, options)
         for seed in seeds:
-            for name, contestant in contestants.items():
+            names = deque(contestants)
+            names.rotate(-seed)
+            for name in names:
                 key = f"{name}-{options.rate:g}-{seed}-{code_digest()}".replace("/", "-")
                 made = kept.get(key, Run)
                 if made is None:
                     click.echo(f"seed {seed}: {name}", err=True)
-                    made = await run(contestant, texts, course(seed), seed, options)
+                    made = await run(contestants[name], texts, course(seed), seed, options)
                     kept.put(key, made)
                 found[name][seed] = made
             if seed == seeds[:TUNED][-1]:
@@ -694,7 +703,7 @@ async def _contestants(stack: AsyncExitStack, work: Path, texts: Texts) -> dict[
     pids, ports, clients = await tritons(stack, work)
     fleet = Fleet(clients, texts)
     backup = GatedBackup(open_bundle(work / "protected"), budgeted=True)
-    answer, sure = (stand_in(texts, backup, most) for most in (1.0, texts.most_doubt))
+    answer, sure = (stand_in(texts, backup, most) for most in (inf, texts.most_unsure))
     url, proxy = stack.enter_context(envoy(ports, DELAYS))
     client = await stack.enter_async_context(Client(url))
     proxied = Fleet([client], texts)
