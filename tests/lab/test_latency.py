@@ -26,7 +26,6 @@ from parity_models_lab.latency.reproduce import (
     Trials,
     off,
     run_figure,
-    summary,
     why_invalid,
 )
 from parity_models_lab.latency.trial import (
@@ -289,16 +288,14 @@ def test_it_writes_rows_and_pictures_and_reuses_earlier_runs(
 # Validation
 
 
-@pytest.mark.parametrize(("tail", "close"), [(114, True), (116, False), (84, False)])
-def test_a_simulation_is_close_within_15_percent(tail: float, close: bool) -> None:
+def test_errors_are_shares_of_real_latencies() -> None:
     def result(p50: float, tail: float) -> TrialResult:
         latencies = np.full(1000, p50 / 1e3)
         latencies[-20:] = tail / 1e3
         return result_of(latencies, 0, 0, 0.025)
 
-    row = off(result(25, 100), result(26, tail))
-    assert row["p99 off"] == pytest.approx(tail / 100 - 1)
-    assert summary([row]).endswith(f"{int(close)} of 1 policies.")
+    row = off(result(25, 100), result(26, 84))
+    assert row["p99 off"] == pytest.approx(-0.16)
 
 
 REAL = """

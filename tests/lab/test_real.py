@@ -31,6 +31,7 @@ from parity_models_lab.real import (
     plot_tails,
     pooled,
     quantile,
+    resampled,
     slow,
 )
 from served import gated_bundle, predictions, queries
@@ -54,10 +55,12 @@ def test_quantiles_are_order_statistics_and_intervals_know_how_few_spells_there_
     assert quantile(np.array([3.0, 1.0, 2.0, inf]), 0.99) == inf
     calm = [0.01] * 99
     one = pooled([run_of([*calm, 9.0], [0] * 50 + [1] * 50)])
-    low, high = interval(one, 0.99)
+    low, high = interval(resampled(one, 0.99))
     assert (low, high) == (0.01, 9.0), "with one spell, there may have been none"
     many = pooled([run_of([*calm[:48], 9.0, 9.0], [0] * 50) for _ in range(40)])
-    assert interval(many, 0.99) == (9.0, 9.0)
+    assert interval(resampled(many, 0.99)) == (9.0, 9.0)
+    slower = many._replace(latencies=2 * many.latencies)
+    assert interval(resampled(slower, 0.5) / resampled(many, 0.5)) == (2.0, 2.0), "in pairs"
     failed = pooled([run_of([-1.0, 0.5], [0, 0])])
     assert failed.latencies.tolist() == [inf, 0.5]
 

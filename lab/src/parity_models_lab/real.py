@@ -17,12 +17,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import count, product
+from itertools import count, filterfalse, groupby, product
 from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,11 +124,6 @@ def course(seed: int) -> list[Spell]:
         spells.append(Spell(kind, at, at + lasting, draw.randrange(INSTANCES)))
         at += lasting + draw.uniform(*CALM)
     return spells
-
-
-def spells_in(seeds: Sequence[int]) -> int:
-    """Return the number of spells in the runs of these seeds."""
-    return sum(len(course(seed)) for seed in seeds)
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -504,23 +498,31 @@ def quantile(values: NDArray[np.float64], share: float) -> float:
     return float(np.quantile(values, share, method="inverted_cdf"))
 
 
-def interval(found: Pooled, share: float) -> tuple[float, float]:
-    """Return the 95 % interval of a quantile of the latencies, by resampling spells."""
+def resampled(found: Pooled, share: float) -> NDArray[np.float64]:
+    """Return a quantile of the latencies in resamples of spells: the same spells, number by number,
+    for all contestants that have met them."""
     parts = [found.latencies[found.spell == each] for each in np.unique(found.spell)]
-    draw = np.random.default_rng(0)
-    resamples = draw.integers(len(parts), size=(DRAWS, len(parts)))
+    resamples = np.random.default_rng(0).integers(len(parts), size=(DRAWS, len(parts)))
     drawn = [quantile(np.concatenate([parts[i] for i in each]), share) for each in resamples]
-    return quantile(np.array(drawn), 0.025), quantile(np.array(drawn), 0.975)
+    return np.array(drawn)
 
 
-def row_of(name: str, found: Pooled, late: NDArray[np.bool_], texts: Texts) -> Row:
-    """Return a row of the table: times in ms, shares in per cent."""
+def interval(drawn: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the 95 % interval of what was found in resamples."""
+    return quantile(drawn, 0.025), quantile(drawn, 0.975)
+
+
+def row_of(name: str, found: Pooled, late: NDArray[np.bool_], texts: Texts, ours: Pooled) -> Row:
+    """Return a row of the table: times in ms, and over `ours` in pairs; shares in per cent."""
     row: dict[str, object] = {"": name}
     for label, share in QUANTILES.items():
-        value, (low, high) = quantile(found.latencies, share), interval(found, share)
+        value, drawn = quantile(found.latencies, share), resampled(found, share)
+        low, high = interval(drawn)
         shown = value < inf and low >= (1 - NEAR) * value and high <= (1 + NEAR) * value
         row[label] = round(1e3 * value, 1) if shown else None
         row[f"{label}, 95 %"] = f"{1e3 * low:.0f} to {1e3 * high:.0f}"
+        low, high = interval(drawn / resampled(ours, share))
+        row[f"{label}, of ours"] = f"{low:.2f} to {high:.2f}"
     answered = found.latencies < inf
     agrees, stood_in = found.said == texts.model[found.texts], found.sources == Source.BACKUP
 
@@ -561,7 +563,7 @@ def plot_tails(file: Path, panels: Mapping[str, Mapping[str, Pooled]], note: str
 # The command real
 
 ABOUT = f"Four instances on two cores; {DIFFER:.1%} may differ."
-BASELINE = "no help, Triton"
+BASELINE, OURS = "no help, Triton", "parm serve, adaptive"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -588,22 +590,23 @@ def real(options: Comparison) -> None:
 
     One table is of the seeds with an outage, which come last, as it empties purses; one of the
     others. Times in ms. A quantile is left out where its interval, by resampling spells, goes
-    further from it than a tenth. `agree if late`: of the queries that are late without help.
+    further from it than a tenth. `of ours`: over that of our server, in pairs of the same spells.
+    `agree if late`: of the queries that are late without help. All latencies are in the .npz files.
     Servers start once; runs are kept in the folder for intermediate results until the code changes.
     """
     texts, out = prepare(options), options.out
     seeds = sorted(range(options.seed, options.seed + options.seeds), key=has_outage)
     runs = asyncio.run(compare(options, texts, seeds, _contestants))
-    for name, outage in (("spells", False), ("outage", True)):
-        chosen = [each for each in seeds if has_outage(each) == outage]
-        if not chosen:
-            continue
+    for outage, group in groupby(seeds, has_outage):
+        name, chosen = "outage" if outage else "spells", [*group]
         results = {who: pooled([found[each] for each in chosen]) for who, found in runs.items()}
-        late = results[BASELINE].latencies > LATE
-        rows = [row_of(who, found, late, texts) for who, found in results.items()]
+        late, ours = results[BASELINE].latencies > LATE, results[OURS]
+        rows = [row_of(who, found, late, texts, ours) for who, found in results.items()]
         title = f"Nothing is emulated, {name}: {len(chosen)} seeds"
-        report(title, rows, out / f"real-{name}.json", seeds=chosen, spells=spells_in(chosen))
+        report(title, rows, out / f"real-{name}.json", seeds=chosen)
         plot_tails(out / f"real-{name}.png", {"A real model, texts, slowness": results}, ABOUT)
+        found = {who: each.latencies.astype(np.float32) for who, each in results.items()}
+        np.savez_compressed(out / f"real-{name}.npz", text=ours.texts, spell=ours.spell, **found)
 
 
 def prepare(options: Comparison) -> Texts:
@@ -660,9 +663,8 @@ async def compare(
             click.echo(f"warming up: {name}", err=True)
             await run(contestant, texts, (), -1, options)
         for seed in seeds:
-            names = deque(contestants)
-            names.rotate(-seed)
-            for name in names:
+            names = [*contestants]
+            for name in names[seed % len(names) :] + names[: seed % len(names)]:
                 key = f"{name}-{options.rate:g}-{seed}-{code_digest()}".replace("/", "-")
                 made = kept.get(key, Run)
                 if made is None:
@@ -775,8 +777,7 @@ def late(options: Comparison) -> None:
     the folder for intermediate results until the code changes.
     """
     texts, out = prepare(options), options.out
-    seeds = range(options.seed, options.seed + options.seeds)
-    chosen = [each for each in seeds if not has_outage(each)]
+    chosen = [*filterfalse(has_outage, range(options.seed, options.seed + options.seeds))]
     runs = asyncio.run(compare(options, texts, chosen, _callers))
     results = {name: pooled([*found.values()]) for name, found in runs.items()}
     rows: list[Row] = []
@@ -784,11 +785,12 @@ def late(options: Comparison) -> None:
     for name, found in results.items():
         balancer, _, library = name.partition(": ")
         is_late = results[f"{balancer}: {NO_HELP}"].latencies > LATE
-        rows.append({"balancer": balancer, **row_of(library, found, is_late, texts)})
+        ours = results[f"{balancer}: Late"]
+        rows.append({"balancer": balancer, **row_of(library, found, is_late, texts, ours)})
         if library != CHOOSES:
             panels[balancer][without_delay(library)] = found
     title = f"Calls to four servers, {len(chosen)} seeds"
-    report(title, rows, out / "late.json", seeds=chosen, spells=spells_in(chosen))
+    report(title, rows, out / "late.json", seeds=chosen)
     plot_tails(out / "late.png", panels, ABOUT)
 
 

@@ -148,6 +148,7 @@ def report(title: str, rows: Sequence[Row], file: Path | None, **about: object) 
         "title": title,
         "command": shlex.join(["parm-lab", *sys.argv[1:]]),
         "date": date.today().isoformat(),
+        "code": code_digest(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, "
         f"Python {platform.python_version()}, "
         + ", ".join(f"{n} {version(n)}" for n in ("parity-models", "numpy", "onnxruntime")),

@@ -12,7 +12,6 @@ from itertools import cycle, product
 from pathlib import Path
 from typing import get_args
 
-import click
 import msgspec
 import numpy as np
 from matplotlib.figure import Figure as Picture
@@ -58,9 +57,6 @@ SEND_DELAY_MS = 1.0
 
 LAG = 0.1
 """Maximum mean time that reports wait for the server, as a share of the service time."""
-
-CLOSE = 0.15
-"""The largest error of a simulated percentile that counts as close."""
 
 NOTE = (
     "Lines are simulated, marks are real runs; p50 solid and round, p99.9 dashed and triangular. "
@@ -285,7 +281,6 @@ def validation(
     file = out / f"{Path(figure).stem}.json"
     report(loaded.title, rows, file, queries=queries, overheads=overheads)
     report("Overheads of serving, in ms", overheads, None)
-    click.echo(summary(rows))
 
 
 def compare(figure: Figure, queries: int, trials: Trials, seed: int) -> tuple[list[Row], list[Row]]:
@@ -322,13 +317,6 @@ def off(real: TrialResult, simulated: TrialResult) -> dict[str, float]:
         row[f"{each} real"], row[f"{each} simulated"] = real[each], simulated[each]
         row[f"{each} off"] = simulated[each] / real[each] - 1
     return row
-
-
-def summary(rows: list[Row]) -> str:
-    """Return in a sentence how many policies are close at every percentile."""
-    errors = [[abs(float(str(row[f"{each} off"]))) for each in PERCENTILES] for row in rows]
-    close = sum(max(each) <= CLOSE for each in errors)
-    return f"Within {CLOSE:.0%} at {', '.join(PERCENTILES)}: {close} of {len(rows)} policies."
 
 
 def calm_trial(trial: Trial) -> Trial:
