@@ -605,8 +605,8 @@ def real(options: Comparison) -> None:
         title = f"Nothing is emulated, {name}: {len(chosen)} seeds"
         report(title, rows, out / f"real-{name}.json", seeds=chosen)
         plot_tails(out / f"real-{name}.png", {"A real model, texts, slowness": results}, ABOUT)
-        found = {who: each.latencies.astype(np.float32) for who, each in results.items()}
-        np.savez_compressed(out / f"real-{name}.npz", text=ours.texts, spell=ours.spell, **found)
+        kept: Any = {who: each.latencies.astype(np.float32) for who, each in results.items()}
+        np.savez_compressed(out / f"real-{name}.npz", text=ours.texts, spell=ours.spell, **kept)
 
 
 def prepare(options: Comparison) -> Texts:
