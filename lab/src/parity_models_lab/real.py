@@ -157,19 +157,19 @@ class Texts:
         (self.output,) = (each.name for each in opened.manifest.deployed.signature.outputs)
         self.model = np.array([model(row)[self.output].argmax() for row in self.rows])
         self.default = int(np.bincount(self.model).argmax())
-        self.most_unsure = self._most_unsure(GatedBackup(opened, budgeted=True))
+        self.threshold = self._threshold(GatedBackup(opened, budgeted=True))
 
-    def _most_unsure(self, backup: GatedBackup) -> float:
-        """Return how unsure a stand-in that is asked first may be to answer, known in hindsight: so
-        that a share DIFFER of these very texts gets another answer."""
+    def _threshold(self, backup: GatedBackup) -> float:
+        """Return the least confidence with which a stand-in that is asked first answers, known in
+        hindsight: so that a share DIFFER of these very texts gets another answer."""
         judged = [backup.answer(backup.read(row), onnxruntime.RunOptions()) for row in self.rows]
         pairs = sorted(
-            (unsure(one), int(one.outputs.argmax() != said))
+            (-confidence(one), int(one.outputs.argmax() != said))
             for one, said in zip(judged, self.model, strict=True)
             if isinstance(one, Judged)
         )
         within = np.flatnonzero(np.cumsum([wrong for _, wrong in pairs]) <= DIFFER * len(self.rows))
-        return pairs[within[-1]][0] if len(within) else -1.0
+        return -pairs[within[-1]][0] if len(within) else inf
 
 
 Ask = Callable[[int], Awaitable[tuple[int, str]]]
@@ -323,18 +323,18 @@ def default(texts: Texts) -> StandIn:
     return answer
 
 
-def unsure(judged: Judged) -> float:
-    """Return how unsure an output is, by its logits: its doubt has steps."""
-    return float(np.exp(judged.outputs - judged.outputs.max()).sum())
+def confidence(judged: Judged) -> float:
+    """Return the largest probability of an output of logits; many outputs have the same doubt."""
+    return float(1 / np.exp(judged.outputs - judged.outputs.max()).sum())
 
 
-def stand_in(texts: Texts, backup: GatedBackup, most_unsure: float = inf) -> StandIn:
-    """Answer by the stand-in, unless it is too unsure."""
+def stand_in(texts: Texts, backup: GatedBackup, threshold: float = 0.0) -> StandIn:
+    """Answer by the stand-in, unless its confidence is below the threshold."""
 
     async def answer(text: int) -> tuple[int, str] | None:
         rows, options = backup.read(texts.rows[text]), onnxruntime.RunOptions()
         judged = await asyncio.to_thread(backup.answer, rows, options)
-        if isinstance(judged, Judged) and unsure(judged) <= most_unsure:
+        if isinstance(judged, Judged) and confidence(judged) >= threshold:
             return int(judged.outputs.argmax()), Source.BACKUP
         return None
 
@@ -705,7 +705,7 @@ async def _contestants(stack: AsyncExitStack, work: Path, texts: Texts) -> dict[
     pids, ports, clients = await tritons(stack, work)
     fleet = Fleet(clients, texts)
     backup = GatedBackup(open_bundle(work / "protected"), budgeted=True)
-    answer, sure = (stand_in(texts, backup, most) for most in (inf, texts.most_unsure))
+    answer, sure = (stand_in(texts, backup, each) for each in (0.0, texts.threshold))
     url, proxy = stack.enter_context(envoy(ports, DELAYS))
     client = await stack.enter_async_context(Client(url))
     proxied = Fleet([client], texts)
