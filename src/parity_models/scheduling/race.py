@@ -11,7 +11,7 @@ An output answers when it is worth its price:
 
 - At first, an answer is worth what it spares the model: 1 + QUEUE * w ** 1.5, with w queries that
   wait for each instance. So cheap outputs answer at once, more of them the longer the queue is.
-- Later, it is worth LATE * l ** 2, where l is the time since the query arrived, beyond the median
+- Later, it is worth LATE * l ** 1.5, where l is the time since the query arrived, beyond the median
   run time and in median run times. Until then the output is *held*; the surer, the shorter. One
   that never becomes worth its price waits for the model or a copy.
 - The price rises as the purse empties, and settles where income is spent.
@@ -38,14 +38,14 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
-from math import exp, inf, sqrt
+from math import exp, inf
 from typing import NamedTuple, Protocol
 
 from parity_models.roles import BACKUP, DEPLOYED
 from parity_models.scheduling.effect import Effect
 from parity_models.scheduling.run_times import RecentDurations, RunTimes
 
-QUEUE, LATE = 25.0, 20.0
+QUEUE, LATE = 12.0, 6.0
 """The worth of an answer while queries wait, and of a late one; 1 while nothing waits."""
 
 WINDOW = 5000
@@ -393,13 +393,13 @@ class Rule:
 
     def worth_late(self, age: float) -> float:
         """Return the worth of an answer to a query of this age."""
-        return LATE * max(0.0, age / self.median - 1) ** 2 if self.median else inf
+        return LATE * max(0.0, age / self.median - 1) ** 1.5 if self.median else inf
 
     def released_after(self, doubt: float) -> float:
         """Return the age of a query from which an output of this doubt is worth its price; infinite
         without a budget."""
         price = self.purse.price
-        return self.median * (1 + sqrt(doubt * price / LATE)) if price < inf else inf
+        return self.median * (1 + (doubt * price / LATE) ** (2 / 3)) if price < inf else inf
 
 
 @dataclass(slots=True, eq=False)
