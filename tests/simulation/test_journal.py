@@ -32,8 +32,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 async def journal(bundle: Bundle, tmp_path: Path) -> Path:
     """The journal of a real server, one of whose workers pauses. Some queries are unlike others."""
     path = tmp_path / "journal.jsonl"
-    pauses = FaultPlan(pauses=Pauses(0.1, Constant(0.05), workers=(0,)))
-    options = ServeOptions(port=0, instances=2, journal=path, faults=pauses, tenant_header="tenant")
+    faults = FaultPlan(
+        service_time=Constant(0.02), pauses=Pauses(0.1, Constant(0.05), workers=(0,))
+    )
+    options = ServeOptions(port=0, instances=2, journal=path, faults=faults, tenant_header="tenant")
     rows = np.random.default_rng(1).normal(size=(REQUESTS, 1, FEATURES)).astype(np.float32)
     rows[::7] = np.nan
     async with Server(bundle, options) as server, httpx.AsyncClient() as client:

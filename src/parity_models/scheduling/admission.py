@@ -62,7 +62,7 @@ class Admission:
         self._random = Random(config.seed)
         self._runs = RecentDurations(window=100, every=self.KNOWN)
         self.typical_run = 0.0
-        """The median run time; 0 while it is unknown."""
+        """The median run time of the model; 0 while it is unknown."""
         self.queries_ended = 0.0
         """The queries that did not wait and were answered or failed; old ones count less."""
         self._units = 0
@@ -95,7 +95,7 @@ class Admission:
         newest = 1 / max(100, 4 * len(self._dispatch.up[DEPLOYED]))
         self._spent -= newest * self._spent
         self.queries_ended -= newest * self.queries_ended
-        if finished and self._runs.add(unit.took):
+        if finished and unit.role == DEPLOYED and self._runs.add(unit.took):
             self.typical_run = self._runs.quantile(0.5) or 0.0
 
     def refusal(

@@ -5,7 +5,7 @@ from random import Random
 import pytest
 
 from adaptive_world import BACKUPS, SOME_SLOW, run_times, world_of
-from parity_models.roles import BACKUP, DEPLOYED
+from parity_models.roles import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.core import Scheduler
 from parity_models.scheduling.effect import FIRST_PAUSE, Effect
 from parity_models.scheduling.policies import Adaptive, Redundancy
@@ -105,6 +105,20 @@ def test_a_server_that_only_waits_for_a_processor_is_no_bottleneck() -> None:
     assert scheduler.redundancy.value == "on"
     slow_server(1.0, scheduler, 0.0, busy=0.95)
     assert scheduler.redundancy.value == "bottleneck"
+
+
+def test_reports_wait_long_if_they_wait_a_tenth_of_a_models_run_not_of_a_stand_ins() -> None:
+    world = world_of(stand_ins=BACKUPS, doubts=[0.0] * 400)
+    for role, seconds in ((DEPLOYED, 1.0), (BACKUP, 0.001)):
+        for _ in range(300):
+            world.arrive(1, exact=role == DEPLOYED)
+            world.pass_time(seconds)
+            for name in [name for name, run in world.running.items() if run.role == role]:
+                world.finish(name)
+    slow_server(world.now, world.scheduler, 0.05)
+    assert world.scheduler.redundancy is Redundancy.ON
+    slow_server(world.now, world.scheduler, 0.15)
+    assert world.scheduler.redundancy is Redundancy.BOTTLENECK
 
 
 def test_redundancy_can_be_switched_off_and_on_while_it_serves() -> None:
