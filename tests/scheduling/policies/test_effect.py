@@ -5,7 +5,7 @@ from random import Random
 import pytest
 
 from adaptive_world import BACKUPS, SOME_SLOW, run_times, world_of
-from parity_models.roles import BACKUP, DEPLOYED, Source
+from parity_models.roles import BACKUP, DEPLOYED
 from parity_models.scheduling.core import Scheduler
 from parity_models.scheduling.effect import FIRST_PAUSE, Effect
 from parity_models.scheduling.policies import Adaptive, Redundancy
