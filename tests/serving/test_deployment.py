@@ -118,10 +118,15 @@ def test_warning_if_clients_can_harm_others(tmp_path: Path, isolated: bool, scre
 WEIGHTS = np.random.default_rng(0).normal(size=(6, CLASSES)).astype(np.float32)
 
 
-@pytest.mark.parametrize(("batch", "default"), [(2.0, 4), (1.5, 7), (1.0, 16), (2.1, 1), (None, 1)])
-def test_batches_are_run_where_they_pay(batch: float | None, default: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("single", "batch", "default"),
+    [(1.0, 2.0, 4), (1.0, 1.5, 7), (1.0, 1.0, 16), (1.0, 2.4, 1), (1.0, None, 1), (0.01, 0.02, 16)],
+)
+def test_batches_are_run_where_they_pay(
+    single: float, batch: float | None, default: int, tmp_path: Path
+) -> None:
     path = linear_bundle(tmp_path, WEIGHTS).path
-    times = msgspec.to_builtins(InferenceTimes(1.0, None, None, batch))
+    times = msgspec.to_builtins(InferenceTimes(single, None, None, batch))
     tamper(path, lambda manifest: manifest.update(inference_times=times))
     bundle = open_bundle(path)
     assert Deployment(bundle, ServeOptions()).max_batch == default

@@ -128,6 +128,8 @@ BATCH = 4
 """The size of the batch that is timed in addition to a single query."""
 MAX_BATCH = 16
 """The largest batch size by default."""
+UNIT = 0.1
+"""Milliseconds that a batch of any size costs between the server and a worker."""
 
 
 class InferenceTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -150,9 +152,10 @@ class InferenceTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def batch(self) -> int:
-        """The default batch size: the largest that takes no longer than two single queries, at most
-        MAX_BATCH; 1 if not even BATCH queries do."""
-        most = int(1 + 1 / max(self.added, 1 / MAX_BATCH) + 1e-9)
+        """The default batch size: the largest that takes no longer than two single queries, with
+        UNIT for each, at most MAX_BATCH; 1 if not even BATCH queries do."""
+        added = self.added * self.deployed / (self.deployed + UNIT)
+        most = int(1 + 1 / max(added, 1 / MAX_BATCH) + 1e-9)
         return min(most, MAX_BATCH) if most >= BATCH else 1
 
 
