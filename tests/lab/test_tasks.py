@@ -95,14 +95,6 @@ def test_damaged_idx_files_are_refused_with_file_and_reason(
         find_task("fashion-mnist").load()
 
 
-def test_diabetes_data_are_normalised_and_split() -> None:
-    data = find_task("diabetes").load()
-    assert sizes(data) == [284, 70, 88]
-    everything = np.concatenate([s.inputs for s in (data.train, data.validation, data.test)])
-    np.testing.assert_allclose(everything.mean(axis=0), 0, atol=1e-5)
-    np.testing.assert_allclose(everything.std(axis=0), 1, atol=1e-5)
-
-
 def test_cifar_10_is_read_from_its_binary_version(folder: Path) -> None:
     where = folder / "cifar-10-batches-bin"
     where.mkdir()

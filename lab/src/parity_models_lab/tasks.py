@@ -107,18 +107,6 @@ def digits() -> Dataset:
     return Dataset(*_hold_out(rest, 197), test, CLASSES)
 
 
-def diabetes() -> Dataset:
-    """Return 442 patients (Efron et al.: Least Angle Regression, 2004); all columns and labels are
-    scaled to mean 0 and deviation 1."""
-    from sklearn.datasets import load_diabetes  # here: not needed elsewhere
-
-    rows, labels = load_diabetes(return_X_y=True)
-    both = np.column_stack([rows, labels])
-    scaled = ((both - both.mean(axis=0)) / both.std(axis=0)).astype(np.float32)
-    rest, test = _hold_out(Split(scaled[:, :-1], scaled[:, -1:]), len(rows) // 5)
-    return Dataset(*_hold_out(rest, len(rest) // 5), test)
-
-
 def idx_images(name: str, mean: float, deviation: float) -> Dataset:
     """Return 70,000 images in the layout of MNIST, from the folder of this name."""
     folder = _folder(name, TEST[0], f"{', '.join(TRAIN + TEST)}, gzipped or not,")
@@ -196,7 +184,6 @@ TASKS = {
         # The paper's training code adds up pixels that are not normalised.
         Task("fashion-mnist-pixels", "top-1", partial(idx_images, "fashion-mnist", 0, 1), True),
         Task("cifar-10", "top-1", cifar_10, True),
-        Task("diabetes", "r2", diabetes),
         Task("made-boxes", "iou", made_boxes, True),
         Task("made-speech", "top-1", made_speech),
     )
