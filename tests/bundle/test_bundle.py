@@ -219,6 +219,7 @@ def places(content: Any, prefix: str = "") -> list[str]:
         ("code/encoder", "product", "names a code that cannot be built: there is no encoder"),
         ("code/encoder_options", {"colour": 1}, "colour is not an option of the encoder stack"),
         ("accuracy/available_accuracy", 1.5, r"\$.accuracy.available_accuracy"),
+        ("inference_times", {"deployed": 0.0, "parity": None}, r"\$.inference_times.deployed"),
     ],
 )
 def test_false_promises_are_refused(bundle: Path, place: str, value: object, reason: str) -> None:

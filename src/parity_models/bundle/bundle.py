@@ -61,7 +61,7 @@ FileName = Annotated[str, msgspec.Meta(pattern=NAME)]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 ModelName = Annotated[str, msgspec.Meta(pattern=NAME)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
-Milliseconds = Annotated[float, msgspec.Meta(ge=0.0)]
+Milliseconds = Annotated[float, msgspec.Meta(gt=0.0)]
 Score = Annotated[float, msgspec.Meta(le=1.0)]
 
 
