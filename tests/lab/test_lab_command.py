@@ -27,7 +27,6 @@ from parity_models_lab.overhead import CASES, FLOOR, OURS, TRITONS
         ("overhead --instances 1", "No such option"),
         ("promises --streams few", "must be a whole number, at least 1; got 'few'"),
         ("latency --figure lat", "validation-budgets; did you mean late?"),
-        ("latency --network wireless", "must be one of shaped, none"),
         ("rivals --data-dir . --out .", "cannot read the trace"),
         ("train --task nothing --network mlp --out x", "nothing"),
         ("train --task digits --network nothing --out x", "nothing"),

@@ -265,7 +265,7 @@ def test_it_writes_rows_and_pictures_and_reuses_earlier_runs(
 ) -> None:
     written(tmp_path, SIMULATED)
     places = ("--out", tmp_path / "out", "--work", tmp_path / "work")
-    command = ("latency", "--figure", tmp_path / "mine.toml", "--network", "none", *places)
+    command = ("latency", "--figure", tmp_path / "mine.toml", "--simulate", *places)
     done = lab_here(*command)
     assert done.returncode == 0, done.stderr
     kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "work").rglob("*.json")}

@@ -4,9 +4,7 @@ far simulated and real runs are apart."""
 import asyncio
 import sys
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from enum import StrEnum, auto
 from hashlib import sha256
 from itertools import cycle, product
 from pathlib import Path
@@ -64,13 +62,6 @@ NOTE = (
 )
 
 
-class Links(StrEnum):
-    """Links of real runs; without any, nothing is run for real."""
-
-    SHAPED = auto()
-    NONE = auto()
-
-
 def latency(
     figure: list[str] | None = option(
         None,
@@ -80,10 +71,8 @@ def latency(
     ),
     out: OutFolder = Path("lab/results/latency"),
     work: Work = Path("runs/latency"),
-    network: Links | None = option(
-        None,
-        "shaped (real runs, shuffles through shaped links; needs root and iproute2) or none "
-        "(simulate only). By default shaped where that can be.",
+    simulate: bool = option(
+        False, "Only simulate. Real runs, through shaped links, take root and iproute2."
     ),
     seed: Seed = 0,
 ) -> None:
@@ -95,15 +84,15 @@ def latency(
     """
     loaded = {name: load_figure(name) for name in figure or FIGURES}
     figures = {name: each for name, each in loaded.items() if figure or not each.apart}
-    if network is None:
-        with suppress(ContentionError):
+    if not simulate:
+        try:
             check_privileges()
-            network = Links.SHAPED
+        except ContentionError:
+            simulate = True
     check_out(out)
     trials = Trials(work)
     for name, each in figures.items():
-        real = each.real if network is Links.SHAPED else ()
-        cells = run_figure(each, trials, seed, real=real)
+        cells = run_figure(each, trials, seed, real=() if simulate else each.real)
         stem = f"{Path(name).stem}{f'-seed-{seed}' if seed else ''}"
         queries = {"real": each.real_queries, "simulated": each.simulated_queries}
         rows = list(rows_of(each, cells))
